@@ -1,0 +1,1 @@
+"""The method itself: numpy, torch, torchvision, scikit-learn; no Flower, Ray or Hydra."""

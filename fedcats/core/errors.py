@@ -1,0 +1,13 @@
+"""The two ways in which a run may end early, and their exit codes."""
+
+
+class UserError(Exception):
+    """A mistake in the input: what, where, what is allowed, in one line (exit code 2)."""
+
+    exit_code = 2
+
+
+class RunError(Exception):
+    """The input was right, the run failed: what, which client, why, in one line (exit code 1)."""
+
+    exit_code = 1
