@@ -1,0 +1,301 @@
+"""The report's tables, each written once as rows of text and rendered for three readers.
+
+Every function takes the results dict and returns a :class:`Table`, or None where the run has
+nothing to put in it. ``to_rich`` renders for the terminal, ``to_markdown`` for a README,
+``to_html`` for the page.
+"""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from fedcats.report import view
+from fedcats.report.view import Model, Results, points
+
+if TYPE_CHECKING:
+    import rich.table
+
+EMPTY = "\N{EN DASH}"
+NARROW = 81  # columns of a plain terminal: a table that would be wider is set closer
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as text.
+
+    Attributes
+    ----------
+    title
+        Heading, without a full stop.
+    header
+        Column names.
+    rows
+        Cells, one tuple per row, each as long as ``header``.
+    text
+        Indices of the columns that hold words (left-aligned); the others hold numbers.
+    note
+        What a reader needs to know to read it; may be empty.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    text: tuple[int, ...] = (0,)
+    note: str = ""
+
+
+def to_rich(table: Table) -> rich.table.Table:
+    """Render for the terminal."""
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    widths = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
+    gap = 2 if sum(widths) + 2 * len(widths) <= NARROW else 1
+    rendered = RichTable(
+        title=table.title,
+        caption=table.note or None,
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, gap - 1, 0, 0),
+    )
+    for i, name in enumerate(table.header):
+        rendered.add_column(Text(name), justify="left" if i in table.text else "right")
+    for row in table.rows:
+        rendered.add_row(*map(Text, row))
+    return rendered
+
+
+def to_markdown(table: Table) -> str:
+    """Render as a GitHub table, without title and note."""
+
+    def line(cells: tuple[str, ...]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    rule = tuple("---" if i in table.text else "---:" for i in range(len(table.header)))
+    return "\n".join([line(table.header), line(rule), *map(line, table.rows)]) + "\n"
+
+
+def to_html(table: Table) -> str:
+    """Render as an HTML table that scrolls sideways on a narrow screen."""
+
+    def cells(tag: str, row: tuple[str, ...]) -> str:
+        return "".join(
+            f"<{tag}{'' if i in table.text else ' class=num'}>{html.escape(cell)}</{tag}>"
+            for i, cell in enumerate(row)
+        )
+
+    body = "".join(f"<tr>{cells('td', row)}</tr>\n" for row in table.rows)
+    note = f"<p class=note>{html.escape(table.note)}</p>" if table.note else ""
+    return (
+        f"<div class=scroll><table><thead><tr>{cells('th', table.header)}</tr></thead>\n"
+        f"<tbody>{body}</tbody></table></div>{note}"
+    )
+
+
+def scores(results: Results, *, submodels: bool = True) -> Table:
+    """Accuracy, precision, recall, F1, loss and, for two classes, the four counts.
+
+    With ``submodels=False`` the clients' own models are one row, their medians.
+    """
+    binary = view.is_binary(results)
+    columns = ("accuracy", "precision", "recall", "f1", "loss")
+    own = view.submodels(results)
+    rows = [
+        (view.title(results, name), *_numbers(model, columns), *_counts(model, binary))
+        for name, model in view.ordered(results).items()
+        if submodels or not name.startswith("submodel/")
+    ]
+    if own and not submodels:
+        middle = {key: median(m[key] for m in own.values()) for key in columns}
+        unknown = (EMPTY,) * 4 if binary else ()
+        rows.append((f"median of {len(own)}", *_numbers(middle, columns), *unknown))
+    first, second = results["data"]["classes"][:2]
+    if binary:
+        note = f"Precision, recall and F1 of the class {second}; tn: {first} seen as {first}."
+    else:
+        note = "Precision, recall and F1 are means over the classes."
+    header = ("model", "accuracy", "precision", "recall", "F1", "loss")
+    return Table(
+        "Scores", (*header, *(("tn", "fp", "fn", "tp") if binary else ())), rows, note=note
+    )
+
+
+def paper(results: Results, *, submodels: bool = True) -> Table | None:
+    """Every score beside the paper's, with the difference in percentage points."""
+    if not view.has_paper(results):
+        return None
+    rows = [
+        (view.title(results, name), *_beside(model, view.published(results, name)))
+        for name, model in view.ordered(results).items()
+        if view.published(results, name) and (submodels or not name.startswith("submodel/"))
+    ]
+    pairs = [
+        (model, view.published(results, f"submodel/{client}"))
+        for client, model in view.submodels(results).items()
+        if view.published(results, f"submodel/{client}")
+    ]
+    if pairs:
+        here = {key: median(m[key] for m, _ in pairs) for key in view.SCORES}
+        there = {key: median(p[key] for _, p in pairs) for key in view.SCORES}
+        rows.append((f"median of {len(pairs)}", *_beside(here, there)))
+    each = tuple(column for key in view.SCORES for column in (key, "paper", "Δ"))
+    note = "Δ: this run minus the paper, in percentage points."
+    if pairs:
+        note += " The paper's shards held other photos: its sub-models compare as a group."
+    return Table("Beside the paper", ("model", *each), rows, note=note)
+
+
+def comparison(results: Results, *, counts: bool = True) -> Table | None:
+    """Each merged model against the centralized one on the same test set.
+
+    With ``counts`` also on how many pictures exactly one of the two was right.
+    """
+    found = results.get("comparison") or {}
+    if not found:
+        return None
+    rows = [
+        (
+            view.title(results, name),
+            *(f"{points(d['difference'])} ({view.interval(d)})" for d in map(one.get, view.SCORES)),
+            *((f"{one['only_model_right']} : {one['only_reference_right']}",) if counts else ()),
+            view.p_value(one["mcnemar_p"]).removeprefix("p = ").removeprefix("p "),
+        )
+        for name, one in found.items()
+    ]
+    level = f"{100 * next(iter(found.values())).get('confidence', 0.95):.0f}%"
+    note = (
+        f"Differences in percentage points with {level} bootstrap intervals; p of the exact "
+        "McNemar test. Both speak of the choice of test pictures, not of another training seed."
+    )
+    header = ("model", *view.SCORES, *(("only one right",) if counts else ()), "p")
+    return Table("Merged minus centralized", header, rows, note=note)
+
+
+def per_class(results: Results) -> Table | None:
+    """Precision, recall and F1 of every class for the centralized and the merged models."""
+    rows = [
+        (
+            view.title(results, name),
+            label,
+            *_numbers(one, ("precision", "recall", "f1")),
+            f"{one['support']:,}",
+        )
+        for name, model in view.ordered(results).items()
+        if not name.startswith("submodel/")
+        for label, one in model.get("per_class", {}).items()
+    ]
+    if not rows:
+        return None
+    header = ("model", "class", "precision", "recall", "F1", "test set")
+    return Table("Each class", header, rows, text=(0, 1))
+
+
+def shards(results: Results) -> Table | None:
+    """What each client held, how its own model scored, and how much of it each merge kept."""
+    found = results["data"].get("shards") or []
+    if not found:
+        return None
+    classes = results["data"]["classes"]
+    weights = {
+        name: dict(zip(view.clients(model), model["effective_weights"], strict=True))
+        for name, model in view.merged(results).items()
+        if model.get("effective_weights")
+    }
+    own = view.submodels(results)
+    rows = []
+    for shard in found:
+        client = shard["client"]
+        model = own.get(client)
+        rows.append(
+            (
+                str(client),
+                f"{shard['examples']:,}",
+                *(f"{shard.get('per_class', {}).get(name, 0):,}" for name in classes),
+                EMPTY if model is None else f"{model['accuracy']:.4f}",
+                *(_share(kept.get(client)) for kept in weights.values()),
+            )
+        )
+    header = ("client", "examples", *classes, "own accuracy")
+    kept = tuple(f"in {view.title(results, name)}" for name in weights)
+    note = "The last columns: how much of the client's weights is in each merged model."
+    return Table("The shards", (*header, *kept), rows, note=note if kept else "")
+
+
+def cost(results: Results) -> Table | None:
+    """Examples, steps, final training loss and time of every trained model."""
+    trained = {name: m for name, m in view.ordered(results).items() if m.get("training")}
+    if not trained:
+        return None
+    beside = view.has_paper(results)
+    rows = []
+    for name, model in trained.items():
+        training, there = model["training"], view.published(results, name)
+        epochs = training["epochs"]
+        seconds = sum(epoch.get("seconds") or 0.0 for epoch in epochs)
+        row = [
+            view.title(results, name),
+            f"{training['examples']:,}",
+            str(len(epochs)),
+            f"{training['steps']:,}",
+            f"{epochs[-1]['loss']:.4f}" if epochs else EMPTY,
+            view.duration(seconds),
+        ]
+        if beside:
+            row[5:5] = [_optional(there, "training_loss", ".4f")]
+            row.append(_optional(there, "minutes", "g", " min"))
+        rows.append(tuple(row))
+    header = ["model", "examples", "epochs", "steps", "last loss", "time"]
+    if beside:
+        header[5:5] = ["paper"]
+        header.append("paper's time")
+    return Table("Training", tuple(header), rows)
+
+
+def rounds(results: Results) -> Table | None:
+    """Scores of the merged models after each round, if there was more than one."""
+    found = results.get("rounds") or []
+    if len(found) < 2:
+        return None
+    columns = ("accuracy", "precision", "recall", "f1", "loss")
+    rows = [
+        (str(one["round"]), view.title(results, name), *_numbers(model, columns))
+        for one in found
+        for name, model in one.items()
+        if isinstance(model, dict) and "accuracy" in model
+    ]
+    header = ("round", "model", "accuracy", "precision", "recall", "F1", "loss")
+    return Table("After each round", header, rows, text=(1,))
+
+
+def _numbers(model: Model, columns: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{model[key]:.4f}" for key in columns)
+
+
+def _counts(model: Model, binary: bool) -> tuple[str, ...]:
+    return tuple(str(v) for row in model["confusion_matrix"] for v in row) if binary else ()
+
+
+def _beside(here: Model, there: Model) -> tuple[str, ...]:
+    return tuple(
+        cell
+        for key in view.SCORES
+        for cell in (f"{here[key]:.4f}", f"{there[key]:.4f}", points(here[key] - there[key]))
+    )
+
+
+def _share(weight: float | None) -> str:
+    if weight is None:
+        return EMPTY
+    return f"{100 * weight:.1f}%" if weight >= 0.01 else f"{100 * weight:.2g}%"
+
+
+def _optional(values: dict[str, Any], key: str, form: str, unit: str = "") -> str:
+    return f"{values[key]:{form}}{unit}" if key in values else EMPTY

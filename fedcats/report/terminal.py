@@ -1,0 +1,264 @@
+"""The terminal: progress while a run works, a summary when it is done."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from fedcats.report import tables, view
+from fedcats.report.view import Results
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+FINISHED = ("done", "reused", "failed")
+_STYLES = {"done": "green", "reused": "cyan", "failed": "bold red", "waiting": "dim"}
+_MANY = 30  # above this many tasks, plain output no longer has a line for each
+
+
+@dataclass
+class _Task:
+    work: float
+    epoch: int = 0
+    epochs: int = 0
+    loss: float | None = None
+    state: str = "waiting"
+    started: float | None = None
+    ended: float | None = None
+
+    @property
+    def share(self) -> float:
+        """How much of the task is done, 0 to 1."""
+        if self.state in FINISHED:
+            return 1.0
+        return self.epoch / self.epochs if self.epochs else 0.0
+
+
+class Progress:
+    """Show what is being trained: a live table in a terminal, now and then a line elsewhere.
+
+    Use as a context manager. Events may come from any thread.
+
+    Parameters
+    ----------
+    tasks
+        Names of what is going to be trained. As a mapping, also the work that one epoch of each
+        takes, in any unit (examples, say), for a better estimate of the time left. A task that
+        was not announced joins at its first event.
+    console
+        Where to show it; standard error by default, so that it never mixes with a result.
+    every
+        Seconds between two lines of unfinished work where there is no terminal.
+    clock
+        Seconds, monotonic.
+    """
+
+    def __init__(  # noqa: D107 - the class says it
+        self,
+        tasks: Iterable[str] | Mapping[str, float] = (),
+        console: Console | None = None,
+        *,
+        every: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self.console = Console(stderr=True) if console is None else console
+        work = tasks if isinstance(tasks, Mapping) else dict.fromkeys(tasks, 1.0)
+        self._tasks = {name: _Task(work=float(one)) for name, one in work.items()}
+        self._every = every
+        self._clock = clock
+        self._start = clock()
+        self._last_line = self._start
+        self._lock = threading.RLock()
+        capable = self.console.is_terminal and not self.console.is_dumb_terminal
+        self._live = (
+            Live(
+                console=self.console,
+                get_renderable=self._render,
+                refresh_per_second=4,
+                vertical_overflow="crop",
+            )
+            if capable and not self.console.is_jupyter
+            else None
+        )
+
+    def __enter__(self) -> Self:
+        """Start the display."""
+        self._start = self._last_line = self._clock()
+        if self._live:
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the last state on the screen."""
+        if self._live:
+            self._live.stop()
+        elif self._tasks:
+            self._print(self._total())
+
+    def update(self, task: str, epoch: int, epochs: int, loss: float | None, state: str) -> None:
+        """Take note of an event.
+
+        Parameters
+        ----------
+        task
+            Name of what is trained, for example "centralized" or "round 2, client 3".
+        epoch, epochs
+            Epochs completed, and epochs in all.
+        loss
+            Mean training loss of the last epoch, if there is one yet.
+        state
+            "waiting", "training" or another word for what it does now; "done", "reused" (taken
+            from the store) and "failed" are final.
+        """
+        with self._lock:
+            now = self._clock()
+            one = self._tasks.setdefault(task, _Task(work=self._usual_work()))
+            news = state in FINISHED and one.state != state
+            one.epoch, one.epochs, one.loss, one.state = epoch, epochs, loss, state
+            if state in FINISHED:
+                one.ended = now if one.ended is None else one.ended
+            else:
+                one.ended = None
+            if one.started is None and state != "waiting":
+                one.started = now
+            if self._live:
+                return
+            due = now - self._last_line >= self._every
+            if due or state == "failed" or (news and len(self._tasks) <= _MANY):
+                self._print(f"{self._line(task, one)}  ({self._total()})")
+
+    def message(self, text: str) -> None:
+        """Show a line that stays."""
+        with self._lock:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        self._last_line = self._clock()
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _usual_work(self) -> float:
+        known = [task.work for task in self._tasks.values()]
+        return sum(known) / len(known) if known else 1.0
+
+    def _remaining(self) -> float | None:
+        """Seconds left, from the work done so far; what was reused cost and counts nothing."""
+        trained = [task for task in self._tasks.values() if task.state != "reused"]
+        done = sum(task.work * task.share for task in trained)
+        rest = sum(task.work * (1 - task.share) for task in trained)
+        return (self._clock() - self._start) * rest / done if done else None
+
+    def _total(self) -> str:
+        finished = sum(task.state in FINISHED for task in self._tasks.values())
+        reused = sum(task.state == "reused" for task in self._tasks.values())
+        text = f"{finished} of {len(self._tasks)} done"
+        if reused:
+            text += f", {reused} from the store"
+        text += f", {_minutes(self._clock() - self._start)} elapsed"
+        remaining = self._remaining()
+        if remaining and finished < len(self._tasks):
+            text += f", about {_minutes(remaining)} left"
+        return text
+
+    def _line(self, name: str, task: _Task) -> str:
+        text = f"{name}: {task.state}"
+        if task.epochs and task.state != "reused":
+            text += f", epoch {task.epoch} of {task.epochs}"
+        if task.loss is not None:
+            text += f", loss {task.loss:.4f}"
+        return text
+
+    def _render(self) -> RenderableType:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        with self._lock:
+            now = self._clock()
+            room = max(self.console.height - 6, 4)
+            shown = self._most_interesting(room)
+            grid = Table.grid(padding=(0, 2))
+            for name in shown:
+                task = self._tasks[name]
+                spent = "" if task.started is None else _minutes((task.ended or now) - task.started)
+                grid.add_row(
+                    Text(name),
+                    ProgressBar(total=1.0, completed=task.share, width=20),
+                    Text(f"{task.epoch}/{task.epochs}" if task.epochs else "", justify="right"),
+                    Text("" if task.loss is None else f"loss {task.loss:.4f}"),
+                    Text(spent, justify="right"),
+                    Text(task.state, style=_STYLES.get(task.state, "yellow")),
+                )
+            hidden = len(self._tasks) - len(shown)
+            more = [Text(f"and {hidden} more", style="dim")] if hidden else []
+            return Group(grid, *more, Text(self._total(), style="bold"))
+
+    def _most_interesting(self, room: int) -> list[str]:
+        """Names of at most ``room`` tasks in their own order: failed, at work, finished last."""
+
+        def rank(name: str) -> tuple[int, float]:
+            task = self._tasks[name]
+            if task.state == "failed":
+                return 0, 0.0
+            if task.state in FINISHED:
+                return 2, -(task.ended or 0.0)
+            return (3, 0.0) if task.state == "waiting" else (1, 0.0)
+
+        chosen = set(sorted(self._tasks, key=rank)[:room])
+        return [name for name in self._tasks if name in chosen]
+
+
+def print_summary(results: Results, folder: Path, console: Console | None = None) -> None:
+    """Print the answer, the scores and, as the last line, the absolute path of the run folder.
+
+    Parameters
+    ----------
+    results
+        The results dict (``results.json``, schema 1).
+    folder
+        The run folder.
+    console
+        Where to print; standard output by default.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    out = Console() if console is None else console
+    if note := view.note(results):
+        out.print(Text(note, style="yellow"))
+        out.print()
+    for table in (
+        tables.scores(results, submodels=False),
+        tables.paper(results, submodels=False),
+        tables.comparison(results, counts=False),
+    ):
+        if table is not None:
+            out.print(tables.to_rich(table))
+            out.print()
+    out.print(Text(" ".join(view.verdict(results)), style="bold"))
+    store = results.get("store") or {}
+    if store:
+        trained, reused = len(store.get("trained", ())), len(store.get("reused", ()))
+        out.print(f"{trained} trained, {reused} taken from the store.", highlight=False)
+    # one line whatever the width, so that it can be copied
+    out.print(str(folder.resolve()), markup=False, highlight=False, soft_wrap=True)
+
+
+def _minutes(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d}"
+    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"

@@ -1,0 +1,213 @@
+"""What the report reads out of a results dict: which models there are, their names, the answer.
+
+Any kind of model may be missing (``mode=centralized`` merges nothing, ``mode=federated`` has no
+centralized model), and so may the comparison and the paper's numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+Results = dict[str, Any]
+Model = dict[str, Any]
+
+SCORES = ("accuracy", "precision", "recall")
+SIGNIFICANT = 0.05  # p below this is called more than chance
+MINUS = "\N{MINUS SIGN}"
+
+_TITLES = {
+    "centralized": "centralized",
+    "fedavg": "FedAvg",
+    "uniform": "plain mean",
+    "soup": "greedy soup",
+    "greedy_soup": "greedy soup",
+    "best_submodel": "best sub-model",
+    "ensemble": "logit ensemble",
+}
+
+
+def centralized(results: Results) -> Model | None:
+    """Return the model trained on everything in one place, if the run has it."""
+    found: Model | None = results["models"].get("centralized")
+    return found
+
+
+def submodels(results: Results) -> dict[int, Model]:
+    """Return the clients' own models by client number, in ascending order."""
+    found = {
+        int(name.removeprefix("submodel/")): model
+        for name, model in results["models"].items()
+        if name.startswith("submodel/")
+    }
+    return dict(sorted(found.items()))
+
+
+def merged(results: Results) -> dict[str, Model]:
+    """Return the merged models by name, in the order of the results."""
+    return {
+        name: model
+        for name, model in results["models"].items()
+        if name != "centralized" and not name.startswith("submodel/")
+    }
+
+
+def ordered(results: Results) -> dict[str, Model]:
+    """Return all models: centralized, merged, then the clients' own."""
+    first = {"centralized": model} if (model := centralized(results)) else {}
+    own = {f"submodel/{client}": model for client, model in submodels(results).items()}
+    return {**first, **merged(results), **own}
+
+
+def title(results: Results, name: str) -> str:
+    """Return what a reader calls a model: "centralized", "Polyak β = 0.5", "sub-model 3"."""
+    if name.startswith("submodel/"):
+        return f"sub-model {name.removeprefix('submodel/')}"
+    if name == "polyak":
+        strategy = results.get("config", {}).get("strategy", {})
+        beta = results["models"].get(name, {}).get("beta", strategy.get("beta"))
+        return "Polyak" if beta is None else f"Polyak β = {beta}"
+    return _TITLES.get(name, name)
+
+
+def clients(model: Model) -> list[int]:
+    """Return the client that each of a merged model's ``effective_weights`` belongs to."""
+    return list(model.get("clients", range(len(model.get("effective_weights", ())))))
+
+
+def published(results: Results, name: str) -> Model:
+    """Return what the paper printed about a model; empty if nothing."""
+    found: Model = (results.get("paper") or {}).get("models", {}).get(name, {})
+    return found
+
+
+def has_paper(results: Results) -> bool:
+    """Whether there is anything of the paper to set beside these results."""
+    return any(published(results, name) for name in results["models"])
+
+
+def is_drawn(results: Results) -> bool:
+    """Whether the pictures are drawings and not photos."""
+    return bool(results["data"].get("source") == "synthetic")
+
+
+def things(results: Results) -> str:
+    """Return what to call the pictures, "photos" or "drawings"."""
+    return "drawings" if is_drawn(results) else "photos"
+
+
+def note(results: Results) -> str:
+    """Return what a reader must know about the data before reading a number; may be empty."""
+    given = str(results["data"].get("note") or "").strip()
+    if given or not is_drawn(results):
+        return given
+    return (
+        "These are drawings made by fedcats itself, not photos: "
+        "they show that the pipeline works, not how it does on real pictures."
+    )
+
+
+def is_binary(results: Results) -> bool:
+    """Whether there are two classes, so that precision and recall mean the second one."""
+    return len(results["data"]["classes"]) == 2
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """Format a share: 0.9417 -> "94.2%"."""
+    return f"{100 * value:.{digits}f}%"
+
+
+def points(value: float, digits: int = 1) -> str:
+    """Format a difference of two scores in percentage points with its sign: -0.007 -> "−0.7"."""
+    text = f"{100 * value:+.{digits}f}"
+    if float(text) == 0:
+        return text[1:]
+    return text.replace("-", MINUS)
+
+
+def interval(difference: dict[str, float]) -> str:
+    """Format the ends of a difference's interval: "−1.8 to +0.3"."""
+    return f"{points(difference['low'])} to {points(difference['high'])}"
+
+
+def duration(seconds: float) -> str:
+    """Format a time span: "8.4 s", "2 min 05 s", "1 h 03 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def p_value(p: float) -> str:
+    """Format a p value: "p = 0.21", "p < 0.001"."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def span(values: Iterable[float], digits: int = 4) -> str:
+    """Format the range of some scores: "0.9240 to 0.9510"."""
+    found = list(values)
+    return f"{min(found):.{digits}f} to {max(found):.{digits}f}"
+
+
+def verdict(results: Results) -> list[str]:
+    """Answer the question: how much is lost when only weights are merged?
+
+    Returns
+    -------
+    list of str
+        One or two sentences about the first merged model against the centralized one; about
+        what there is if either is missing.
+    """
+    base, rules, own = centralized(results), merged(results), submodels(results)
+    what = things(results)
+    if not rules:
+        if base is None:
+            return [f"{len(own)} sub-models were trained; nothing was merged."]
+        return [
+            f"The centralized model reaches {percent(base['accuracy'])} accuracy on "
+            f"{base['n']:,} test {what}; nothing was merged in this run."
+        ]
+    name, model = next(iter(rules.items()))
+    how = f"{len(own)} devices" if own else "the devices"
+    start = (
+        f"Training on {how} and merging only the weights ({title(results, name)}) "
+        f"gives {percent(model['accuracy'])} accuracy"
+    )
+    if base is None:
+        accuracies = [m["accuracy"] for m in own.values()]
+        middle = f", single sub-models {span(accuracies)}" if own else ""
+        return [
+            f"{start} on {model['n']:,} test {what}{middle}; "
+            "there is no centralized model in this run to compare with."
+        ]
+    n_train = sum(results["data"]["train"].values())
+    found = results.get("comparison", {}).get(name)
+    change = {key: model[key] - base[key] for key in SCORES}
+    by = percent(abs(change["accuracy"])).removesuffix("%")
+    side = "less than" if change["accuracy"] < 0 else "more than"
+    relation = "the same as" if by == "0.0" else f"{by} points {side}"
+    first = (
+        f"{start}, {relation} training on all {n_train:,} {what} in one place "
+        f"({percent(base['accuracy'])})"
+    )
+    average = "" if is_binary(results) else "macro-averaged "
+    if found is None:
+        return [
+            f"{first}.",
+            f"{average.capitalize()}precision changes by {points(change['precision'])} points, "
+            f"recall by {points(change['recall'])}.",
+        ]
+    level = f"{100 * found.get('confidence', 0.95):.0f}%"
+    p = found["mcnemar_p"]
+    judged = "more than" if p < SIGNIFICANT else "no more than"
+    second = f"{average}precision changes by {points(found['precision']['difference'])} points "
+    return [
+        f"{first}; the difference is {judged} chance would give on {found['n']:,} test {what} "
+        f"({level} interval {interval(found['accuracy'])} points, exact McNemar {p_value(p)}).",
+        f"{second[0].upper()}{second[1:]}({interval(found['precision'])}), recall by "
+        f"{points(found['recall']['difference'])} ({interval(found['recall'])}).",
+    ]

@@ -1,0 +1,130 @@
+"""The report of a run: tables, figures, page, terminal, from a results dict and a folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedcats.core.metrics import compare, scores, write_predictions
+
+
+def predictions(
+    labels: np.ndarray, k: int, skill: float, generator: np.random.Generator, shared: np.ndarray
+) -> np.ndarray:
+    """Probabilities of a made-up model; ``shared`` makes some photos hard for every model."""
+    logits = skill * np.eye(k)[labels] + 0.9 * shared + 0.5 * generator.normal(size=shared.shape)
+    exp = np.exp(2 * logits)
+    return exp / exp.sum(axis=1, keepdims=True)
+
+
+def fake_run(
+    folder: Path,
+    *,
+    clients: int = 10,
+    classes: tuple[str, ...] = ("cat", "dog"),
+    rules: tuple[str, ...] = ("polyak", "fedavg"),
+    with_centralized: bool = True,
+    rounds: int = 1,
+    epochs: int = 10,
+    source: str = "folder",
+    paper: dict[str, Any] | None = None,
+    per_class: int = 506,
+) -> dict[str, Any]:
+    """Build a run folder as a real run leaves it, with scores of random predictions."""
+    generator = np.random.default_rng(11)
+    k = len(classes)
+    labels = np.repeat(np.arange(k), per_class)
+    shared = generator.normal(size=(len(labels), k))
+    files = [f"test/{classes[y]}/{i:05d}.jpg" for i, y in enumerate(labels)]
+    history: list[list[Any]] = []
+    probabilities: dict[str, np.ndarray] = {}
+
+    def model(name: str, skill: float) -> dict[str, Any]:
+        probabilities[name] = predictions(labels, k, skill, generator, shared)
+        path = f"predictions/{name}.csv"
+        write_predictions(folder / path, files, labels, probabilities[name], classes)
+        return {
+            **scores(labels, probabilities[name], classes),
+            "file": f"models/{name}.safetensors",
+            "predictions": path,
+        }
+
+    def trained(name: str, examples: int, skill: float, level: float) -> dict[str, Any]:
+        for number in range(1, rounds + 1):
+            curve = [
+                {
+                    "loss": float(level * np.exp(-0.28 * (e + 3 * (number - 1))) + 0.012)
+                    * float(generator.uniform(0.85, 1.15)),
+                    "seconds": examples * 0.02,
+                }
+                for e in range(epochs)
+            ]
+            for e, one in enumerate(curve):
+                history.append([name, number, e + 1, one["loss"], one["seconds"]])
+        training = {"examples": examples, "steps": epochs * -(-examples // 4), "epochs": curve}
+        return {**model(name, skill), "training": training}
+
+    models: dict[str, Any] = {}
+    if with_centralized:
+        models["centralized"] = trained("centralized", 1001 * k, 2.55, 0.35)
+    for client in range(clients if rules else 0):
+        skill = 1.9 + 0.4 * float(generator.random())
+        models[f"submodel/{client}"] = trained(f"submodel/{client}", 99 * k, skill, 0.5)
+    weights = {
+        "polyak": [0.5 ** max(clients - 1, 0), *(0.5 ** (clients - i) for i in range(1, clients))],
+        "fedavg": [1 / clients] * clients,
+    }
+    after = []
+    for number in range(1, rounds + 1):
+        entry: dict[str, Any] = {"round": number}
+        for rule in rules:
+            one = model(rule, 2.3 + 0.06 * number + 0.05 * (rule == "fedavg"))
+            models[rule] = {
+                **one,
+                "effective_weights": weights[rule],
+                "n_eff": 1 / sum(w * w for w in weights[rule]),
+            }
+            entry[rule] = {
+                key: one[key] for key in ("accuracy", "precision", "recall", "f1", "loss", "n")
+            }
+        after.append(entry)
+
+    with (folder / "history.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([["model", "round", "epoch", "loss", "seconds"], *history])
+    results: dict[str, Any] = {
+        "schema": 1,
+        "status": "complete",
+        "config": {"strategy": {"rules": list(rules), "beta": 0.5}, "train": {"lr": 0.001}},
+        "seed": 0,
+        "versions": {"python": "3.11.7", "torch": "2.14.1", "flwr": "1.41.0"},
+        "data": {
+            "source": source,
+            "note": "",
+            "classes": list(classes),
+            "train": dict.fromkeys(classes, 1001),
+            "test": dict.fromkeys(classes, per_class),
+            "shards": [
+                {"client": i, "examples": 99 * k, "per_class": dict.fromkeys(classes, 99)}
+                for i in range(clients)
+            ],
+        },
+        "weights": {"source": "imagenet_features", "sha256": "443c5bc35326b81e" * 4},
+        "models": models,
+        "store": {"trained": list(models)[:3], "reused": list(models)[3:]},
+        "seconds": {"data": 12.3, "centralized": 405.0, "clients": 431.9, "total": 880.1},
+    }
+    if with_centralized:
+        results["comparison"] = {
+            rule: compare(labels, probabilities[rule], probabilities["centralized"], seed=1)
+            for rule in rules
+        }
+    if rounds > 1:
+        results["rounds"] = after
+    if paper:
+        results["paper"] = paper
+    (folder / "results.json").write_text(json.dumps(results, indent=2))
+    return results
