@@ -1,0 +1,60 @@
+"""The paper's transforms, the part that runs per batch: flip, scale, normalise.
+
+Resizing is done once, when the images enter the cache (`fedcats.core.data.cache`). What comes out
+of both together equals torchvision's pipeline bit by bit.
+"""
+
+import torch
+
+MEAN = (0.485, 0.456, 0.406)
+"""Mean of the ImageNet photos, red, green, blue, of values in 0..1."""
+
+STD = (0.229, 0.224, 0.225)
+"""Standard deviation of the same."""
+
+
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """Scale to 0..1 and normalise with the mean and deviation of ImageNet.
+
+    Equals ``Normalize(MEAN, STD)(ToTensor()(image))`` of torchvision exactly: the same operations
+    in the same order.
+
+    Parameters
+    ----------
+    pixels
+        (b, 3, H, W), uint8, on any device.
+
+    Returns
+    -------
+    torch.Tensor
+        (b, 3, H, W), float32, on the same device.
+    """
+    mean = torch.tensor(MEAN, device=pixels.device).view(3, 1, 1)
+    std = torch.tensor(STD, device=pixels.device).view(3, 1, 1)
+    return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+def flip_(pixels: torch.Tensor, generator: torch.Generator, p: float = 0.5) -> torch.Tensor:
+    """Mirror each image left to right with probability `p`, in place.
+
+    The decisions are drawn on the CPU, one for each image, so they are the same whatever device
+    the pixels are on.
+
+    Parameters
+    ----------
+    pixels
+        (b, 3, H, W), any type, on any device.
+    generator
+        On the CPU; moved on by b draws.
+    p
+        Probability of a flip, 0 to 1.
+
+    Returns
+    -------
+    torch.Tensor
+        `pixels` itself.
+    """
+    chosen = torch.rand(len(pixels), generator=generator) < p
+    where = chosen.nonzero().flatten().to(pixels.device)
+    pixels[where] = pixels[where].flip(-1)
+    return pixels
