@@ -191,19 +191,17 @@ def prepare(
         if source.fingerprint is None:
             digests = {split: _digests(source, items[split], pool) for split in SPLITS}
         key = _key(source, items, digests, size)
-        cache_root.mkdir(parents=True, exist_ok=True)
         folder = cache_root / key
-        # A lock of the operating system: it goes when its process goes, however that ends.
-        with FileLock(cache_root / f"{key}.lock"):
-            dataset = _open_if_sound(folder)
-            if dataset is None:
-                try:
+        try:
+            cache_root.mkdir(parents=True, exist_ok=True)
+            # A lock of the operating system: it goes when its process goes, however that ends.
+            with FileLock(cache_root / f"{key}.lock"):
+                dataset = _open_if_sound(folder)
+                if dataset is None:
                     _build(source, items, digests, size, folder, pool, on_progress)
-                except OSError as error:
-                    raise RunError(
-                        f"the image cache {cache_root} cannot be written: {error}"
-                    ) from None
-                dataset = open_dataset(folder)
+                    dataset = open_dataset(folder)
+        except OSError as error:
+            raise RunError(f"the image cache {cache_root} cannot be written: {error}") from None
     _check_usable(dataset, max_bad_fraction)
     return dataset
 

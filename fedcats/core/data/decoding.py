@@ -5,8 +5,10 @@ import io
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 """The kinds of image that are taken, by content and not by file name (names of Pillow)."""
+
+Image.init()  # registers the readers; done here because it is not safe in several threads
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit, above which it warns of a decompression bomb; here it is an error."""

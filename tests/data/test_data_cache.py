@@ -1,0 +1,293 @@
+"""The decoded-image cache: built once, keyed by content, never half there."""
+
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fedcats.core.data import folder_source, open_dataset, prepare, synthetic_source
+from fedcats.core.errors import RunError, UserError
+
+
+def photo(path, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(path)
+
+
+@pytest.fixture
+def root(tmp_path):
+    seed = 0
+    for split, count in (("train", 5), ("test", 3)):
+        for kind in ("cat", "dog"):
+            for number in range(count):
+                photo(tmp_path / "photos" / split / kind / f"{number}.png", seed)
+                seed += 1
+    return tmp_path / "photos"
+
+
+def prepared(root, cache, **options):
+    return prepare(folder_source(root, 0.25, 0), cache, size=16, **options)
+
+
+def datasets_in(cache):
+    return [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_content(root, tmp_path):
+    data = prepared(root, tmp_path / "cache")
+    assert data.classes == ("cat", "dog")
+    assert (len(data.train), len(data.test)) == (10, 6)
+    assert data.train.labels.tolist() == [0] * 5 + [1] * 5
+    assert data.train.labels.dtype == np.int64
+    assert data.train.files[6] == "train/dog/1.png"
+    with Image.open(root / "train/dog/1.png") as image:
+        expected = np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR))
+    pixels = data.train.pixels([6, 0])
+    assert pixels.dtype == torch.uint8
+    assert pixels.shape == (2, 3, 16, 16)
+    np.testing.assert_array_equal(pixels[0].permute(1, 2, 0), expected)
+
+
+def test_subset_is_a_view_by_position(root, tmp_path):
+    train = prepared(root, tmp_path / "cache").train
+    part = train.subset([7, 2, 9])
+    assert part.labels.tolist() == [1, 0, 1]
+    assert part.files == tuple(train.files[i] for i in (7, 2, 9))
+    assert torch.equal(part.pixels(torch.tensor([2, 0])), train.pixels([9, 7]))
+    assert torch.equal(part.subset([1]).pixels([0]), train.pixels([2]))
+    assert len(train.subset([])) == 0
+
+
+def test_digest_follows_files_labels_order_and_size(root, tmp_path):
+    train = prepared(root, tmp_path / "cache").train
+    assert train.subset([1, 2]).digest == train.subset([1, 2]).digest
+    assert train.subset([1, 2]).digest != train.subset([2, 1]).digest
+    assert train.subset([1, 2]).digest != train.subset([1, 3]).digest
+    larger = prepare(folder_source(root, 0.25, 0), tmp_path / "cache", size=17).train
+    assert larger.digest != train.digest
+    (root / "train/cat").rename(root / "train/z")
+    (root / "test/cat").rename(root / "test/z")
+    relabelled = prepared(root, tmp_path / "cache").train
+    dog = relabelled.files.index("train/dog/0.png")
+    assert relabelled.subset([dog]).digests == train.subset([5]).digests
+    assert relabelled.subset([dog]).digest != train.subset([5]).digest
+
+
+def test_opened_again_without_decoding(root, tmp_path):
+    calls = []
+    first = prepared(root, tmp_path / "cache", on_progress=lambda *done: calls.append(done))
+    assert calls == [(i, 16) for i in range(1, 17)]
+    before = (first.path / "train.npy").stat().st_mtime_ns
+    again = prepared(root, tmp_path / "cache", on_progress=lambda *done: calls.append(done))
+    assert len(calls) == 16
+    assert (again.path / "train.npy").stat().st_mtime_ns == before
+    assert again.train.digest == first.train.digest
+
+
+def test_a_moved_folder_is_the_same_data(root, tmp_path):
+    first = prepared(root, tmp_path / "cache")
+    moved = root.rename(tmp_path / "moved")
+    assert prepared(moved, tmp_path / "cache").path == first.path
+
+
+def test_a_changed_photo_is_other_data(root, tmp_path):
+    first = prepared(root, tmp_path / "cache")
+    photo(root / "train/cat/0.png", seed=999)
+    second = prepared(root, tmp_path / "cache")
+    assert second.path != first.path
+    assert not torch.equal(second.train.pixels([0]), first.train.pixels([0]))
+    assert torch.equal(second.train.pixels([1]), first.train.pixels([1]))
+
+
+def damage_index(path):
+    text = (path / "index.json").read_text()
+    (path / "index.json").write_text(text.replace("train/cat/0.png", "train/cat/9.png"))
+
+
+def cut_index(path):
+    text = (path / "index.json").read_text()
+    (path / "index.json").write_text(text[: len(text) // 2])
+
+
+def cut_pixels(path):
+    os.truncate(path / "train.npy", (path / "train.npy").stat().st_size - 1)
+
+
+def other_shape(path):
+    np.save(path / "test.npy", np.zeros((6, 3, 16, 15), dtype=np.uint8))
+
+
+def other_type(path):
+    np.save(path / "test.npy", np.zeros((6, 3, 16, 16), dtype=np.int8))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_index,
+        cut_index,
+        cut_pixels,
+        other_shape,
+        other_type,
+        lambda path: (path / "test.npy").unlink(),
+        lambda path: (path / "index.json").unlink(),
+        lambda path: (path / "index.json").write_text("[]"),
+    ],
+)
+def test_damage_is_noticed_and_repaired(root, tmp_path, damage):
+    first = prepared(root, tmp_path / "cache")
+    pixels = first.train.pixels(range(10))
+    damage(first.path)
+    with pytest.raises(RunError, match="cannot be used"):
+        open_dataset(first.path)
+    again = prepared(root, tmp_path / "cache")
+    assert again.path == first.path
+    assert torch.equal(again.train.pixels(range(10)), pixels)
+    assert open_dataset(again.path).train.digest == first.train.digest
+
+
+def test_open_dataset_in_another_place(root, tmp_path):
+    data = prepared(root, tmp_path / "cache")
+    opened = open_dataset(str(data.path))
+    assert opened.classes == data.classes
+    assert opened.note == data.note
+    assert opened.test.digest == data.test.digest
+    assert torch.equal(opened.test.pixels([3]), data.test.pixels([3]))
+    with pytest.raises(RunError, match=r"cannot be used: .*No such file"):
+        open_dataset(tmp_path / "nothing")
+
+
+def test_pickled_views_carry_no_pixels(root, tmp_path):
+    train = prepare(folder_source(root, 0.25, 0), tmp_path / "cache", size=224).train
+    train.pixels([0])
+    content = pickle.dumps(train)
+    assert len(content) < 5000
+    assert torch.equal(pickle.loads(content).pixels([4]), train.pixels([4]))
+
+
+def _prepare_in_process(root, cache, start, results):
+    start.wait()
+    decoded = []
+    data = prepared(root, cache, on_progress=lambda *done: decoded.append(done))
+    results.put((str(data.path), data.train.digest, len(decoded)))
+
+
+def test_several_processes_at_once_decode_once(root, tmp_path):
+    context = multiprocessing.get_context("fork")
+    start, results = context.Event(), context.Queue()
+    processes = [
+        context.Process(target=_prepare_in_process, args=(root, tmp_path / "cache", start, results))
+        for _ in range(4)
+    ]
+    for process in processes:
+        process.start()
+    start.set()
+    answers = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert len({answer[:2] for answer in answers}) == 1
+    assert sorted(answer[2] for answer in answers) == [0, 0, 0, 16]
+
+
+def _prepare_slowly(root, cache):
+    prepared(root, cache, on_progress=lambda *done: time.sleep(60) if done[0] == 9 else None)
+
+
+def test_a_killed_process_leaves_nothing_behind(root, tmp_path):
+    cache = tmp_path / "cache"
+    process = multiprocessing.get_context("fork").Process(
+        target=_prepare_slowly, args=(root, cache)
+    )
+    process.start()
+    deadline = time.monotonic() + 60
+    while not list(cache.glob("*.part/train.npy")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    (part,) = datasets_in(cache)
+    assert part.suffix == ".part"
+    data = prepared(root, cache)
+    assert datasets_in(cache) == [data.path]
+    assert len(data.train) == 10
+
+
+def test_unusable_files_are_left_out_and_named(root, tmp_path):
+    (root / "train/cat/1.png").write_bytes(b"")
+    (root / "test/dog/0.png").write_text("no image")
+    data = prepared(root, tmp_path / "cache", max_bad_fraction=0.2)
+    assert data.rejected == (
+        ("train/cat/1.png", "empty file"),
+        ("test/dog/0.png", "not an image of a known kind"),
+    )
+    assert "train/cat/1.png" not in data.train.files
+    assert data.train.labels.tolist() == [0] * 4 + [1] * 5
+    with Image.open(root / "train/cat/2.png") as image:
+        expected = np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(data.train.pixels([1])[0].permute(1, 2, 0), expected)
+
+
+def test_too_many_unusable_files_stop_the_run(root, tmp_path):
+    (root / "train/cat/1.png").write_bytes(b"")
+    for _ in range(2):  # also when the cache is there already
+        with pytest.raises(
+            UserError,
+            match=r"1 of 16 files cannot be used, more than data.max_bad_fraction=0.05 allows: "
+            r"train/cat/1.png \(empty file\)",
+        ):
+            prepared(root, tmp_path / "cache")
+
+
+def test_a_class_without_usable_images_stops_the_run(root, tmp_path):
+    for number in range(3):
+        (root / f"test/dog/{number}.png").write_bytes(b"")
+    with pytest.raises(UserError, match="no usable image of class 'dog' is left in test"):
+        prepared(root, tmp_path / "cache", max_bad_fraction=1.0)
+
+
+def test_a_file_that_changes_meanwhile(root, tmp_path):
+    source = folder_source(root, 0.25, 0)
+
+    def change(done, total):
+        (root / "test/dog/2.png").write_bytes(b"")
+
+    with pytest.raises(RunError, match=r"test/dog/2\.png changed while it was being read"):
+        prepare(source, tmp_path / "cache", size=16, on_progress=change)
+    assert len(prepared(root, tmp_path / "cache", max_bad_fraction=0.2).test) == 5
+
+
+def test_cache_that_cannot_be_written(root, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"image cache .* cannot be written"):
+        prepared(root, tmp_path / "file")
+
+
+def test_index_is_plain_json(root, tmp_path):
+    data = prepared(root, tmp_path / "cache")
+    index = json.loads((data.path / "index.json").read_text())["index"]
+    assert index["classes"] == ["cat", "dog"]
+    assert index["train"]["files"][0] == "train/cat/0.png"
+    assert len(index["train"]["sha256"][0]) == 64
+
+
+def test_drawings_are_not_drawn_again(tmp_path):
+    calls = []
+    for _ in range(2):
+        data = prepare(
+            synthetic_source(2, 1, 0),
+            tmp_path,
+            size=32,
+            on_progress=lambda *done: calls.append(done),
+        )
+    assert len(calls) == 6
+    assert data.name == "synthetic"
+    assert data.note == "drawings made by fedcats, not photos"
+    assert prepare(synthetic_source(2, 1, 1), tmp_path, size=32).path != data.path
