@@ -1,0 +1,55 @@
+"""The centralized baseline: the same update over all images, in a process beside the federation."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from fedcats.core.errors import RunError, UserError
+from fedcats.core.store import Store
+from fedcats.core.update import Task, Update, read
+
+
+class Baseline:
+    """Trains ``task`` in a process of its own; leave the context to stop it.
+
+    A long serial chain: beside the shards instead of after them, both cores stay busy.
+    """
+
+    def __init__(self, task: Task, store: Store, events: Path) -> None:
+        self._task = task
+        self._store = store
+        command = [sys.executable, "-m", "fedcats.core.update", str(store.root), str(events)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(task.to_json())
+        self._process.stdin.close()
+        self._process.stdin = None
+
+    def __enter__(self) -> "Baseline":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def result(self) -> Update:
+        """Wait for the update; RunError when the training failed."""
+        out, err = self._process.communicate()
+        if self._process.returncode:
+            last = (err.strip().splitlines() or ["no message"])[-1]
+            kind = UserError if self._process.returncode == UserError.exit_code else RunError
+            raise kind(f"{self._task.name}: {last}")
+        answer = json.loads(out)
+        update = read(self._store, answer["key"])
+        if update is None:
+            raise RunError(f"{self._task.name}: its update is not in the store")
+        return Update(update.key, update.tensors, update.examples, update.epochs, answer["reused"])

@@ -1,0 +1,291 @@
+"""The configuration's schema: one dataclass a group, checked before anything starts.
+
+Defaults live in the YAML files under ``conf/`` and nowhere else; a dataclass says which keys a
+file has, their types, and what is allowed.
+"""
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from fedcats.core.errors import UserError
+
+MODES = ("compare", "federated", "centralized")
+
+
+def conf_dir() -> Path:
+    """Where the YAML files are: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def home() -> Path:
+    """Where data, weights and the store live: ``FEDCATS_HOME``, else the user's cache folder."""
+    return Path(os.environ.get("FEDCATS_HOME") or platformdirs.user_cache_dir("fedcats")).absolute()
+
+
+def _checked(allowed: str, test: Callable[[Any], bool]) -> Any:
+    return field(metadata={"allowed": allowed, "test": test})
+
+
+def _number(low: float, high: float = math.inf, *, above: bool = False) -> Any:
+    """A finite number from ``low`` (or above it) to ``high``."""
+    text = f"a number {'above' if above else 'from'} {low:g}"
+    text += f" to {high:g}" if high < math.inf else ""
+    return _checked(
+        text,
+        lambda v: math.isfinite(v) and (v > low if above else v >= low) and v <= high,
+    )
+
+
+def _choice(*values: str) -> Any:
+    return _checked(" | ".join(values), lambda v: v in values)
+
+
+def _optional(checked: Any) -> Any:
+    test = checked.metadata["test"]
+    return _checked(f"null or {checked.metadata['allowed']}", lambda v: v is None or test(v))
+
+
+@dataclass(frozen=True)
+class SyntheticData:
+    """``data=synthetic``: cats and dogs drawn by the package."""
+
+    name: str
+    train_per_class: int = _number(1)
+    test_per_class: int = _number(1)
+
+
+@dataclass(frozen=True)
+class FolderData:
+    """``data=folder``: real photos in class folders."""
+
+    name: str
+    root: str
+    test_fraction: float = _checked("a number between 0 and 1", lambda v: 0 < v < 1)
+
+
+@dataclass(frozen=True)
+class PaperPartition:
+    """``partition=paper``: disjoint shards with the same number of images of each class."""
+
+    name: str
+    num_shards: int = _number(1)
+    per_class: int | None = _optional(_number(1))
+
+
+@dataclass(frozen=True)
+class IidPartition:
+    """``partition=iid``: shards of (nearly) equal size, dealt out at random."""
+
+    name: str
+    num_shards: int = _number(1)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """``model``: architecture, initial weights, and which part is trained."""
+
+    name: str
+    weights: str = _checked(
+        "auto | imagenet | imagenet_features | none | an existing .safetensors or .pth file",
+        lambda v: v in ("auto", "imagenet", "imagenet_features", "none") or Path(v).is_file(),
+    )
+    trainable: str = _choice("all", "classifier", "head")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """``train``: the recipe; see `fedcats.core.training.Recipe`."""
+
+    epochs: int = _number(1)
+    batch_size: int = _number(1)
+    lr: float = _number(0, above=True)
+    momentum: float = _number(0, 1)
+    nesterov: bool = _checked("true | false", lambda v: isinstance(v, bool))
+    weight_decay: float = _number(0)
+    step_size: int = _number(0)
+    gamma: float = _number(0, 1, above=True)
+    drop_last: bool = _checked("true | false", lambda v: isinstance(v, bool))
+
+
+@dataclass(frozen=True)
+class StrategyConfig:
+    """``strategy``: the merge rules and what happens around them."""
+
+    rules: list[str] = _checked(
+        "a list of polyak, fedavg, uniform, each once",
+        lambda v: bool(v) and len(set(v)) == len(v) and set(v) <= {"polyak", "fedavg", "uniform"},
+    )
+    beta: float = _number(0, 1)
+    order: Any = _checked(
+        "partition | reversed | shuffled | a list of all clients",
+        lambda v: v in ("partition", "reversed", "shuffled") or _distinct_integers(v),
+    )
+    fraction: float = _number(0, 1, above=True)
+    on_failure: str = _choice("fail", "survivors")
+    min_clients: int = _number(1)
+
+
+@dataclass(frozen=True)
+class RunnerConfig:
+    """``runner``: where the clients run."""
+
+    name: str
+    workers: int | None = _optional(_number(1))
+    threads: int = _number(1)
+    device: str = _choice("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """``store``: finished updates, kept for the next run."""
+
+    enabled: bool
+    max_gb: float = _number(0, above=True)
+    checkpoint_seconds: float = _number(0)
+
+
+_GROUPS: dict[str, dict[str, type]] = {
+    "data": {"synthetic": SyntheticData, "folder": FolderData},
+    "partition": {"paper": PaperPartition, "iid": IidPartition},
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration, as plain values."""
+
+    data: Any
+    partition: Any
+    model: ModelConfig
+    train: TrainConfig
+    strategy: StrategyConfig
+    runner: RunnerConfig
+    store: StoreConfig
+    paper: dict[str, Any]
+    mode: str = _choice(*MODES)
+    seed: int = _number(0)
+    rounds: int = _number(1)
+    save_models: bool = _checked("true | false", lambda v: isinstance(v, bool))
+    verbose: bool = _checked("true | false", lambda v: isinstance(v, bool))
+
+
+def load(raw: DictConfig) -> Config:
+    """The checked configuration.
+
+    Raises
+    ------
+    UserError
+        Naming the key, its value and what is allowed.
+    """
+    values: dict[str, Any] = {}
+    for item in fields(Config):
+        node = raw[item.name]
+        if item.name in _GROUPS:
+            options = _GROUPS[item.name]
+            schema = options.get(str(node.get("name")))
+            if schema is None:
+                raise UserError(f"{item.name}.name={node.get('name')}: allowed are {', '.join(options)}")
+            values[item.name] = _load_group(schema, node, item.name)
+        elif isinstance(item.type, type) and hasattr(item.type, "__dataclass_fields__"):
+            values[item.name] = _load_group(item.type, node, item.name)
+        else:
+            values[item.name] = OmegaConf.to_object(node) if item.name == "paper" else node
+    config = Config(**values)
+    _check(config, "")
+    order = config.strategy.order
+    shards = getattr(config.partition, "num_shards", None)
+    if isinstance(order, list) and shards is not None and sorted(order) != list(range(shards)):
+        raise UserError(
+            f"strategy.order={order}: a list must name each of the {shards} clients 0 .. {shards - 1} once"
+        )
+    if config.train.nesterov and config.train.momentum == 0:
+        raise UserError("train.nesterov=true: needs train.momentum above 0")
+    return config
+
+
+def _load_group(schema: type, node: DictConfig, where: str) -> Any:
+    try:
+        plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+        typed = OmegaConf.merge(OmegaConf.structured(schema), plain)
+        result = OmegaConf.to_object(typed)
+    except OmegaConfBaseException as error:
+        raise UserError(_one_line(error, where)) from error
+    _check(result, f"{where}.")
+    return result
+
+
+def _check(config: Any, prefix: str) -> None:
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if "test" in item.metadata:
+            try:
+                good = bool(item.metadata["test"](value))
+                good &= item.type is not int or type(value) is int
+            except TypeError:
+                good = False
+            if not good:
+                raise UserError(f"{prefix}{item.name}={value}: allowed is {item.metadata['allowed']}")
+
+
+def _distinct_integers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(v) is int for v in value) and len({*value}) == len(value)
+
+
+def _one_line(error: Exception, where: str) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    key = getattr(error, "full_key", None)
+    text = lines[0] if lines else type(error).__name__
+    key = f"{key}" if f"{key}".startswith(f"{where}.") else f"{where}.{key}"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{key}: a value is needed, {key}=..."
+    return f"{key}: {text}"
+
+
+def compose_config(overrides: list[str]) -> DictConfig:
+    """Compose as the command line does: for ``flwr run``, notebooks and tests.
+
+    Raises
+    ------
+    UserError
+        For unknown groups, options and keys, in one line.
+    """
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+            return compose("config", overrides=overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(hydra_error(error)) from error
+
+
+def hydra_error(error: Exception) -> str:
+    """Hydra's own message in one line, with what is allowed where Hydra says it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any(line.startswith("Available options") for line in lines):
+        at = next(i for i, line in enumerate(lines) if line.startswith("Available options"))
+        options = ", ".join(itertools.takewhile(lambda s: not s.startswith("Config"), lines[at + 1 :]))
+        return f"{lines[0].rstrip('.')}; allowed are {options}"
+    if "is not in struct" in str(error) or "Could not override" in lines[0]:
+        what = lines[0].removeprefix("Could not override ").split(".\n")[0].rstrip(".")
+        return f"{what.strip(chr(39))}: no such key; see fedcats --cfg job for all keys"
+    return lines[0] if lines else type(error).__name__
+
+
+def as_dict(raw: DictConfig) -> Mapping[str, Any]:
+    """The resolved configuration as plain values, for the record of a run."""
+    container = OmegaConf.to_container(raw, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}

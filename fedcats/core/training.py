@@ -1,0 +1,212 @@
+"""The one local training loop and the one evaluation, for every client and for the baseline."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from fedcats.core.data import Images, flip_, normalise
+from fedcats.core.errors import RunError
+from fedcats.core.fast import make_fast_step
+from fedcats.core.seeding import derive_seed
+
+VERSION = 1
+"""Of the computation in `train`: raise it when the same input gives other weights."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a client trains (the paper's Section on training: SGD, lr 0.001, batch 4, 10 epochs).
+
+    Attributes
+    ----------
+    lr, momentum, nesterov, weight_decay
+        As in `torch.optim.SGD`.
+    step_size, gamma
+        Every ``step_size`` epochs the learning rate is multiplied by ``gamma``; 0 switches it off.
+    drop_last
+        Leave out the last batch of an epoch when it is smaller than ``batch_size``.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    step_size: int
+    gamma: float
+    drop_last: bool
+
+    def lr_at(self, epoch: int) -> float:
+        """Learning rate in an epoch (from 0)."""
+        return self.lr * self.gamma ** (epoch // self.step_size) if self.step_size else self.lr
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One finished epoch: mean loss per image, images, steps, seconds."""
+
+    loss: float
+    examples: int
+    steps: int
+    seconds: float
+
+
+class Step(Protocol):
+    """One optimizer step on a batch; the state is what a continuation needs (momentum)."""
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Train on ``x`` (b, 3, h, w) float32 and ``y`` (b,) int64; the batch's mean loss."""
+        ...
+
+    def set_lr(self, lr: float) -> None:
+        """Use another learning rate from now on."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """The optimizer's buffers by parameter name."""
+        ...
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state` gave."""
+        ...
+
+
+class PlainStep:
+    """The readable twin of the fast step, and its reference in the tests."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        self._model = model
+        self._named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._optimizer = torch.optim.SGD(
+            self._named.values(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            weight_decay=recipe.weight_decay,
+        )
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Zero the gradients, forward, backward, update."""
+        self._optimizer.zero_grad()
+        loss = cross_entropy(self._model(x), y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        return loss.detach()
+
+    def set_lr(self, lr: float) -> None:
+        """Use another learning rate from now on."""
+        self._optimizer.param_groups[0]["lr"] = lr
+
+    def state(self) -> dict[str, Tensor]:
+        """Momentum buffers by parameter name; empty before the first step and without momentum."""
+        states = self._optimizer.state
+        return {
+            name: states[p]["momentum_buffer"]
+            for name, p in self._named.items()
+            if states.get(p, {}).get("momentum_buffer") is not None
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state` gave."""
+        for name, buffer in state.items():
+            self._optimizer.state[self._named[name]]["momentum_buffer"] = buffer.clone()
+
+
+def make_step(model: nn.Module, recipe: Recipe) -> Step:
+    """The fast step where it covers model and recipe, else the plain one."""
+    return make_fast_step(model, recipe) or PlainStep(model, recipe)
+
+
+def train(
+    model: nn.Module,
+    images: Images,
+    recipe: Recipe,
+    seed: int,
+    *,
+    done: tuple[Epoch, ...] = (),
+    optimizer_state: dict[str, Tensor] | None = None,
+    after_epoch: Callable[[tuple[Epoch, ...], Step], None] | None = None,
+    step_for: Callable[[nn.Module, Recipe], Step] = make_step,
+) -> tuple[Epoch, ...]:
+    """Train in place: cross entropy and SGD over shuffled batches, `recipe.epochs` times.
+
+    Parameters
+    ----------
+    model
+        With frozen parts marked by `fedcats.core.models.set_trainable`; changed in place.
+    images
+        The client's shard.
+    seed
+        Of this client and round. Every epoch has its own generators derived from it (order, flips,
+        dropout), so training can go on after any epoch with nothing but weights and momentum.
+    done, optimizer_state
+        Epochs that were trained before and the step's state after them, to continue from.
+    after_epoch
+        Called with the epochs so far and the step, e.g. to report or to save.
+
+    Returns
+    -------
+    tuple of Epoch
+        All epochs, the earlier ones included.
+
+    Raises
+    ------
+    RunError
+        When the loss is no longer finite.
+    """
+    step = step_for(model, recipe)
+    step.load_state(optimizer_state or {})
+    labels = torch.from_numpy(np.ascontiguousarray(images.labels))
+    for epoch in range(len(done), recipe.epochs):
+        started = time.perf_counter()
+        step.set_lr(recipe.lr_at(epoch))
+        order = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+        flips = torch.Generator().manual_seed(derive_seed(seed, "flip", epoch))
+        total, examples, steps = 0.0, 0, 0
+        # Dropout layers know no generator of their own: they get torch's, forked and seeded.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "dropout", epoch))
+            for batch in batches(len(images), recipe.batch_size, recipe.drop_last, order):
+                pixels = flip_(images.pixels(batch), flips)
+                loss = step(normalise(pixels), labels[batch])
+                total += loss.item() * len(batch)
+                examples += len(batch)
+                steps += 1
+        if not math.isfinite(total):
+            raise RunError(f"the training loss is {total} in epoch {epoch + 1}: lower train.lr")
+        loss_per_image = total / max(examples, 1)
+        done = (*done, Epoch(loss_per_image, examples, steps, time.perf_counter() - started))
+        if after_epoch is not None:
+            after_epoch(done, step)
+    return done
+
+
+def batches(n: int, size: int, drop_last: bool, generator: torch.Generator) -> Iterator[Tensor]:
+    """Shuffled positions 0 .. n-1 in batches of ``size``, each an int64 tensor."""
+    for batch in torch.randperm(n, generator=generator).split(size):
+        if len(batch) == size or not drop_last:
+            yield batch
+
+
+def predict(model: nn.Module, images: Images, batch_size: int = 64) -> np.ndarray[Any, Any]:
+    """Class probabilities (n, classes), float32, of the photos in order, without augmentation."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            parts = [
+                torch.softmax(model(normalise(images.pixels(batch))), dim=1)
+                for batch in torch.arange(len(images)).split(batch_size)
+            ]
+    finally:
+        for module in training:
+            module.training = True
+    return torch.cat(parts).numpy()

@@ -1,0 +1,304 @@
+"""A client's update: a pure function of a `Task`, computed once and then found in the store.
+
+The centralized baseline is the same function over all training images. As a program
+(``python -m fedcats.core.update STORE EVENTS < task.json``) it computes one update in a process of
+its own, beside a running federation.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedcats.core import models, training
+from fedcats.core.data import Images, open_dataset
+from fedcats.core.errors import RunError, UserError
+from fedcats.core.seeding import derive_seed
+from fedcats.core.store import Store, content_key
+from fedcats.core.training import Epoch, Recipe, Step
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that an update depends on; plain values, so that it travels as JSON.
+
+    Attributes
+    ----------
+    name
+        For people: ``client 3`` or ``centralized``.
+    client
+        Number of the client, or ``centralized``; with ``seed`` and ``round`` it seeds the training.
+    model, num_classes, trainable
+        See `fedcats.core.models`.
+    base
+        Digest of the full initial state, an entry of the store.
+    start
+        Digest of the trainable tensors to start from, an entry of the store: those of ``base`` in
+        round 1, the merged ones later.
+    data, indices
+        Folder of the decoded data set, and the positions of the images in its training split.
+    threads
+        Of torch; part of the key, since sums in another order round differently.
+    checkpoint_seconds
+        How often, at the end of an epoch, an unfinished training is saved.
+    """
+
+    name: str
+    client: int | str
+    round: int
+    seed: int
+    model: str
+    num_classes: int
+    trainable: str
+    base: str
+    start: str
+    data: str
+    indices: tuple[int, ...]
+    recipe: Recipe
+    threads: int
+    device: str
+    checkpoint_seconds: float
+
+    def to_json(self) -> str:
+        """As one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Task":
+        """What `to_json` wrote."""
+        values = json.loads(text)
+        values["recipe"] = Recipe(**values["recipe"])
+        values["indices"] = tuple(values["indices"])
+        return cls(**values)
+
+    @property
+    def training_seed(self) -> int:
+        """Seed of the shuffling, flips and dropout of this client in this round."""
+        return derive_seed(self.seed, "train", self.round, self.client)
+
+    def key(self, images: Images) -> str:
+        """Key of the update in the store."""
+        return content_key(
+            {
+                "kind": "update",
+                "version": training.VERSION,
+                "torch": torch.__version__,
+                "model": [self.model, self.num_classes, self.trainable],
+                "base": self.base,
+                "start": self.start,
+                "images": images.digest,
+                "recipe": asdict(self.recipe),
+                "seed": self.training_seed,
+                "threads": self.threads,
+                "device": self.device,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a client gives back.
+
+    Attributes
+    ----------
+    key
+        Of the entry in the store.
+    tensors
+        The trained tensors by state-dict key.
+    examples
+        Number of images of the shard.
+    epochs
+        Loss, steps and seconds of each epoch.
+    reused
+        Whether it was found in the store.
+    """
+
+    key: str
+    tensors: dict[str, Tensor]
+    examples: int
+    epochs: tuple[Epoch, ...]
+    reused: bool
+
+
+Report = Callable[[dict[str, Any]], None]
+"""Receives ``{"task", "round", "epoch", "epochs", "loss", "state"}`` at the end of each epoch."""
+
+
+def put_weights(store: Store, tensors: Mapping[str, Tensor]) -> str:
+    """Keep weights that tasks start from; their digest, by which `Task` names them."""
+    sha256 = models.digest(tensors)
+    key = f"weights-{sha256}"
+    if key not in store:
+        store.put(key, tensors, {"kind": "weights"})
+    return sha256
+
+
+def get_weights(store: Store, sha256: str) -> dict[str, Tensor]:
+    """What `put_weights` kept."""
+    entry = store.get(f"weights-{sha256}")
+    if entry is None:
+        raise RunError(f"store {store.root}: the weights {sha256[:12]} that a task starts from are gone")
+    return entry.tensors
+
+
+def task_images(task: Task) -> Images:
+    """The images of the task's shard."""
+    return open_dataset(Path(task.data)).train.subset(task.indices)
+
+
+def compute(task: Task, store: Store, report: Report = lambda _: None) -> Update:
+    """The update of ``task``: from the store, or trained now (on from a checkpoint) and kept."""
+    images = task_images(task)
+    key = task.key(images)
+    with store.claim(key):
+        found = read(store, key)
+        if found is None:
+            _train(task, images, key, store, report)
+            found = read(store, key)
+            if found is None:
+                raise RunError(f"store {store.root}: the entry just written for {task.name} is gone")
+            return Update(key, found.tensors, found.examples, found.epochs, reused=False)
+    last = found.epochs[-1].loss if found.epochs else None
+    report(_event(task, len(found.epochs), last, "reused"))
+    return found
+
+
+def read(store: Store, key: str) -> Update | None:
+    """An update that the store holds."""
+    entry = store.get(key)
+    if entry is None:
+        return None
+    epochs = tuple(Epoch(**epoch) for epoch in entry.meta["epochs"])
+    return Update(key, entry.tensors, entry.meta["examples"], epochs, reused=True)
+
+
+_model_of_process: dict[tuple[str, int, str], nn.Module] = {}
+
+
+def _model(task: Task, store: Store) -> nn.Module:
+    """The process's model object, reused from task to task while the base stays the same."""
+    cache_key = (task.model, task.num_classes, task.base)
+    if cache_key not in _model_of_process:
+        _model_of_process.clear()
+        state = get_weights(store, task.base)
+        _model_of_process[cache_key] = models.empty(task.model, task.num_classes, state)
+    return _model_of_process[cache_key]
+
+
+def _train(task: Task, images: Images, key: str, store: Store, report: Report) -> None:
+    torch.set_num_threads(task.threads)
+    checkpoint_key = f"part-{key}"
+    model = _model(task, store).to(task.device)
+    names = models.set_trainable(model, task.trainable)
+    tensors = model.state_dict()
+    checkpoint = store.get(checkpoint_key)
+    done: tuple[Epoch, ...] = ()
+    momentum: dict[str, Tensor] = {}
+    if checkpoint is None:
+        start = get_weights(store, task.start)
+    else:
+        start = _under(checkpoint.tensors, "model/")
+        momentum = {k: v.to(task.device) for k, v in _under(checkpoint.tensors, "step/").items()}
+        done = tuple(Epoch(**epoch) for epoch in checkpoint.meta["epochs"])
+    with torch.no_grad():
+        for name in names:
+            tensors[name].copy_(start[name])
+    del start, checkpoint
+    saved = time.monotonic()
+
+    def after_epoch(epochs: tuple[Epoch, ...], step: Step) -> None:
+        nonlocal saved
+        report(_event(task, len(epochs), epochs[-1].loss, "training"))
+        unfinished = len(epochs) < task.recipe.epochs
+        if unfinished and time.monotonic() - saved >= task.checkpoint_seconds:
+            parts = {f"model/{name}": tensors[name] for name in names}
+            parts |= {f"step/{name}": value for name, value in step.state().items()}
+            store.put(checkpoint_key, parts, _meta(task, "checkpoint", images, epochs))
+            saved = time.monotonic()
+
+    report(_event(task, len(done), None, "training"))
+    epochs = training.train(
+        model,
+        images,
+        task.recipe,
+        task.training_seed,
+        done=done,
+        optimizer_state=momentum,
+        after_epoch=after_epoch,
+    )
+    trained = {name: tensors[name].cpu() for name in names}
+    store.put(key, trained, _meta(task, "update", images, epochs))
+    store.remove(checkpoint_key)
+    report(_event(task, len(epochs), epochs[-1].loss, "done"))
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _meta(task: Task, kind: str, images: Images, epochs: tuple[Epoch, ...]) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "task": task.name,
+        "round": task.round,
+        "model": task.model,
+        "examples": len(images),
+        "epochs": [asdict(epoch) for epoch in epochs],
+    }
+
+
+def _event(task: Task, epoch: int, loss: float | None, state: str) -> dict[str, Any]:
+    return {
+        "task": task.name,
+        "round": task.round,
+        "epoch": epoch,
+        "epochs": task.recipe.epochs,
+        "loss": loss,
+        "state": state,
+    }
+
+
+def append_events(path: Path) -> Report:
+    """A report that appends JSON lines to a file, which several processes may do at once."""
+
+    def report(event: dict[str, Any]) -> None:
+        line = (json.dumps(event) + "\n").encode()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(descriptor, line)  # one write: lines of several processes do not mix
+        finally:
+            os.close(descriptor)
+
+    return report
+
+
+def _exit_with(parent: int) -> None:
+    """Do not go on when the process that asked is gone."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def main() -> int:
+    """Compute the task given on standard input; arguments: store folder, events file."""
+    threading.Thread(target=_exit_with, args=(os.getppid(),), daemon=True).start()
+    store, events = Store(Path(sys.argv[1])), append_events(Path(sys.argv[2]))
+    try:
+        update = compute(Task.from_json(sys.stdin.read()), store, events)
+    except (RunError, UserError) as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(json.dumps({"key": update.key, "reused": update.reused}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

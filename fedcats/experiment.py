@@ -1,0 +1,578 @@
+"""The experiment: train centralized and federated, merge, test on the same photos, compare."""
+
+import contextlib
+import csv
+import json
+import os
+import platform
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import safetensors.torch
+import torch
+from flwr.app import ArrayRecord
+from flwr.serverapp import Grid
+from omegaconf import DictConfig
+
+from fedcats import __version__
+from fedcats.centralized import Baseline
+from fedcats.config import Config, as_dict, home, load
+from fedcats.core import models
+from fedcats.core.data import (
+    Dataset,
+    Images,
+    Source,
+    folder_source,
+    make_partition,
+    prepare,
+    synthetic_source,
+)
+from fedcats.core.errors import RunError, UserError
+from fedcats.core.merging import effective_number, make_rule
+from fedcats.core.metrics import compare, read_predictions, scores, write_predictions
+from fedcats.core.models import InitialWeights, State
+from fedcats.core.seeding import derive_seed
+from fedcats.core.store import Store
+from fedcats.core.training import Recipe, predict
+from fedcats.core.update import Task, Update, put_weights, read
+from fedcats.federated.runner import default_workers, run_local, run_on_ray
+from fedcats.federated.strategy import InOrderGrid, MergeStrategy, Plan, merge_order
+from fedcats.report import Progress, print_summary
+
+if TYPE_CHECKING:
+    from fedcats.federated.strategy import Merged
+
+SCHEMA = 1
+
+
+@dataclass
+class Run:
+    """One run's inputs, all decided before anything is trained.
+
+    Attributes
+    ----------
+    shards
+        For each client, positions in ``dataset.train``, int64.
+    workers
+        Processes that train, and threads that test, at once.
+    """
+
+    config: Config
+    folder: Path
+    dataset: Dataset
+    shards: list[np.ndarray[Any, np.dtype[np.int64]]]
+    initial: InitialWeights
+    store: Store
+    workers: int
+    device: str
+    trained_names: list[str]
+    base: str = ""
+    start: str = ""
+
+    @property
+    def events(self) -> Path:
+        """The file to which everything that trains appends its progress."""
+        return self.folder / "progress.jsonl"
+
+    def task(self, client: int | str, server_round: int, start: str) -> Task:
+        """What a client does in a round (or the baseline, with all images)."""
+        config = self.config
+        recipe = Recipe(**asdict(config.train))
+        if client == "centralized":
+            indices = np.arange(len(self.dataset.train))
+            name = "centralized"
+            recipe = replace(recipe, epochs=recipe.epochs * config.rounds)
+        else:
+            indices = self.shards[cast(int, client)]
+            name = f"client {client}"
+            if config.rounds > 1:
+                name = f"round {server_round}, {name}"
+        return Task(
+            name=name,
+            client=client,
+            round=server_round,
+            seed=config.seed,
+            model=config.model.name,
+            num_classes=len(self.dataset.classes),
+            trainable=config.model.trainable,
+            base=self.base,
+            start=start,
+            data=str(self.dataset.path),
+            indices=tuple(int(i) for i in indices),
+            recipe=recipe,
+            threads=config.runner.threads,
+            device=self.device,
+            checkpoint_seconds=config.store.checkpoint_seconds,
+        )
+
+
+@dataclass
+class Trained:
+    """What training gave: keys in the store, and the merges of the last round by rule."""
+
+    updates: dict[str, Update] = field(default_factory=dict)
+    merged: dict[str, "Merged"] = field(default_factory=dict)
+    earlier: list[dict[str, State]] = field(default_factory=list)
+    history: list[tuple[str, int, Update]] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def add(self, model: str, server_round: int, update: Update) -> None:
+        """Remember an update without its tensors: they are in the store."""
+        update = replace(update, tensors={})
+        self.history.append((model, server_round, update))
+        self.updates.setdefault(model, update)
+
+
+def run(raw: DictConfig, folder: Path) -> dict[str, Any]:
+    """Run the experiment of a composed configuration.
+
+    Parameters
+    ----------
+    raw
+        As Hydra composes it (see `fedcats.config.compose_config`).
+    folder
+        Where the results go; made when missing.
+
+    Returns
+    -------
+    dict
+        What ``results.json`` holds; the README describes it.
+
+    Raises
+    ------
+    UserError, RunError
+        With one line that says what to do. What was trained until then stays in the store.
+    """
+    started = time.perf_counter()
+    config = load(raw)
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    seconds: dict[str, float] = {}
+    with Progress() as progress, _store(config, folder) as store:
+        with _clock(seconds, "data"):
+            this = _prepare(config, folder, store, progress)
+            _write_shards(this)
+        with _clock(seconds, "training"), _follow(this.events, progress):
+            trained = _train(this)
+        with _clock(seconds, "evaluation"):
+            results = _results(this, raw, trained)
+            results["models"] = _evaluate(this, trained, results, progress)
+            results["comparison"] = _compare(this, results["models"])
+    results["seconds"] = {**seconds, "total": time.perf_counter() - started}
+    _write_history(folder, trained)
+    _write_json(folder / "results.json", results)
+    this.events.unlink(missing_ok=True)
+    import fedcats.report
+    if hasattr(fedcats.report, 'write_report'): fedcats.report.write_report(folder, results)
+    print_summary(results, folder)
+    return results
+
+
+# --- before training -------------------------------------------------------------------------
+
+
+def make_source(config: Config) -> Source:
+    """Where the images come from."""
+    data = config.data
+    if data.name == "synthetic":
+        seed = derive_seed(config.seed, "drawings")
+        return synthetic_source(data.train_per_class, data.test_per_class, seed)
+    return folder_source(Path(data.root), data.test_fraction, derive_seed(config.seed, "split"))
+
+
+@contextlib.contextmanager
+def _store(config: Config, folder: Path) -> Iterator[Store]:
+    """The user's store; switched off, one that lasts as long as the run."""
+    if config.store.enabled:
+        yield Store(home() / "store", int(config.store.max_gb * 1e9))
+    else:
+        with tempfile.TemporaryDirectory(prefix=".store-", dir=folder) as temporary:
+            yield Store(Path(temporary))
+
+
+def _prepare(config: Config, folder: Path, store: Store, progress: Progress) -> Run:
+    source = make_source(config)
+    dataset = prepare(source, home() / "data")
+    partition = asdict(config.partition)
+    shards = make_partition(
+        partition.pop("name"),
+        dataset.train.labels,
+        partition.pop("num_shards"),
+        derive_seed(config.seed, "partition"),
+        **partition,
+    )
+    initial = models.initial_weights(
+        config.model.name,
+        len(dataset.classes),
+        config.model.weights,
+        config.seed,
+        home(),
+        progress.message,
+    )
+    if initial.note:
+        progress.message(initial.note)
+    model = models.empty(config.model.name, len(dataset.classes), initial.state)
+    names = models.set_trainable(model, config.model.trainable)
+    cuda = torch.cuda.is_available()
+    if config.runner.device == "cuda" and not cuda:
+        raise UserError("runner.device=cuda: no GPU can be used here; allowed are auto, cpu")
+    this = Run(
+        config,
+        folder,
+        dataset,
+        shards,
+        initial,
+        store,
+        config.runner.workers or default_workers(),
+        "cuda" if cuda and config.runner.device != "cpu" else "cpu",
+        names,
+    )
+    this.base = put_weights(store, initial.state)
+    this.start = put_weights(store, _part(initial.state, names))
+    return this
+
+
+def _part(state: Mapping[str, torch.Tensor], names: Sequence[str]) -> State:
+    return {name: state[name] for name in names}
+
+
+def _write_shards(this: Run) -> None:
+    """Which file went to which client, with its content hash."""
+    with (this.folder / "shards.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["client", "file", "label", "sha256"])
+        for client, indices in enumerate(this.shards):
+            images = this.dataset.train.subset(indices)
+            labels = [this.dataset.classes[label] for label in images.labels]
+            writer.writerows(
+                [client, *row] for row in zip(images.files, labels, images.digests, strict=True)
+            )
+
+
+# --- training --------------------------------------------------------------------------------
+
+
+def _train(this: Run) -> Trained:
+    """The baseline in a process of its own, and beside it the federation."""
+    mode = this.config.mode
+    trained = Trained()
+    with contextlib.ExitStack() as stack:
+        baseline = None
+        workers = this.workers
+        if mode != "federated":
+            task = this.task("centralized", 1, this.start)
+            baseline = stack.enter_context(Baseline(task, this.store, this.events))
+            if task.key(this.dataset.train) not in this.store:
+                workers = max(1, workers - 1)  # the baseline keeps one core busy
+        if mode != "centralized":
+            _federate(this, trained, workers)
+        if baseline is not None:
+            trained.add("centralized", 1, baseline.result())
+    return trained
+
+
+def _federate(this: Run, trained: Trained, workers: int) -> None:
+    """Run the server's part on the grid that the configuration names."""
+    clients = len(this.shards)
+    tasks = [this.task(client, 1, this.start) for client in range(clients)]
+    keys = [task.key(this.dataset.train.subset(task.indices)) for task in tasks]
+    nothing_to_train = this.config.rounds == 1 and all(key in this.store for key in keys)
+
+    def main(grid: Grid) -> None:
+        serve(this, trained, grid)
+
+    if this.config.runner.name == "local" or nothing_to_train:
+        run_local(main, clients)
+    else:
+        run_on_ray(main, clients, min(workers, clients), verbose=this.config.verbose)
+
+
+def serve(this: Run, trained: Trained, grid: Grid) -> None:
+    """The server: all rules share the first round's training, then each goes its own way."""
+    config = this.config
+    rules = {name: make_rule(name, beta=config.strategy.beta) for name in config.strategy.rules}
+    clients = len(this.shards)
+    plan = Plan(
+        merge_order(config.strategy.order, clients, config.seed),
+        config.strategy.fraction,
+        config.seed,
+        config.strategy.on_failure,
+        config.strategy.min_clients,
+    )
+    in_order = cast(Grid, InOrderGrid(grid))
+
+    def strategy(names: Sequence[str], first_round: int, prefix: str) -> MergeStrategy:
+        def on_update(client: int, server_round: int, update: Update) -> None:
+            trained.add(f"{prefix}submodel/{client}", server_round, update)
+
+        return MergeStrategy(
+            {name: rules[name] for name in names},
+            plan,
+            this.task,
+            this.store,
+            this.events,
+            on_update,
+            first_round,
+        )
+
+    shared = strategy(list(rules), 1, "")
+    start = ArrayRecord(_part(this.initial.state, this.trained_names))
+    shared.start(in_order, start, num_rounds=1, timeout=cast(float, None))
+    trained.merged = dict(shared.merged)
+    trained.failures = {f"round 1, client {c}": why for c, why in shared.failures.items()}
+    trained.earlier = [{name: merged.state for name, merged in shared.merged.items()}]
+    for server_round in range(2, config.rounds + 1):
+        trained.earlier.append({})
+        for name in rules:
+            one = strategy([name], server_round, f"{name}/")
+            start = ArrayRecord(trained.merged[name].state)
+            one.start(in_order, start, num_rounds=1, timeout=cast(float, None))
+            trained.merged[name] = one.merged[name]
+            trained.earlier[-1][name] = one.merged[name].state
+            trained.failures |= {
+                f"round {server_round}, client {c} ({name})": why for c, why in one.failures.items()
+            }
+
+
+@contextlib.contextmanager
+def _follow(events: Path, progress: Progress) -> Iterator[None]:
+    """Show what the processes that train append to ``events``."""
+    events.unlink(missing_ok=True)
+    events.touch()
+    stop = threading.Event()
+
+    def follow() -> None:
+        with events.open(encoding="utf-8") as file:
+            rest = ""
+            while True:
+                last = stop.is_set()
+                rest += file.read()
+                *lines, rest = rest.split("\n")
+                for line in lines:
+                    event = json.loads(line)
+                    event.pop("round")
+                    progress.update(**event)
+                if last:
+                    return
+                stop.wait(0.2)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+# --- after training --------------------------------------------------------------------------
+
+
+def _evaluate(
+    this: Run, trained: Trained, results: dict[str, Any], progress: Progress
+) -> dict[str, Any]:
+    """Test every model on the same photos; write predictions and weights."""
+    jobs: dict[str, Callable[[], State]] = {}
+    for name, update in trained.updates.items():
+        if name == "centralized" or name.startswith("submodel/"):
+            jobs[name] = lambda key=update.key: _stored(this.store, key)  # type: ignore[misc]
+    for name, merged in trained.merged.items():
+        jobs[name] = lambda state=merged.state: state  # type: ignore[misc]
+    ordered = sorted(jobs, key=_model_order)
+
+    def test(name: str) -> dict[str, Any]:
+        torch.set_num_threads(this.config.runner.threads)
+        state = this.initial.state | jobs[name]()
+        probabilities = _predict(this, state)
+        file = name.replace("/", "-")
+        test_images = this.dataset.test
+        predictions = f"predictions/{file}.csv"
+        write_predictions(
+            this.folder / predictions,
+            test_images.files,
+            test_images.labels,
+            probabilities,
+            this.dataset.classes,
+        )
+        model = scores(test_images.labels, probabilities, this.dataset.classes)
+        model |= {"file": None, "predictions": predictions}
+        if this.config.save_models:
+            model["file"] = f"models/{file}.safetensors"
+            path = this.folder / model["file"]
+            path.parent.mkdir(exist_ok=True)
+            safetensors.torch.save_file(state, path, {"classes": json.dumps(this.dataset.classes)})
+        return model
+
+    with ThreadPoolExecutor(this.workers) as pool:
+        futures = {name: pool.submit(test, name) for name in ordered}
+        done = {}
+        for number, (name, future) in enumerate(futures.items(), 1):
+            done[name] = future.result()
+            progress.update("test on the same images", number, len(ordered), None, "testing")
+        if len(trained.earlier) > 1:
+            results["rounds"] = _score_rounds(this, trained, pool)
+    progress.update("test on the same images", len(ordered), len(ordered), None, "done")
+    for name, model in done.items():
+        if name in trained.updates:
+            model["training"] = _training(trained.updates[name])
+        if name in trained.merged:
+            merged = trained.merged[name]
+            model["clients"] = merged.clients
+            model["effective_weights"] = merged.effective_weights
+            model["n_eff"] = effective_number(merged.effective_weights)
+    return done
+
+
+def _model_order(name: str) -> tuple[int, int]:
+    if name == "centralized":
+        return (0, 0)
+    return (1, int(name.split("/")[1])) if name.startswith("submodel/") else (2, 0)
+
+
+def _stored(store: Store, key: str) -> State:
+    update = read(store, key)
+    if update is None:
+        raise RunError(f"store {store.root}: an update that this run trained is gone")
+    return update.tensors
+
+
+def _predict(this: Run, state: State) -> np.ndarray[Any, Any]:
+    model = models.empty(this.config.model.name, len(this.dataset.classes), state).to(this.device)
+    return predict(model, this.dataset.test)
+
+
+def _score_rounds(this: Run, trained: Trained, pool: ThreadPoolExecutor) -> list[dict[str, Any]]:
+    """The scores of each rule's merge after each round."""
+
+    def score(state: State) -> dict[str, Any]:
+        torch.set_num_threads(this.config.runner.threads)
+        test = this.dataset.test
+        return scores(test.labels, _predict(this, this.initial.state | state), this.dataset.classes)
+
+    rows: list[dict[str, Any]] = []
+    for number, states in enumerate(trained.earlier, 1):
+        rows.append({"round": number, **dict(zip(states, pool.map(score, states.values()), strict=True))})
+    return rows
+
+
+def _training(update: Update) -> dict[str, Any]:
+    return {
+        "examples": update.examples,
+        "steps": sum(epoch.steps for epoch in update.epochs),
+        "epochs": [{"loss": epoch.loss, "seconds": epoch.seconds} for epoch in update.epochs],
+    }
+
+
+def _compare(this: Run, done: dict[str, Any]) -> dict[str, Any]:
+    """Each merged model against the baseline, photo by photo."""
+    if "centralized" not in done:
+        return {}
+    reference = read_predictions(this.folder / done["centralized"]["predictions"])
+    return {
+        name: compare(
+            reference.labels,
+            read_predictions(this.folder / model["predictions"]).probabilities,
+            reference.probabilities,
+            seed=derive_seed(this.config.seed, "bootstrap"),
+        )
+        for name, model in done.items()
+        if "effective_weights" in model
+    }
+
+
+def _results(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
+    dataset, classes = this.dataset, this.dataset.classes
+
+    def per_class(images: Images) -> dict[str, int]:
+        counts = Counter(int(label) for label in images.labels)
+        return {name: counts[label] for label, name in enumerate(classes)}
+
+    reused = [name for name, _, update in trained.history if update.reused]
+    results = {
+        "schema": SCHEMA,
+        "status": "complete",
+        "config": as_dict(raw),
+        "seed": this.config.seed,
+        "versions": {
+            "fedcats": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "torchvision", "flwr", "ray")},
+        },
+        "machine": {
+            "processor": _processor(),
+            "cores": default_workers(),
+            "workers": this.workers,
+            "device": this.device,
+        },
+        "data": {
+            "source": dataset.name,
+            "note": dataset.note,
+            "classes": list(classes),
+            "train": per_class(dataset.train),
+            "test": per_class(dataset.test),
+            "digest": {"train": dataset.train.digest, "test": dataset.test.digest},
+            "shards": [
+                {
+                    "client": client,
+                    "examples": len(indices),
+                    "per_class": per_class(dataset.train.subset(indices)),
+                    "digest": dataset.train.subset(indices).digest,
+                }
+                for client, indices in enumerate(this.shards)
+            ],
+        },
+        "weights": {
+            "source": this.initial.source,
+            "sha256": this.initial.sha256,
+            "note": this.initial.note,
+        },
+        "store": {
+            "trained": [name for name, _, update in trained.history if not update.reused],
+            "reused": reused,
+            "damaged": this.store.damaged,
+        },
+    }
+    if trained.failures:
+        results["failures"] = trained.failures
+    if this.config.paper.get("name") != "none":
+        results["paper"] = this.config.paper
+    return results
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _write_history(folder: Path, trained: Trained) -> None:
+    with (folder / "history.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["model", "round", "epoch", "loss", "seconds"])
+        for name, server_round, update in trained.history:
+            for number, epoch in enumerate(update.epochs, 1):
+                writer.writerow([name, server_round, number, epoch.loss, f"{epoch.seconds:.3f}"])
+
+
+def _write_json(path: Path, results: dict[str, Any]) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _clock(seconds: dict[str, float], name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - started

@@ -1,0 +1,155 @@
+"""Where the clients run: Flower's simulation on Ray, or this process. The only user of both."""
+
+import contextlib
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from fedcats.core.errors import RunError
+from fedcats.federated.client_app import app as client_app
+
+Main = Callable[[Grid], None]
+"""What the server does with a grid: fedcats' ServerApp without Flower's context."""
+
+
+def run_local(main: Main, num_clients: int, app: ClientApp = client_app) -> None:
+    """Run in this process, one client after another."""
+    main(LocalGrid(app, num_clients))
+
+
+def run_on_ray(main: Main, num_clients: int, workers: int, *, verbose: bool = False) -> None:
+    """Run ``num_clients`` virtual clients on ``workers`` Ray actors.
+
+    Raises
+    ------
+    RunError
+        When Ray or Flower fail; what ``main`` raises comes out as it is.
+    """
+    import ray
+    from flwr.simulation import run_simulation
+
+    raised: list[BaseException] = []
+    finished: list[bool] = []
+    server_app = ServerApp()
+
+    @server_app.main()
+    def run(grid: Grid, context: Context) -> None:  # noqa: ARG001
+        try:
+            main(grid)
+            finished.append(True)
+        except BaseException as error:
+            raised.append(error)
+            raise
+
+    level = logging.INFO if verbose else logging.CRITICAL
+    backend: dict[str, Any] = {
+        "init_args": {
+            "num_cpus": workers,
+            "include_dashboard": False,
+            "log_to_driver": verbose,
+            "logging_level": level,
+            # Only messages without arrays pass through Ray's object store.
+            "object_store_memory": 128 * 2**20,
+        },
+        # A dead actor must come back: Flower's pool would go on giving clients to it.
+        "client_resources": {"num_cpus": 1, "max_restarts": -1},
+    }
+    with _quiet(level):
+        try:
+            run_simulation(server_app, client_app, num_clients, backend_config=backend)
+        except Exception as error:
+            if not raised:
+                raise RunError(f"the simulation failed: {error}") from error
+        finally:
+            if ray.is_initialized():
+                ray.shutdown()
+    if raised:
+        raise raised[0]
+    if not finished:
+        raise RunError("the simulation ended before the server had finished")
+
+
+@contextlib.contextmanager
+def _quiet(level: int) -> Iterator[None]:
+    """Flower's and Ray's log lines from ``level`` on, once instead of twice."""
+    loggers = [logging.getLogger(name) for name in ("flwr", "ray")]
+    before = [(logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, (old_level, propagate) in zip(loggers, before, strict=True):
+            logger.setLevel(old_level)
+            logger.propagate = propagate
+
+
+class LocalGrid(Grid):
+    """A grid that calls the ClientApp itself, when the reply is asked for."""
+
+    def __init__(self, app: ClientApp, num_nodes: int) -> None:
+        self._app = app
+        self._contexts = {
+            node: Context(
+                run_id=1,
+                node_id=node,
+                node_config={"partition-id": node - 1, "num-partitions": num_nodes},
+                state=RecordDict(),
+                run_config={},
+            )
+            for node in range(1, num_nodes + 1)
+        }
+        self._waiting: dict[str, Message] = {}
+
+    def get_node_ids(self) -> Iterable[int]:
+        """1 .. num_nodes."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Keep the messages; nothing runs yet."""
+        ids = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+            self._waiting[message.metadata.message_id] = message
+            ids.append(message.metadata.message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Run the ClientApp for these messages."""
+        return [self._call(self._waiting.pop(i)) for i in message_ids if i in self._waiting]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None  # noqa: ARG002
+    ) -> Iterable[Message]:
+        """Push and pull."""
+        return self.pull_messages(self.push_messages(messages))
+
+    def _call(self, message: Message) -> Message:
+        try:
+            return self._app(message, self._contexts[message.metadata.dst_node_id])
+        except Exception as error:  # as Flower does: an error reply, not an exception
+            return Message(Error(code=0, reason=str(error)), reply_to=message)
+
+    def set_run(self, run: Any) -> None:
+        """Not needed here."""
+
+    @property
+    def run(self) -> Any:
+        """Not needed here."""
+        raise NotImplementedError
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """Not needed here: deprecated in Flower."""
+        raise NotImplementedError
+
+
+def default_workers() -> int:
+    """One for each core that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

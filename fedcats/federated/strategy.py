@@ -1,0 +1,240 @@
+"""The strategy: sends each client its task, folds the updates in order as they come."""
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedcats.core.errors import RunError
+from fedcats.core.merging import Fold, Rule, check_update
+from fedcats.core.models import State
+from fedcats.core.seeding import derive_seed
+from fedcats.core.store import Store
+from fedcats.core.update import Task, Update, put_weights, read
+
+NODES_TIMEOUT = 30.0  # seconds to wait for clients to register
+POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged model.
+
+    Attributes
+    ----------
+    state
+        The merged tensors by state-dict key.
+    clients
+        Who was merged, in that order.
+    effective_weights
+        Share of each of them in the result.
+    """
+
+    state: State
+    clients: list[int]
+    effective_weights: list[float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who takes part and in which order.
+
+    Attributes
+    ----------
+    order
+        All clients in the order of the merge.
+    fraction
+        Share of them that takes part in a round, drawn for each round from the seed.
+    on_failure, min_clients
+        ``fail``, or ``survivors`` and the number of them that is needed.
+    """
+
+    order: Sequence[int]
+    fraction: float
+    seed: int
+    on_failure: str
+    min_clients: int
+
+    def clients(self, server_round: int) -> list[int]:
+        """The clients of a round, in the order of the merge."""
+        count = max(1, math.floor(self.fraction * len(self.order) + 0.5))
+        draw = random.Random(derive_seed(self.seed, "sample", server_round))
+        chosen = set(draw.sample(sorted(self.order), count))
+        return [client for client in self.order if client in chosen]
+
+
+def merge_order(order: str | Sequence[int], num_clients: int, seed: int) -> list[int]:
+    """``partition``, ``reversed``, ``shuffled`` or a list, as a list of all clients."""
+    if not isinstance(order, str):
+        return list(order)
+    clients = list(range(num_clients))
+    if order == "reversed":
+        clients.reverse()
+    elif order == "shuffled":
+        random.Random(derive_seed(seed, "order")).shuffle(clients)
+    return clients
+
+
+@dataclass
+class MergeStrategy(Strategy):
+    """Merges by one or more rules from one training; see `fedcats.core.merging.Fold`.
+
+    Attributes
+    ----------
+    rules
+        By name; the first one's merge is what ``start`` returns.
+    make_task
+        ``make_task(client, round, digest of the weights to start from)``.
+    store, events
+        Where updates are kept, and the file for progress, shared with the clients.
+    on_update
+        Called with each client, the round and its update, as it is folded.
+    first_round
+        Number of ``start``'s first round, for runs that go on.
+    merged, failures
+        Results of the last round: the merges by rule, and the reason by client left out.
+    """
+
+    rules: Mapping[str, Rule]
+    plan: Plan
+    make_task: Callable[[int, int, str], Task]
+    store: Store
+    events: Path
+    on_update: Callable[[int, int, Update], None] = lambda _client, _round, _update: None
+    first_round: int = 1
+    merged: dict[str, Merged] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+
+    def summary(self) -> None:
+        """Nothing: fedcats prints its own."""
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One message for each client of the round, in the order of the merge."""
+        server_round += self.first_round - 1
+        self._start = cast(State, arrays.to_torch_state_dict())
+        digest = put_weights(self.store, self._start)
+        nodes = wait_for_nodes(grid, len(self.plan.order))
+        self._nodes = {node: client for client, node in enumerate(nodes[: len(self.plan.order)])}
+        for client in self.plan.clients(server_round):
+            task = self.make_task(client, server_round, digest)
+            body = {"task": task.to_json(), "store": str(self.store.root), "events": str(self.events)}
+            content = RecordDict({"arrays": ArrayRecord(), "config": ConfigRecord({**config, **body})})
+            yield Message(content, dst_node_id=nodes[client], message_type=MessageType.TRAIN)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Fold the replies, which come in the order of the merge (see `InOrderGrid`)."""
+        server_round += self.first_round - 1
+        folds = {name: Fold(rule) for name, rule in self.rules.items()}
+        clients, self.failures = [], {}
+        for reply in replies:
+            client = self._nodes[reply.metadata.src_node_id]
+            try:
+                update = self._open(reply)
+                check_update(update.tensors, like=self._start)
+            except ValueError as error:
+                if self.plan.on_failure == "fail":
+                    raise RunError(
+                        f"client {client} failed in round {server_round}: {error} (updates that are "
+                        "finished are kept; strategy.on_failure=survivors merges without it)"
+                    ) from error
+                self.failures[client] = str(error)
+                continue
+            for fold in folds.values():
+                fold.add(update.tensors, update.examples)
+            clients.append(client)
+            self.on_update(client, server_round, update)
+        if len(clients) < self.plan.min_clients:
+            raise RunError(
+                f"round {server_round}: {len(clients)} clients finished, strategy.min_clients is "
+                f"{self.plan.min_clients}; failed: {self.failures}"
+            )
+        self.merged = {
+            name: Merged(fold.result(), list(clients), fold.effective_weights)
+            for name, fold in folds.items()
+        }
+        first = next(iter(self.merged.values()))
+        return ArrayRecord(first.state), MetricRecord({"clients": len(clients)})
+
+    def _open(self, reply: Message) -> Update:
+        if reply.has_error():
+            raise ValueError(_reason(reply.error.reason))
+        info = cast(ConfigRecord, reply.content["info"])
+        update = read(self.store, str(info["key"]))
+        if update is None:
+            raise ValueError("its update is not in the store")
+        # What the client did, not what reading it back says.
+        return Update(update.key, update.tensors, update.examples, update.epochs, bool(info["reused"]))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """No messages: every model is tested on the same photos, at the server."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
+        """Nothing to aggregate."""
+
+
+def _reason(text: str) -> str:
+    """The client's own words out of Flower's ``<class '..'>:<'..'>``."""
+    return text.split(":<'", 1)[-1].removesuffix("'>").strip() or text
+
+
+def wait_for_nodes(grid: Grid, count: int) -> list[int]:
+    """Ids of the clients' nodes, once ``count`` have registered; RunError when they do not."""
+    deadline = time.monotonic() + NODES_TIMEOUT
+    while len(nodes := sorted(grid.get_node_ids())) < count:
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"{len(nodes)} supernodes for {count} clients: start the run with "
+                f'--federation-config "num-supernodes={count}" or set partition.num_shards={len(nodes)}'
+            )
+        time.sleep(POLL_SECONDS)
+    return nodes
+
+
+class InOrderGrid:
+    """A grid whose ``send_and_receive`` yields each reply as soon as its turn comes.
+
+    Flower's own holds all replies of a round until the last has come. ``Strategy.start`` is
+    content with this iterator, so at most one update is in memory beside the accumulators; a
+    reply that comes early waits where it is (in a simulation it is a key, not a model).
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._grid, name)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Push all messages now; yield the replies in the order of the messages.
+
+        Raises
+        ------
+        RunError
+            When the reply whose turn it is does not come for ``timeout`` seconds.
+        """
+        return self._replies(list(self._grid.push_messages(messages)), timeout)
+
+    def _replies(self, ids: list[str], timeout: float | None) -> Iterator[Message]:
+        for number, message_id in enumerate(ids):
+            deadline = math.inf if timeout is None else time.monotonic() + timeout
+            while not (replies := list(self._grid.pull_messages([message_id]))):
+                if time.monotonic() > deadline:
+                    raise RunError(f"no reply from client number {number + 1} for {timeout:.0f} s")
+                time.sleep(POLL_SECONDS)
+            yield from replies
