@@ -161,14 +161,15 @@ class Progress:
         return (self._clock() - self._start) * rest / done if done else None
 
     def _total(self) -> str:
-        finished = sum(task.state in FINISHED for task in self._tasks.values())
-        reused = sum(task.state == "reused" for task in self._tasks.values())
-        text = f"{finished} of {len(self._tasks)} done"
-        if reused:
-            text += f", {reused} from the store"
+        states = [task.state for task in self._tasks.values()]
+        failed, reused = states.count("failed"), states.count("reused")
+        finished = sum(state in FINISHED for state in states)
+        text = f"{finished - failed} of {len(states)} done"
+        text += f", {reused} from the store" if reused else ""
+        text += f", {failed} failed" if failed else ""
         text += f", {_minutes(self._clock() - self._start)} elapsed"
         remaining = self._remaining()
-        if remaining and finished < len(self._tasks):
+        if remaining and finished < len(states):
             text += f", about {_minutes(remaining)} left"
         return text
 
@@ -237,8 +238,8 @@ def print_summary(results: Results, folder: Path, console: Console | None = None
     from rich.text import Text
 
     out = Console() if console is None else console
-    if note := view.note(results):
-        out.print(Text(note, style="yellow"))
+    for warning in view.warnings(results):
+        out.print(Text(warning, style="yellow"))
         out.print()
     for table in (
         tables.scores(results, submodels=False),

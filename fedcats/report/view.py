@@ -107,6 +107,17 @@ def note(results: Results) -> str:
     )
 
 
+def warnings(results: Results) -> list[str]:
+    """Return what a reader must know before reading a number: drawings, clients left out, .."""
+    found = [text] if (text := note(results)) else []
+    if results.get("status", "complete") != "complete":
+        found.append(f"This run is not complete (status: {results['status']}).")
+    for one in results.get("left_out") or ():
+        client, why = (one["client"], one.get("why")) if isinstance(one, dict) else (one, None)
+        found.append(f"Client {client} was left out of the merge{f': {why}' if why else ''}.")
+    return found
+
+
 def is_binary(results: Results) -> bool:
     """Whether there are two classes, so that precision and recall mean the second one."""
     return len(results["data"]["classes"]) == 2

@@ -1,0 +1,516 @@
+"""The report's figures: matplotlib, the same bytes from the same results.
+
+Each function takes the results dict and returns a :class:`matplotlib.figure.Figure`, or None
+where the run has nothing to draw; :func:`write` draws them all into a folder. Colours are those
+of Okabe and Ito, which colour-blind readers can tell apart, and marks differ in shape as well.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from fedcats.core.metrics import wilson
+from fedcats.report import view
+from fedcats.report.view import Model, Results
+
+INK, MUTED, GRID, PAPER = "#1f2328", "#6e7781", "#d8dee4", "#ffffff"
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#e69f00"
+CENTRALIZED, RULES, OWN = BLUE, (VERMILLION, GREEN, PURPLE, ORANGE), MUTED
+MARKS = ("s", "^", "v", "P")  # one for each merge rule; centralized is a circle
+
+# On the page the drawings follow its light or dark theme: each colour becomes a CSS variable.
+VARIABLES = {
+    INK: "ink",
+    MUTED: "muted",
+    GRID: "grid",
+    PAPER: "page",
+    BLUE: "blue",
+    VERMILLION: "vermillion",
+    GREEN: "green",
+    PURPLE: "purple",
+    ORANGE: "orange",
+}
+
+STYLE: dict[str, Any] = {
+    "figure.dpi": 100,
+    "savefig.dpi": 160,
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    "axes.facecolor": "none",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "legend.labelcolor": INK,
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 10,
+    "text.parse_math": False,  # a class may have a $ in its name
+    "lines.linewidth": 1.8,
+    "svg.hashsalt": "fedcats",
+    "svg.fonttype": "path",
+}
+
+MANY = 16  # above this many clients they share one row, and labels of single ones go
+SMALL_MATRIX = 12  # a larger confusion matrix has no numbers in its cells
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A finished figure: name (of the files), caption, width in pixels, SVG text for the page."""
+
+    name: str
+    caption: str
+    width: int
+    svg: str
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw in the report's style, whatever the user's own matplotlib settings are."""
+    with matplotlib.style.context(["default", STYLE]):
+        yield
+
+
+def write(
+    folder: Path, figures: Mapping[str, tuple[str, Callable[[], Figure | None]]]
+) -> list[Drawn]:
+    """Draw figures and save each as PNG and SVG.
+
+    Parameters
+    ----------
+    folder
+        Where the files go; made if it is missing.
+    figures
+        File name without suffix -> (caption, function that draws it or returns None).
+
+    Returns
+    -------
+    list of Drawn
+        One for each figure that there is.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for name, (caption, draw) in figures.items():
+        with style():
+            figure = draw()
+            if figure is None:
+                continue
+            figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+            buffer = io.StringIO()
+            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        svg = buffer.getvalue()
+        (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
+        width = round(100 * figure.get_figwidth())
+        drawn.append(Drawn(name, caption, width, inline(svg, name, caption)))
+    return drawn
+
+
+def inline(svg: str, name: str, label: str) -> str:
+    """Prepare an SVG file for standing inside a page: no prologue, own ids, the page's colours."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    escaped = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escaped}" ', 1)
+
+
+def run_figures(results: Results, folder: Path) -> list[Drawn]:
+    """Draw everything that one run has to show into ``folder/figures``."""
+    what = view.things(results)
+    hollow = ", hollow marks: the paper's values" if view.has_paper(results) else ""
+    return write(
+        folder / "figures",
+        {
+            "scores": (
+                f"Scores on the test {what} with 95% Wilson intervals; dashed: the centralized "
+                f"model{hollow}.",
+                lambda: scores(results),
+            ),
+            "difference": (
+                "Merged minus centralized on the same test set, with 95% bootstrap intervals; "
+                f"right of 0 the merged model is better{hollow}.",
+                lambda: difference(results),
+            ),
+            "confusion": (
+                f"Test {what} by true class (rows) and predicted class (columns); shading: share "
+                "of the true class.",
+                lambda: confusion(results),
+            ),
+            "loss": (
+                "Training loss of the centralized model and of the clients' own models "
+                "(the paper's Fig. 3, twice).",
+                lambda: loss(results, history(folder, results)),
+            ),
+            "weights": (
+                "How much of each client's weights is in each merged model.",
+                lambda: weights(results),
+            ),
+            "rounds": (
+                "The merged models after each round; dashed: the centralized model.",
+                lambda: rounds(results),
+            ),
+            "confusion_submodels": (
+                "The clients' own models, one confusion matrix each.",
+                lambda: confusion_submodels(results),
+            ),
+        },
+    )
+
+
+def scores(results: Results) -> Figure | None:
+    """Accuracy, precision and recall of every model, one row each (Tables I to III)."""
+    own = view.submodels(results)
+    crowded = len(own) > MANY
+    names = [n for n in view.ordered(results) if not (crowded and n.startswith("submodel/"))]
+    labels = [view.title(results, name) for name in names]
+    if crowded:
+        labels.append(f"{len(own)} sub-models")
+    if not labels:
+        return None
+    figure = Figure(figsize=(9.6, 1.5 + 0.3 * len(labels)), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
+    binary = view.is_binary(results)
+    base = view.centralized(results)
+    for ax, key in zip(axes, view.SCORES, strict=True):
+        ax.set_title(_title(results, key))
+        if base:
+            ax.axvline(base[key], color=CENTRALIZED, linewidth=1, linestyle=(0, (4, 3)))
+        for row, name in enumerate(names):
+            model = results["models"][name]
+            colour, mark = _look(results, name)
+            if binary or key == "accuracy":
+                low, high = _wilson(model, key)
+                ax.plot([low, high], [row, row], color=colour, linewidth=1.4, alpha=0.6)
+            ax.plot(model[key], row, marker=mark, color=colour, markersize=6.5, linestyle="")
+            there = view.published(results, name)
+            if there:
+                _hollow(ax, there[key], row, colour)
+        if crowded:
+            found = [model[key] for model in own.values()]
+            ax.plot(found, [len(names)] * len(found), "o", color=OWN, markersize=6, alpha=0.35)
+            ax.plot(median(found), len(names), "|", color=INK, markersize=14, markeredgewidth=2)
+        ax.grid(axis="y", visible=False)
+        ax.locator_params(axis="x", nbins=5)
+    axes[0].set_yticks(range(len(labels)), labels)
+    axes[0].set_ylim(len(labels) - 0.4, -0.6)
+    if view.has_paper(results):
+        hollow: dict[str, Any] = {"markerfacecolor": "none", "markeredgewidth": 1.3}
+        figure.legend(
+            handles=[
+                Line2D([], [], marker="o", color=INK, linestyle="", label="this run"),
+                Line2D([], [], marker="D", color=INK, linestyle="", label="the paper", **hollow),
+            ],
+            loc="outside lower center",
+            ncols=2,
+        )
+    return figure
+
+
+def difference(results: Results) -> Figure | None:
+    """Draw what merging costs: each merged model's scores minus the centralized ones."""
+    found = results.get("comparison") or {}
+    if not found:
+        return None
+    figure = Figure(figsize=(9.6, 1.3 + 0.34 * len(found)), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True, sharex=True)
+    base = view.published(results, "centralized")
+    for ax, key in zip(axes, view.SCORES, strict=True):
+        ax.set_title(_title(results, key))
+        ax.axvline(0, color=CENTRALIZED, linewidth=1, linestyle=(0, (4, 3)))
+        for row, (name, one) in enumerate(found.items()):
+            colour, mark = _look(results, name)
+            ends = [100 * one[key]["low"], 100 * one[key]["high"]]
+            ax.plot(ends, [row, row], color=colour, linewidth=1.6)
+            ax.plot(100 * one[key]["difference"], row, mark, color=colour, markersize=7)
+            there = view.published(results, name)
+            if there and base:
+                _hollow(ax, 100 * (there[key] - base[key]), row, colour)
+        ax.grid(axis="y", visible=False)
+        ax.set_xlabel("percentage points")
+    axes[0].set_yticks(range(len(found)), [view.title(results, name) for name in found])
+    axes[0].set_ylim(len(found) - 0.4, -0.6)
+    return figure
+
+
+def history(folder: Path, results: Results) -> dict[str, list[tuple[int, int, float]]]:
+    """Read each model's training loss: (round, epoch, loss), from ``history.csv`` if it is there.
+
+    Without that file the last round's losses are taken from the results themselves.
+    """
+    path = folder / "history.csv"
+    curves: dict[str, list[tuple[int, int, float]]] = {}
+    if path.is_file():
+        with path.open(encoding="utf-8", newline="") as stream:
+            for row in csv.DictReader(stream):
+                if row["loss"]:
+                    point = (int(row["round"] or 1), int(row["epoch"]), float(row["loss"]))
+                    curves.setdefault(row["model"], []).append(point)
+    else:
+        for name, model in results["models"].items():
+            epochs = (model.get("training") or {}).get("epochs", ())
+            curves[name] = [(1, i, epoch["loss"]) for i, epoch in enumerate(epochs, 1)]
+    return {name: sorted(curve) for name, curve in curves.items() if curve}
+
+
+def loss(results: Results, curves: Mapping[str, Sequence[tuple[int, int, float]]]) -> Figure | None:
+    """Training loss over epochs, centralized and sub-models side by side (Fig. 3)."""
+    own = {name: curve for name, curve in curves.items() if name.startswith("submodel/")}
+    panels = [
+        kind for kind, there in (("centralized", "centralized" in curves), ("own", own)) if there
+    ]
+    if not panels:
+        return None
+    figure = Figure(figsize=(4.7 * len(panels), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for ax, kind in zip(axes, panels, strict=True):
+        if kind == "centralized":
+            curve = curves["centralized"]
+            ax.plot(_epochs(curve), [p[2] for p in curve], "o-", color=CENTRALIZED, markersize=4.5)
+            ax.set_title("centralized")
+            final = view.published(results, "centralized").get("training_loss")
+            if final is not None:
+                label = f"the paper, last epoch: {final}"
+                _hollow(ax, len(curve), final, CENTRALIZED, label=label, clip_on=False)
+                ax.legend(loc="upper right")
+        else:
+            for curve in own.values():
+                ax.plot(_epochs(curve), [p[2] for p in curve], color=OWN, linewidth=1, alpha=0.6)
+            middle = _median_curve(own.values())
+            ax.plot(
+                range(1, len(middle) + 1), middle, "o-", color=INK, markersize=4, label="median"
+            )
+            ax.set_title(f"{len(own)} sub-models" if len(own) > 1 else "1 sub-model")
+            ax.legend(loc="upper right")
+            _mark_rounds(ax, next(iter(own.values())))
+        ax.set_xlabel("epoch")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].set_ylim(bottom=0)  # after both panels, which share the axis
+    axes[0].set_ylabel("mean cross entropy")
+    return figure
+
+
+def confusion(results: Results) -> Figure | None:
+    """Confusion matrices of the centralized and the merged models."""
+    names = [name for name in view.ordered(results) if not name.startswith("submodel/")]
+    return _matrices(results, names, columns=4, inches=2.5)
+
+
+def confusion_submodels(results: Results) -> Figure | None:
+    """Confusion matrices of the clients' own models, unless there are very many."""
+    own = [f"submodel/{client}" for client in view.submodels(results)]
+    return _matrices(results, own, columns=5, inches=1.9) if len(own) <= 2 * MANY else None
+
+
+def weights(results: Results) -> Figure | None:
+    """Effective weight of each client in each merged model."""
+    rules = {n: m for n, m in view.merged(results).items() if m.get("effective_weights")}
+    if not rules:
+        return None
+    everyone = sorted({client for model in rules.values() for client in view.clients(model)})
+    place = {client: i for i, client in enumerate(everyone)}
+    figure = Figure(figsize=(min(9.6, 4.2 + 0.6 * len(everyone)), 3.4), layout="constrained")
+    ax = figure.subplots()
+    width = 0.8 / len(rules)
+    for i, (name, model) in enumerate(rules.items()):
+        colour, _ = _look(results, name)
+        shares = [100 * weight for weight in model["effective_weights"]]
+        centres = [
+            place[client] + (i - (len(rules) - 1) / 2) * width for client in view.clients(model)
+        ]
+        many = f", N_eff = {model['n_eff']:.1f} of {len(shares)}" if "n_eff" in model else ""
+        bars = ax.bar(
+            centres, shares, width * 0.92, color=colour, label=view.title(results, name) + many
+        )
+        if len(everyone) * len(rules) <= 2 * MANY:
+            texts = [f"{share:.1f}" if share >= 1 else f"{share:.1g}" for share in shares]
+            ax.bar_label(bars, texts, padding=2, fontsize=8)
+    step = max(1, len(everyone) // 20)
+    ax.set_xticks(range(0, len(everyone), step), [str(c) for c in everyone[::step]])
+    ax.set_xlim(-0.7, len(everyone) - 0.3)
+    ax.set_xlabel("client")
+    ax.set_ylabel("share of the merged weights, %")
+    ax.grid(axis="x", visible=False)
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=2, borderaxespad=0.2)
+    return figure
+
+
+def rounds(results: Results) -> Figure | None:
+    """Scores of the merged models after each round, if there was more than one."""
+    found = results.get("rounds") or []
+    if len(found) < 2:
+        return None
+    figure = Figure(figsize=(9.6, 3.2), layout="constrained")
+    axes = figure.subplots(1, 3)
+    base = view.centralized(results)
+    for ax, key in zip(axes, view.SCORES, strict=True):
+        ax.set_title(_title(results, key))
+        if base:
+            ax.axhline(base[key], color=CENTRALIZED, linewidth=1.2, linestyle=(0, (4, 3)))
+        for name in view.merged(results):
+            points = [(one["round"], one[name][key]) for one in found if name in one]
+            colour, mark = _look(results, name)
+            ax.plot(*zip(*points, strict=True), marker=mark, color=colour, markersize=5.5)
+        ax.set_xlabel("round")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    handles = [
+        Line2D([], [], color=colour, marker=mark, label=view.title(results, name))
+        for name in view.merged(results)
+        for colour, mark in [_look(results, name)]
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def _look(results: Results, name: str) -> tuple[str, str]:
+    """Colour and mark of a model, the same in every figure."""
+    if name == "centralized":
+        return CENTRALIZED, "o"
+    if name.startswith("submodel/"):
+        return OWN, "o"
+    i = list(view.merged(results)).index(name)
+    return RULES[i % len(RULES)], MARKS[i % len(MARKS)]
+
+
+def _hollow(ax: Axes, x: float, y: float, colour: str, **more: Any) -> None:
+    """Mark a value of the paper's."""
+    ax.plot(
+        x, y, marker="D", linestyle="", markersize=5.5, zorder=3,
+        markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.3, **more,
+    )  # fmt: skip
+
+
+def _title(results: Results, key: str) -> str:
+    return key if key == "accuracy" or view.is_binary(results) else f"{key} (macro)"
+
+
+def _short(name: str, most: int = 16) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def _wilson(model: Model, key: str) -> tuple[float, float]:
+    """Wilson interval of a two-class score; of the accuracy for any number of classes."""
+    matrix = model["confusion_matrix"]
+    if key == "accuracy":
+        return wilson(sum(matrix[i][i] for i in range(len(matrix))), model["n"])
+    (_, fp), (fn, tp) = matrix
+    return wilson(tp, tp + (fp if key == "precision" else fn))
+
+
+def _epochs(curve: Sequence[tuple[int, int, float]]) -> range:
+    return range(1, len(curve) + 1)
+
+
+def _median_curve(curves: Iterable[Sequence[tuple[int, int, float]]]) -> list[float]:
+    """Median loss at each (round, epoch) over the curves that have it."""
+    values: dict[tuple[int, int], list[float]] = {}
+    for curve in curves:
+        for number, epoch, value in curve:
+            values.setdefault((number, epoch), []).append(value)
+    return [median(values[at]) for at in sorted(values)]
+
+
+def _mark_rounds(ax: Axes, curve: Sequence[tuple[int, int, float]]) -> None:
+    """Draw a line wherever one round ends and the next begins."""
+    for i in range(1, len(curve)):
+        if curve[i][0] != curve[i - 1][0]:
+            ax.axvline(i + 0.5, color=MUTED, linewidth=1, linestyle=":")
+
+
+def _matrices(
+    results: Results, names: Sequence[str], *, columns: int, inches: float
+) -> Figure | None:
+    """Draw the confusion matrices of the named models as a grid of panels."""
+    if not names:
+        return None
+    classes = [_short(name) for name in results["data"]["classes"]]
+    longest = max(map(len, classes))
+    turned = longest > 8 or (len(classes) > 4 and longest > 2)
+    size = inches * min(2.0, max(1.0, len(classes) / 2.4))
+    columns = min(columns, len(names), max(1, int(10 / size)))
+    lines = -(-len(names) // columns)
+    room = 0.09 * longest  # for the class names, in inches
+    figure = Figure(
+        figsize=(size * columns + 0.4 + room, (size + 0.25) * lines + (room if turned else 0.2)),
+        layout="constrained",
+    )
+    axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    for i in range(len(names), axes.size):  # the rest of the last line stays empty
+        axes.flat[i].set_visible(False)
+        axes.flat[i - columns].tick_params(labelbottom=True)
+    for ax, name in zip(axes.flat, names, strict=False):
+        there = view.published(results, name).get("confusion_matrix")
+        colour, _ = _look(results, name)
+        _matrix(ax, results["models"][name]["confusion_matrix"], colour, there, inches)
+        ax.set_title(view.title(results, name), fontsize=11 if inches > 2 else 9)
+        ax.set_xticks(range(len(classes)), classes, rotation=90 if turned else 0)
+        ax.set_yticks(range(len(classes)), classes)
+    figure.supxlabel("predicted", fontsize=10)
+    figure.supylabel("true", fontsize=10)
+    return figure
+
+
+def _matrix(
+    ax: Axes, matrix: list[list[int]], colour: str, there: list[list[int]] | None, inches: float
+) -> None:
+    """Draw one confusion matrix; shading and the small number are shares of the true class."""
+    k = len(matrix)
+    big, small = (13, 8) if inches > 2 else (10, 7)
+    if k > 4:
+        big = small = max(6, 11 - k // 2)
+    for i, row in enumerate(matrix):
+        total = sum(row)
+        for j, value in enumerate(row):
+            share = value / total if total else 0.0
+            square = Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=colour, alpha=0.06 + 0.5 * share)
+            ax.add_patch(square)
+            if k > SMALL_MATRIX:
+                continue
+            lines = [f"{100 * share:.1f}%"] if k <= 4 else []
+            lines += [f"paper {there[i][j]}"] if there else []
+            # the count sits on the middle of the cell where nothing is written below it
+            lift = 0.12 if lines else 0.0
+            ax.text(j, i - lift, str(value), ha="center", va="center", fontsize=big)
+            if lines:
+                below = "\n".join(lines)
+                ax.text(j, i + 0.08, below, ha="center", va="top", fontsize=small, color=INK)
+    ax.set_xlim(-0.5, k - 0.5)
+    ax.set_ylim(k - 0.5, -0.5)
+    ax.set_aspect("equal")
+    ax.grid(visible=False)
+    ax.tick_params(length=0)
+    for side in ax.spines.values():
+        side.set_visible(False)

@@ -1,0 +1,120 @@
+"""The page of a run: one file that holds its figures, its style and no link to anywhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedcats.report import page, tables, view
+from fedcats.report.view import Results
+
+if TYPE_CHECKING:
+    from fedcats.report.figures import Drawn
+
+
+def write_report(folder: Path, results: Results) -> None:
+    """Draw the figures of a run and write its page.
+
+    Parameters
+    ----------
+    folder
+        The run folder. ``figures/*.png``, ``figures/*.svg`` and ``report.html`` are written to
+        it; ``history.csv`` is read from it if it is there.
+    results
+        The results dict (``results.json``, schema 1). No key of ``models`` is required, and
+        neither are ``comparison``, ``paper``, ``rounds``, ``store`` and ``left_out``.
+    """
+    from fedcats.report.figures import run_figures
+
+    drawn = run_figures(results, folder)
+    text = render(
+        page.REPORT,
+        drawn,
+        title="fedcats report",
+        kind="FEDCATS RUN REPORT",
+        heading="How much is lost when the photos stay on the devices and only weights are merged?",
+        warnings=view.warnings(results),
+        answer=view.verdict(results),
+        meta=_meta(results),
+        cards=_cards(results),
+        tables={
+            "scores": tables.scores(results),
+            "comparison": tables.comparison(results),
+            "paper": tables.paper(results),
+            "rounds": tables.rounds(results),
+            "per_class": tables.per_class(results),
+            "cost": tables.cost(results),
+            "shards": tables.shards(results),
+        },
+        made=_made(results),
+        config=json.dumps(results.get("config", {}), indent=2, ensure_ascii=False, default=str),
+        thing=view.things(results).removesuffix("s"),
+    )
+    (folder / "report.html").write_text(text, encoding="utf-8")
+
+
+def render(template: str, drawn: list[Drawn], **values: Any) -> str:
+    """Fill one of the templates of :mod:`fedcats.report.page`."""
+    from jinja2 import DictLoader, Environment, StrictUndefined
+    from markupsafe import Markup
+
+    def to_html(table: tables.Table) -> Markup:  # it escapes its cells itself
+        return Markup(tables.to_html(table))
+
+    environment = Environment(
+        loader=DictLoader({"base.html": page.BASE}), autoescape=True, undefined=StrictUndefined
+    )
+    # so that a section can ask for a figure that this run does not have
+    figures = _Missing({one.name: one for one in drawn})
+    return environment.from_string(template).render(figures=figures, to_html=to_html, **values)
+
+
+class _Missing(dict[str, "Drawn"]):
+    def __missing__(self, key: str) -> None:
+        return None
+
+
+def _meta(results: Results) -> str:
+    data = results["data"]
+    what = view.things(results)
+    parts = [
+        ", ".join(data["classes"]),
+        f"{sum(data['train'].values()):,} training {what}",
+        f"{sum(data['test'].values()):,} test {what}",
+    ]
+    if data.get("shards"):
+        parts.append(f"{len(data['shards'])} clients")
+    return " · ".join([*parts, f"seed {results.get('seed')}"])
+
+
+def _cards(results: Results) -> list[dict[str, str]]:
+    """The three numbers of the answer: what merging changes in accuracy, precision, recall."""
+    base, rules = view.centralized(results), view.merged(results)
+    if base is None or not rules:
+        return []
+    name, model = next(iter(rules.items()))
+    found = (results.get("comparison") or {}).get(name)
+    cards = []
+    for key in view.SCORES:
+        detail = f"centralized {view.percent(base[key])}, merged {view.percent(model[key])}"
+        ends = f"interval {view.interval(found[key])}" if found else ""
+        change = f"{view.points(model[key] - base[key])} points"
+        cards.append({"name": key, "change": change, "detail": detail, "interval": ends})
+    return cards
+
+
+def _made(results: Results) -> list[tuple[str, str]]:
+    weights, store = results.get("weights") or {}, results.get("store") or {}
+    items = [("initial weights", str(weights.get("source", "unknown")))]
+    if weights.get("sha256"):
+        items.append(("their sha256", str(weights["sha256"])))
+    items += [("seed", str(results.get("seed"))), ("data", str(results["data"].get("source")))]
+    if store:
+        trained, reused = store.get("trained", ()), store.get("reused", ())
+        items.append(("models", f"{len(trained)} trained, {len(reused)} taken from the store"))
+    for name, seconds in (results.get("seconds") or {}).items():
+        if isinstance(seconds, int | float):
+            items.append((f"time: {name}", view.duration(seconds)))
+    versions = (f"{name} {version}" for name, version in results.get("versions", {}).items())
+    return [*items, ("versions", ", ".join(versions))]
