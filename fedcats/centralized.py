@@ -22,7 +22,11 @@ class Baseline:
         self._store = store
         command = [sys.executable, "-m", "fedcats.core.update", str(store.root), str(events)]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert self._process.stdin is not None
         self._process.stdin.write(task.to_json())

@@ -64,7 +64,7 @@ def check(arguments: list[str]) -> None:
     parsed = OverridesParser.create().parse_overrides(args.overrides)
     if args.multirun:
         choices = [
-            [f"{o.input_line.split('=', 1)[0]}={value}" for value in o.sweep_string_iterator()]
+            [f"{(o.input_line or '').split('=', 1)[0]}={v}" for v in o.sweep_string_iterator()]
             if o.is_sweep_override()
             else [o.input_line or ""]
             for o in parsed

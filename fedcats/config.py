@@ -198,7 +198,9 @@ def load(raw: DictConfig) -> Config:
             options = _GROUPS[item.name]
             schema = options.get(str(node.get("name")))
             if schema is None:
-                raise UserError(f"{item.name}.name={node.get('name')}: allowed are {', '.join(options)}")
+                raise UserError(
+                    f"{item.name}.name={node.get('name')}: allowed are {', '.join(options)}"
+                )
             values[item.name] = _load_group(schema, node, item.name)
         elif isinstance(item.type, type) and hasattr(item.type, "__dataclass_fields__"):
             values[item.name] = _load_group(item.type, node, item.name)
@@ -210,7 +212,7 @@ def load(raw: DictConfig) -> Config:
     shards = getattr(config.partition, "num_shards", None)
     if isinstance(order, list) and shards is not None and sorted(order) != list(range(shards)):
         raise UserError(
-            f"strategy.order={order}: a list must name each of the {shards} clients 0 .. {shards - 1} once"
+            f"strategy.order={order}: a list must name each client 0 .. {shards - 1} once"
         )
     if config.train.nesterov and config.train.momentum == 0:
         raise UserError("train.nesterov=true: needs train.momentum above 0")
@@ -238,11 +240,17 @@ def _check(config: Any, prefix: str) -> None:
             except TypeError:
                 good = False
             if not good:
-                raise UserError(f"{prefix}{item.name}={value}: allowed is {item.metadata['allowed']}")
+                raise UserError(
+                    f"{prefix}{item.name}={value}: allowed is {item.metadata['allowed']}"
+                )
 
 
 def _distinct_integers(value: Any) -> bool:
-    return isinstance(value, list) and all(type(v) is int for v in value) and len({*value}) == len(value)
+    return (
+        isinstance(value, list)
+        and all(type(v) is int for v in value)
+        and len({*value}) == len(value)
+    )
 
 
 def _one_line(error: Exception, where: str) -> str:
@@ -276,7 +284,9 @@ def hydra_error(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if any(line.startswith("Available options") for line in lines):
         at = next(i for i, line in enumerate(lines) if line.startswith("Available options"))
-        options = ", ".join(itertools.takewhile(lambda s: not s.startswith("Config"), lines[at + 1 :]))
+        options = ", ".join(
+            itertools.takewhile(lambda s: not s.startswith("Config"), lines[at + 1 :])
+        )
         return f"{lines[0].rstrip('.')}; allowed are {options}"
     if "is not in struct" in str(error) or "Could not override" in lines[0]:
         what = lines[0].removeprefix("Could not override ").split(".\n")[0].rstrip(".")

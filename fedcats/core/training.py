@@ -191,7 +191,7 @@ def train(
 
 def batches(n: int, size: int, drop_last: bool, generator: torch.Generator) -> Iterator[Tensor]:
     """Shuffled positions 0 .. n-1 in batches of ``size``, each an int64 tensor."""
-    for batch in torch.randperm(n, generator=generator).split(size):
+    for batch in torch.split(torch.randperm(n, generator=generator), size):
         if len(batch) == size or not drop_last:
             yield batch
 
@@ -204,7 +204,7 @@ def predict(model: nn.Module, images: Images, batch_size: int = 64) -> np.ndarra
         with torch.inference_mode():
             parts = [
                 torch.softmax(model(normalise(images.pixels(batch))), dim=1)
-                for batch in torch.arange(len(images)).split(batch_size)
+                for batch in torch.split(torch.arange(len(images)), batch_size)
             ]
     finally:
         for module in training:

@@ -145,7 +145,9 @@ def get_weights(store: Store, sha256: str) -> dict[str, Tensor]:
     """What `put_weights` kept."""
     entry = store.get(f"weights-{sha256}")
     if entry is None:
-        raise RunError(f"store {store.root}: the weights {sha256[:12]} that a task starts from are gone")
+        raise RunError(
+            f"store {store.root}: the weights {sha256[:12]} that a task starts from are gone"
+        )
     return entry.tensors
 
 
@@ -164,7 +166,9 @@ def compute(task: Task, store: Store, report: Report = lambda _: None) -> Update
             _train(task, images, key, store, report)
             found = read(store, key)
             if found is None:
-                raise RunError(f"store {store.root}: the entry just written for {task.name} is gone")
+                raise RunError(
+                    f"store {store.root}: the entry just written for {task.name} is gone"
+                )
             return Update(key, found.tensors, found.examples, found.epochs, reused=False)
     last = found.epochs[-1].loss if found.epochs else None
     report(_event(task, len(found.epochs), last, "reused"))

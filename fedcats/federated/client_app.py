@@ -12,7 +12,7 @@ app = ClientApp()
 
 
 @app.train()
-def train(message: Message, context: Context) -> Message:  # noqa: ARG001
+def train(message: Message, context: Context) -> Message:
     """One client's part of a round; an exception becomes an error reply that the server reads."""
     arrays = cast(ArrayRecord, message.content["arrays"]).to_numpy_ndarrays()
     config = cast(dict[str, Scalar], dict(cast(ConfigRecord, message.content["config"])))

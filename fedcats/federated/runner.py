@@ -9,7 +9,9 @@ from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.task_identity import TaskIdentity
 
 from fedcats.core.errors import RunError
 from fedcats.federated.client_app import app as client_app
@@ -18,9 +20,10 @@ Main = Callable[[Grid], None]
 """What the server does with a grid: fedcats' ServerApp without Flower's context."""
 
 
-def run_local(main: Main, num_clients: int, app: ClientApp = client_app) -> None:
+def run_local(main: Main, num_clients: int, *, verbose: bool = False) -> None:
     """Run in this process, one client after another."""
-    main(LocalGrid(app, num_clients))
+    with _quiet(verbose):
+        main(LocalGrid(client_app, num_clients))
 
 
 def run_on_ray(main: Main, num_clients: int, workers: int, *, verbose: bool = False) -> None:
@@ -39,7 +42,7 @@ def run_on_ray(main: Main, num_clients: int, workers: int, *, verbose: bool = Fa
     server_app = ServerApp()
 
     @server_app.main()
-    def run(grid: Grid, context: Context) -> None:  # noqa: ARG001
+    def run(grid: Grid, context: Context) -> None:
         try:
             main(grid)
             finished.append(True)
@@ -47,20 +50,19 @@ def run_on_ray(main: Main, num_clients: int, workers: int, *, verbose: bool = Fa
             raised.append(error)
             raise
 
-    level = logging.INFO if verbose else logging.CRITICAL
     backend: dict[str, Any] = {
         "init_args": {
             "num_cpus": workers,
             "include_dashboard": False,
             "log_to_driver": verbose,
-            "logging_level": level,
+            "logging_level": logging.INFO if verbose else logging.CRITICAL,
             # Only messages without arrays pass through Ray's object store.
             "object_store_memory": 128 * 2**20,
         },
         # A dead actor must come back: Flower's pool would go on giving clients to it.
         "client_resources": {"num_cpus": 1, "max_restarts": -1},
     }
-    with _quiet(level):
+    with _quiet(verbose):
         try:
             run_simulation(server_app, client_app, num_clients, backend_config=backend)
         except Exception as error:
@@ -76,8 +78,9 @@ def run_on_ray(main: Main, num_clients: int, workers: int, *, verbose: bool = Fa
 
 
 @contextlib.contextmanager
-def _quiet(level: int) -> Iterator[None]:
-    """Flower's and Ray's log lines from ``level`` on, once instead of twice."""
+def _quiet(verbose: bool) -> Iterator[None]:
+    """Flower's and Ray's log lines once instead of twice, or not at all."""
+    level = logging.INFO if verbose else logging.CRITICAL
     loggers = [logging.getLogger(name) for name in ("flwr", "ray")]
     before = [(logger.level, logger.propagate) for logger in loggers]
     for logger in loggers:
@@ -95,6 +98,8 @@ class LocalGrid(Grid):
     """A grid that calls the ClientApp itself, when the reply is asked for."""
 
     def __init__(self, app: ClientApp, num_nodes: int) -> None:
+        # Flower's messages want to know whose they are.
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
         self._app = app
         self._contexts = {
             node: Context(
@@ -126,7 +131,10 @@ class LocalGrid(Grid):
         return [self._call(self._waiting.pop(i)) for i in message_ids if i in self._waiting]
 
     def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None  # noqa: ARG002
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,
     ) -> Iterable[Message]:
         """Push and pull."""
         return self.pull_messages(self.push_messages(messages))

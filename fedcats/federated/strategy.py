@@ -126,8 +126,14 @@ class MergeStrategy(Strategy):
         self._nodes = {node: client for client, node in enumerate(nodes[: len(self.plan.order)])}
         for client in self.plan.clients(server_round):
             task = self.make_task(client, server_round, digest)
-            body = {"task": task.to_json(), "store": str(self.store.root), "events": str(self.events)}
-            content = RecordDict({"arrays": ArrayRecord(), "config": ConfigRecord({**config, **body})})
+            body = {
+                "task": task.to_json(),
+                "store": str(self.store.root),
+                "events": str(self.events),
+            }
+            content = RecordDict(
+                {"arrays": ArrayRecord(), "config": ConfigRecord({**config, **body})}
+            )
             yield Message(content, dst_node_id=nodes[client], message_type=MessageType.TRAIN)
 
     def aggregate_train(
@@ -145,8 +151,8 @@ class MergeStrategy(Strategy):
             except ValueError as error:
                 if self.plan.on_failure == "fail":
                     raise RunError(
-                        f"client {client} failed in round {server_round}: {error} (updates that are "
-                        "finished are kept; strategy.on_failure=survivors merges without it)"
+                        f"client {client} failed in round {server_round}: {error} (finished "
+                        "updates are kept; strategy.on_failure=survivors merges without it)"
                     ) from error
                 self.failures[client] = str(error)
                 continue
@@ -168,13 +174,15 @@ class MergeStrategy(Strategy):
 
     def _open(self, reply: Message) -> Update:
         if reply.has_error():
-            raise ValueError(_reason(reply.error.reason))
+            raise ValueError(_reason(reply.error.reason or str(reply.error.code)))
         info = cast(ConfigRecord, reply.content["info"])
         update = read(self.store, str(info["key"]))
         if update is None:
             raise ValueError("its update is not in the store")
         # What the client did, not what reading it back says.
-        return Update(update.key, update.tensors, update.examples, update.epochs, bool(info["reused"]))
+        return Update(
+            update.key, update.tensors, update.examples, update.epochs, bool(info["reused"])
+        )
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -198,7 +206,8 @@ def wait_for_nodes(grid: Grid, count: int) -> list[int]:
         if time.monotonic() > deadline:
             raise RunError(
                 f"{len(nodes)} supernodes for {count} clients: start the run with "
-                f'--federation-config "num-supernodes={count}" or set partition.num_shards={len(nodes)}'
+                f'--federation-config "num-supernodes={count}" or set '
+                f"partition.num_shards={len(nodes)}"
             )
         time.sleep(POLL_SECONDS)
     return nodes

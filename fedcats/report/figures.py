@@ -82,6 +82,8 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "path",
 }
 
+Curve = Sequence[tuple[int, int, float]]  # training loss: round, epoch, mean cross entropy
+
 MANY = 16  # above this many clients they share one row, and labels of single ones go
 SMALL_MATRIX = 12  # a larger confusion matrix has no numbers in its cells
 
@@ -266,7 +268,7 @@ def difference(results: Results) -> Figure | None:
     return figure
 
 
-def history(folder: Path, results: Results) -> dict[str, list[tuple[int, int, float]]]:
+def history(folder: Path, results: Results) -> dict[str, Curve]:
     """Read each model's training loss: (round, epoch, loss), from ``history.csv`` if it is there.
 
     Without that file the last round's losses are taken from the results themselves.
@@ -286,39 +288,49 @@ def history(folder: Path, results: Results) -> dict[str, list[tuple[int, int, fl
     return {name: sorted(curve) for name, curve in curves.items() if curve}
 
 
-def loss(results: Results, curves: Mapping[str, Sequence[tuple[int, int, float]]]) -> Figure | None:
+def loss(results: Results, curves: Mapping[str, Curve]) -> Figure | None:
     """Training loss over epochs, centralized and sub-models side by side (Fig. 3)."""
-    own = {name: curve for name, curve in curves.items() if name.startswith("submodel/")}
-    panels = [
-        kind for kind, there in (("centralized", "centralized" in curves), ("own", own)) if there
-    ]
+    panels: dict[str, list[Curve]] = {}
+    if "centralized" in curves:
+        panels["centralized"] = [curves["centralized"]]
+    shared = {name: curve for name, curve in curves.items() if name.startswith("submodel/")}
+    # from the second round on each rule trains on from its own merge: "<rule>/submodel/<client>"
+    later = dict.fromkeys(n.split("/submodel/")[0] for n in curves if "/submodel/" in n)
+    for rule in later:
+        own: list[Curve] = [
+            [*curve, *curves.get(f"{rule}/{name}", ())] for name, curve in shared.items()
+        ]
+        panels[f"sub-models, {view.title(results, rule)}"] = own
+    if shared and not later:
+        panels[f"{len(shared)} sub-models" if len(shared) > 1 else "1 sub-model"] = [
+            *shared.values()
+        ]
     if not panels:
         return None
-    figure = Figure(figsize=(4.7 * len(panels), 3.4), layout="constrained")
+    figure = Figure(
+        figsize=((4.7 if len(panels) < 3 else 3.5) * len(panels), 3.4), layout="constrained"
+    )
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for ax, kind in zip(axes, panels, strict=True):
-        if kind == "centralized":
-            curve = curves["centralized"]
+    for ax, (name, own) in zip(axes, panels.items(), strict=True):
+        ax.set_title(name)
+        if name == "centralized":
+            (curve,) = own
             ax.plot(_epochs(curve), [p[2] for p in curve], "o-", color=CENTRALIZED, markersize=4.5)
-            ax.set_title("centralized")
-            final = view.published(results, "centralized").get("training_loss")
+            final = view.published(results, name).get("training_loss")
             if final is not None:
                 label = f"the paper, last epoch: {final}"
                 _hollow(ax, len(curve), final, CENTRALIZED, label=label, clip_on=False)
                 ax.legend(loc="upper right")
         else:
-            for curve in own.values():
+            for curve in own:
                 ax.plot(_epochs(curve), [p[2] for p in curve], color=OWN, linewidth=1, alpha=0.6)
-            middle = _median_curve(own.values())
-            ax.plot(
-                range(1, len(middle) + 1), middle, "o-", color=INK, markersize=4, label="median"
-            )
-            ax.set_title(f"{len(own)} sub-models" if len(own) > 1 else "1 sub-model")
+            middle = _median_curve(own)
+            ax.plot(_epochs(middle), middle, "o-", color=INK, markersize=4, label="median")
             ax.legend(loc="upper right")
-            _mark_rounds(ax, next(iter(own.values())))
+            _mark_rounds(ax, max(own, key=len))
         ax.set_xlabel("epoch")
         ax.xaxis.get_major_locator().set_params(integer=True)
-    axes[0].set_ylim(bottom=0)  # after both panels, which share the axis
+    axes[0].set_ylim(bottom=0)  # after all panels, which share the axis
     axes[0].set_ylabel("mean cross entropy")
     return figure
 
@@ -430,11 +442,11 @@ def _wilson(model: Model, key: str) -> tuple[float, float]:
     return wilson(tp, tp + (fp if key == "precision" else fn))
 
 
-def _epochs(curve: Sequence[tuple[int, int, float]]) -> range:
+def _epochs(curve: Sequence[object]) -> range:
     return range(1, len(curve) + 1)
 
 
-def _median_curve(curves: Iterable[Sequence[tuple[int, int, float]]]) -> list[float]:
+def _median_curve(curves: Iterable[Curve]) -> list[float]:
     """Median loss at each (round, epoch) over the curves that have it."""
     values: dict[tuple[int, int], list[float]] = {}
     for curve in curves:
@@ -443,7 +455,7 @@ def _median_curve(curves: Iterable[Sequence[tuple[int, int, float]]]) -> list[fl
     return [median(values[at]) for at in sorted(values)]
 
 
-def _mark_rounds(ax: Axes, curve: Sequence[tuple[int, int, float]]) -> None:
+def _mark_rounds(ax: Axes, curve: Curve) -> None:
     """Draw a line wherever one round ends and the next begins."""
     for i in range(1, len(curve)):
         if curve[i][0] != curve[i - 1][0]:

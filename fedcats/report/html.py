@@ -23,7 +23,7 @@ def write_report(folder: Path, results: Results) -> None:
         it; ``history.csv`` is read from it if it is there.
     results
         The results dict (``results.json``, schema 1). No key of ``models`` is required, and
-        neither are ``comparison``, ``paper``, ``rounds``, ``store`` and ``left_out``.
+        neither are ``comparison``, ``paper``, ``rounds``, ``store`` and ``failures``.
     """
     from fedcats.report.figures import run_figures
 
@@ -110,6 +110,8 @@ def _made(results: Results) -> list[tuple[str, str]]:
     if weights.get("sha256"):
         items.append(("their sha256", str(weights["sha256"])))
     items += [("seed", str(results.get("seed"))), ("data", str(results["data"].get("source")))]
+    if machine := results.get("machine"):
+        items.append(("machine", ", ".join(f"{key}: {value}" for key, value in machine.items())))
     if store:
         trained, reused = store.get("trained", ()), store.get("reused", ())
         items.append(("models", f"{len(trained)} trained, {len(reused)} taken from the store"))

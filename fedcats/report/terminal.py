@@ -70,13 +70,13 @@ class Progress:
         from rich.live import Live
 
         self.console = Console(stderr=True) if console is None else console
-        work = tasks if isinstance(tasks, Mapping) else dict.fromkeys(tasks, 1.0)
-        self._tasks = {name: _Task(work=float(one)) for name, one in work.items()}
+        self._lock = threading.RLock()
+        self._tasks: dict[str, _Task] = {}
+        self.expect(tasks)
         self._every = every
         self._clock = clock
         self._start = clock()
         self._last_line = self._start
-        self._lock = threading.RLock()
         capable = self.console.is_terminal and not self.console.is_dumb_terminal
         self._live = (
             Live(
@@ -107,6 +107,13 @@ class Progress:
             self._live.stop()
         elif self._tasks:
             self._print(self._total())
+
+    def expect(self, tasks: Iterable[str] | Mapping[str, float]) -> None:
+        """Announce more tasks, as in the constructor."""
+        work = tasks if isinstance(tasks, Mapping) else dict.fromkeys(tasks, 1.0)
+        with self._lock:
+            for name, one in work.items():
+                self._tasks.setdefault(name, _Task(work=float(one)))
 
     def update(self, task: str, epoch: int, epochs: int, loss: float | None, state: str) -> None:
         """Take note of an event.
@@ -176,7 +183,8 @@ class Progress:
     def _line(self, name: str, task: _Task) -> str:
         text = f"{name}: {task.state}"
         if task.epochs and task.state != "reused":
-            text += f", epoch {task.epoch} of {task.epochs}"
+            word = "" if task.loss is None else "epoch "
+            text += f", {word}{task.epoch} of {task.epochs}"
         if task.loss is not None:
             text += f", loss {task.loss:.4f}"
         return text

@@ -16,13 +16,15 @@ SCORES = ("accuracy", "precision", "recall")
 SIGNIFICANT = 0.05  # p below this is called more than chance
 MINUS = "\N{MINUS SIGN}"
 
-_TITLES = {
+TITLES = {
     "centralized": "centralized",
+    "polyak": "Polyak",
     "fedavg": "FedAvg",
     "uniform": "plain mean",
     "soup": "greedy soup",
     "greedy_soup": "greedy soup",
     "best_submodel": "best sub-model",
+    "best_single": "best sub-model",
     "ensemble": "logit ensemble",
 }
 
@@ -67,7 +69,7 @@ def title(results: Results, name: str) -> str:
         strategy = results.get("config", {}).get("strategy", {})
         beta = results["models"].get(name, {}).get("beta", strategy.get("beta"))
         return "Polyak" if beta is None else f"Polyak β = {beta}"
-    return _TITLES.get(name, name)
+    return TITLES.get(name, name)
 
 
 def clients(model: Model) -> list[int]:
@@ -112,9 +114,8 @@ def warnings(results: Results) -> list[str]:
     found = [text] if (text := note(results)) else []
     if results.get("status", "complete") != "complete":
         found.append(f"This run is not complete (status: {results['status']}).")
-    for one in results.get("left_out") or ():
-        client, why = (one["client"], one.get("why")) if isinstance(one, dict) else (one, None)
-        found.append(f"Client {client} was left out of the merge{f': {why}' if why else ''}.")
+    for who, why in (results.get("failures") or {}).items():
+        found.append(f"Left out of the merge: {who} ({why}).")
     return found
 
 

@@ -30,7 +30,7 @@ CLASSES = ("cat", "dog")
 
 NOTE = "drawings made by fedcats, not photos"
 
-BORROWED = 0.2
+BORROWED = 0.04
 """Probability with which a trait is taken from the other animal."""
 
 Colour = tuple[int, int, int]
@@ -123,7 +123,7 @@ def draw(kind: str, rng: np.random.Generator) -> Image.Image:
     for _ in range(rng.integers(0, 4)):
         _thing(pen.at(rng.uniform(0, 1), rng.uniform(0.6, 0.98), rng.uniform(0.04, 0.1)), rng)
     _animal(pen, _look(kind, rng), rng)
-    if rng.random() < 0.4:
+    if rng.random() < 0.25:
         _in_the_way(pen, rng)
     return _photograph(canvas.resize((SIDE, SIDE), Image.Resampling.BOX), rng)
 
@@ -292,9 +292,9 @@ def _look(kind: str, rng: np.random.Generator) -> Look:
     return Look(
         width=rng.normal(1.16, 0.09) if cat() else rng.normal(0.95, 0.09),
         ears=str(
-            rng.choice(["pointed", "pricked", "folded"], p=[0.75, 0.15, 0.1])
+            rng.choice(["pointed", "pricked", "folded"], p=[0.85, 0.08, 0.07])
             if cat()
-            else rng.choice(["floppy", "pricked", "pointed", "folded"], p=[0.55, 0.2, 0.1, 0.15])
+            else rng.choice(["floppy", "pricked", "pointed", "folded"], p=[0.68, 0.18, 0.04, 0.1])
         ),
         ear_length=rng.uniform(0.75, 1.25),
         muzzle=rng.normal(0.42, 0.06) if cat() else rng.normal(0.56, 0.08),
@@ -323,12 +323,12 @@ def _look(kind: str, rng: np.random.Generator) -> Look:
 
 def _animal(pen: Pen, look: Look, rng: np.random.Generator) -> None:
     """Place the animal in the picture in one of four poses."""
-    pose = str(rng.choice(["portrait", "sit", "stand", "lie"], p=[0.35, 0.3, 0.2, 0.15]))
+    pose = str(rng.choice(["portrait", "sit", "stand", "lie"], p=[0.5, 0.28, 0.1, 0.12]))
     scale = {
-        "portrait": rng.uniform(0.19, 0.33),
-        "sit": rng.uniform(0.1, 0.17),
-        "stand": rng.uniform(0.09, 0.14),
-        "lie": rng.uniform(0.12, 0.19),
+        "portrait": rng.uniform(0.2, 0.33),
+        "sit": rng.uniform(0.13, 0.18),
+        "stand": rng.uniform(0.11, 0.15),
+        "lie": rng.uniform(0.14, 0.2),
     }[pose]
     x = 0.5 + rng.normal(0, 0.09)
     y = {"portrait": 0.52, "sit": 0.36, "stand": 0.42, "lie": 0.5}[pose] + rng.normal(0, 0.05)
@@ -804,11 +804,11 @@ def _photograph(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     side = np.linspace(-1, 1, SIDE, dtype=np.float32)
     gx, gy = rng.normal(0, 0.22, 2).astype(np.float32)
     light = 1 + gx * side[None, :, None] + gy * side[:, None, None]
-    tone = (rng.uniform(0.55, 1.2) * (1 + rng.normal(0, 0.07, 3))).astype(np.float32)
+    tone = (rng.uniform(0.65, 1.15) * (1 + rng.normal(0, 0.05, 3))).astype(np.float32)
     pixels = pixels * (light * tone)
     contrast = np.float32(rng.uniform(0.55, 1.1))
     pixels = 118 + (pixels - 118) * contrast
     if rng.random() < 0.1:
         pixels = np.broadcast_to(pixels.mean(axis=2, keepdims=True), pixels.shape)
-    noise = rng.standard_normal(pixels.shape, dtype=np.float32) * np.float32(rng.uniform(1, 22))
+    noise = rng.standard_normal(pixels.shape, dtype=np.float32) * np.float32(rng.uniform(1, 16))
     return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
