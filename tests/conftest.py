@@ -19,12 +19,11 @@ os.environ["FLWR_HOME"] = str(Path(_HOME.name) / "flwr")
 TINY = [
     "model.name=squeezenet1_1",
     "model.weights=none",
-    "data.train_per_class=8",
-    "data.test_per_class=6",
     "partition.num_shards=2",
     "train.epochs=2",
     "save_models=true",
 ]
+TINY_DRAWINGS = ["data.train_per_class=8", "data.test_per_class=6"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,7 +40,8 @@ def run(tmp_path: Path) -> Callable[..., tuple[dict[str, Any], Path]]:
     from fedcats.experiment import run as run_experiment
 
     def go(*overrides: str, folder: str = "run") -> tuple[dict[str, Any], Path]:
-        raw = compose_config([*TINY, *overrides])
+        drawings = [] if "data=folder" in overrides else TINY_DRAWINGS
+        raw = compose_config([*TINY, *drawings, *overrides])
         return run_experiment(raw, tmp_path / folder), tmp_path / folder
 
     return go
