@@ -78,6 +78,7 @@ def synthetic_source(train_per_class: int, test_per_class: int, seed: int) -> So
         test=items["test"],
         read=DrawingReader(seed),
         fingerprint=_fingerprint(seed),
+        own_drawings=True,
     )
 
 
