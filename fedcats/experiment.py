@@ -46,7 +46,7 @@ from fedcats.core.training import Recipe, predict
 from fedcats.core.update import Task, Update, put_weights, read, weights_key
 from fedcats.federated.runner import default_workers, run_local, run_on_ray
 from fedcats.federated.strategy import InOrderGrid, MergeStrategy, Plan, merge_order
-from fedcats.report import Progress, print_summary
+from fedcats.report import Progress, print_summary, write_report
 
 if TYPE_CHECKING:
     from fedcats.federated.strategy import Merged
@@ -82,6 +82,16 @@ class Run:
     def events(self) -> Path:
         """The file to which everything that trains appends its progress."""
         return self.folder / "progress.jsonl"
+
+    @property
+    def expected(self) -> dict[str, float]:
+        """What is going to be trained, and how many images an epoch of it has."""
+        expected: dict[str, float] = {}
+        if self.config.mode != "federated":
+            expected["centralized"] = len(self.dataset.train)
+        if self.config.mode != "centralized" and self.config.rounds == 1:
+            expected |= {f"client {i}": len(shard) for i, shard in enumerate(self.shards)}
+        return expected
 
     def task(self, client: int | str, server_round: int, start: str) -> Task:
         """What a client does in a round (or the baseline, with all images)."""
@@ -161,6 +171,7 @@ def run(raw: DictConfig, folder: Path) -> dict[str, Any]:
         with _clock(seconds, "data"):
             this = _prepare(config, folder, store, progress)
             _write_shards(this)
+            progress.expect(this.expected)
         with _clock(seconds, "training"), _follow(this.events, progress):
             trained = _train(this)
         with _clock(seconds, "evaluation"):
@@ -171,10 +182,7 @@ def run(raw: DictConfig, folder: Path) -> dict[str, Any]:
     _write_history(folder, trained)
     _write_json(folder / "results.json", results)
     this.events.unlink(missing_ok=True)
-    import fedcats.report
-
-    if hasattr(fedcats.report, "write_report"):
-        fedcats.report.write_report(folder, results)
+    write_report(folder, results)
     print_summary(results, folder)
     return results
 
