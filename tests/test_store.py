@@ -157,13 +157,27 @@ def test_sigkill_while_writing(store: Store) -> None:
             entry = store.get(key)
             assert entry is None or bool((entry.tensors["a"] == entry.meta["n"]).all())
         assert store.damaged == []
-    leftovers = list(store.root.glob(".*.tmp"))
-    assert leftovers  # it did hit writes
-    old = time.time() - 3600
-    for path in leftovers:
-        os.utime(path, (old, old))
+
+
+def test_a_kill_before_the_rename_leaves_the_old_entry(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put("key", TENSORS, {"n": 1})
+
+    def write() -> None:
+        monkeypatch.setattr(Path, "replace", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        store.put("key", {"a": torch.zeros(9)}, {"n": 2})
+
+    assert os.waitpid(fork(write), 0)[1] == signal.SIGKILL
+    entry = store.get("key")
+    assert entry is not None
+    assert entry.meta == {"n": 1}
+    (leftover,) = store.root.glob(".*.tmp")
     store.evict()
-    assert not list(store.root.glob(".*.tmp"))
+    assert leftover.exists()  # its writer might be alive
+    os.utime(leftover, (time.time() - 3600,) * 2)
+    store.evict()
+    assert not leftover.exists()
 
 
 # --- size limit ------------------------------------------------------------------------------
