@@ -1,8 +1,10 @@
 """The centralized baseline: the same update over all images, in a process beside the federation."""
 
 import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -20,7 +22,8 @@ class Baseline:
     def __init__(self, task: Task, store: Store, events: Path) -> None:
         self._task = task
         self._store = store
-        command = [sys.executable, "-m", "fedcats.core.update", str(store.root), str(events)]
+        command = [sys.executable, "-m", "fedcats.core.update"]
+        command += [str(store.root), str(events), str(os.getpid())]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -49,11 +52,13 @@ class Baseline:
         """Wait for the update; RunError when the training failed."""
         out, err = self._process.communicate()
         if self._process.returncode:
-            last = (err.strip().splitlines() or ["no message"])[-1]
-            kind = UserError if self._process.returncode == UserError.exit_code else RunError
+            code = self._process.returncode
+            nothing = f"its process was ended by signal {-code}" if code < 0 else "no message"
+            last = (err.strip().splitlines() or [nothing])[-1]
+            kind = UserError if code == UserError.exit_code else RunError
             raise kind(f"{self._task.name}: {last}")
         answer = json.loads(out)
         update = read(self._store, answer["key"])
         if update is None:
             raise RunError(f"{self._task.name}: its update is not in the store")
-        return Update(update.key, update.tensors, update.examples, update.epochs, answer["reused"])
+        return replace(update, **answer)

@@ -43,7 +43,7 @@ from fedcats.core.models import InitialWeights, State
 from fedcats.core.seeding import derive_seed
 from fedcats.core.store import Store
 from fedcats.core.training import Recipe, predict
-from fedcats.core.update import Task, Update, put_weights, read
+from fedcats.core.update import Task, Update, put_weights, read, weights_key
 from fedcats.federated.runner import default_workers, run_local, run_on_ray
 from fedcats.federated.strategy import InOrderGrid, MergeStrategy, Plan, merge_order
 from fedcats.report import Progress, print_summary, write_report
@@ -203,7 +203,12 @@ def make_source(config: Config) -> Source:
 def _store(config: Config, folder: Path) -> Iterator[Store]:
     """The user's store; switched off, one that lasts as long as the run."""
     if config.store.enabled:
-        yield Store(home() / "store", int(config.store.max_gb * 1e9))
+        store = Store(home() / "store", int(config.store.max_gb * 1e9))
+        try:
+            yield store
+            store.evict()
+        finally:
+            store.release()
     else:
         with tempfile.TemporaryDirectory(prefix=".store-", dir=folder) as temporary:
             yield Store(Path(temporary))
@@ -246,9 +251,34 @@ def _prepare(config: Config, folder: Path, store: Store, progress: Progress) -> 
         "cuda" if cuda and config.runner.device != "cpu" else "cpu",
         names,
     )
+    _check_room(this)
+    start = _part(initial.state, names)
+    store.hold([weights_key(models.digest(state)) for state in (initial.state, start)])
     this.base = put_weights(store, initial.state)
-    this.start = put_weights(store, _part(initial.state, names))
+    this.start = put_weights(store, start)
     return this
+
+
+def _check_room(this: Run) -> None:
+    """UserError when the store's limit cannot hold what a run needs at one time."""
+    config, store = this.config, this.store
+    if store.max_bytes is None:
+        return
+    state = this.initial.state
+    base = sum(value.nbytes for value in state.values())
+    update = sum(state[name].nbytes for name in this.trained_names)
+    clients = 0 if config.mode == "centralized" else len(this.shards)
+    count = 1 + clients + (config.mode != "federated")  # the start, the clients, the baseline
+    count += 1 + clients if config.rounds > 1 else 0  # the round at hand
+    unfinished = min(this.workers, clients) + 1
+    checkpoints = unfinished * update * (2 if config.train.momentum else 1)
+    need = base + count * update + checkpoints
+    if need > store.max_bytes:
+        raise UserError(
+            f"store.max_gb={config.store.max_gb:g}: this run needs {need / 1e9:.2g} GB at one time "
+            f"({count} updates of {update / 1e6:.0f} MB, checkpoints, initial weights); allowed "
+            "is more than that, or store.enabled=false"
+        )
 
 
 def _part(state: Mapping[str, torch.Tensor], names: Sequence[str]) -> State:
@@ -280,13 +310,19 @@ def _train(this: Run) -> Trained:
         workers = this.workers
         if mode != "federated":
             task = this.task("centralized", 1, this.start)
-            baseline = stack.enter_context(Baseline(task, this.store, this.events))
-            if task.key(this.dataset.train) not in this.store:
+            key = task.key(this.dataset.train)
+            this.store.hold([key], "baseline")
+            found = read(this.store, key)
+            if found is None:
+                baseline = stack.enter_context(Baseline(task, this.store, this.events))
                 workers = max(1, workers - 1)  # the baseline keeps one core busy
+            else:
+                trained.add("centralized", 1, found)
         if mode != "centralized":
             _federate(this, trained, workers)
         if baseline is not None:
-            trained.add("centralized", 1, baseline.result())
+            damaged = key in this.store.damaged
+            trained.add("centralized", 1, replace(baseline.result(), damaged=damaged))
     return trained
 
 
@@ -295,6 +331,7 @@ def _federate(this: Run, trained: Trained, workers: int) -> None:
     clients = len(this.shards)
     tasks = [this.task(client, 1, this.start) for client in range(clients)]
     keys = [task.key(this.dataset.train.subset(task.indices)) for task in tasks]
+    this.store.hold(keys, "clients")
     nothing_to_train = this.config.rounds == 1 and all(key in this.store for key in keys)
 
     def main(grid: Grid) -> None:
@@ -321,13 +358,21 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
     in_order = cast(Grid, InOrderGrid(grid))
 
     def strategy(names: Sequence[str], first_round: int, prefix: str) -> MergeStrategy:
+        keys: list[str] = []
+
+        def make_task(client: int, server_round: int, start: str) -> Task:
+            task = this.task(client, server_round, start)
+            keys.extend([weights_key(start), task.key(this.dataset.train.subset(task.indices))])
+            this.store.hold(keys, "round")
+            return task
+
         def on_update(client: int, server_round: int, update: Update) -> None:
             trained.add(f"{prefix}submodel/{client}", server_round, update)
 
         return MergeStrategy(
             {name: rules[name] for name in names},
             plan,
-            this.task,
+            make_task,
             this.store,
             this.events,
             on_update,
@@ -508,7 +553,6 @@ def _results(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
         counts = Counter(int(label) for label in images.labels)
         return {name: counts[label] for label, name in enumerate(classes)}
 
-    reused = [name for name, _, update in trained.history if update.reused]
     results = {
         "schema": SCHEMA,
         "status": "complete",
@@ -548,9 +592,11 @@ def _results(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
             "note": this.initial.note,
         },
         "store": {
+            "enabled": this.config.store.enabled,
             "trained": [name for name, _, update in trained.history if not update.reused],
-            "reused": reused,
-            "damaged": this.store.damaged,
+            "reused": [name for name, _, update in trained.history if update.reused],
+            "resumed": {n: update.resumed for n, _, update in trained.history if update.resumed},
+            "damaged": [name for name, _, update in trained.history if update.damaged],
         },
     }
     if trained.failures:
