@@ -134,32 +134,27 @@ def folder_source(
     """
     files = open_files(root)
     layout = _find_layout(files)
-    take = _taken(layout.classes, limit, counts)
-    if layout.test is not None:
-        train, test = _items(layout.train), _items(layout.test)
-    else:
-        for name, paths in zip(layout.classes, layout.train, strict=True):
-            if len(paths) < 2:
-                raise UserError(
-                    f"data.root={files.where}: class {name!r} has one image; "
-                    "a split into train and test needs at least two of each class"
-                )
-        fractions = _fractions(test_fraction, layout.classes, take)
-        train, test = stratified_split(layout.train, fractions, seed)
-    source = Source(
-        name="folder",
-        note="",
-        classes=layout.classes,
-        train=train,
-        test=test,
-        read=files.read,
-        fingerprint=files.fingerprint,
-        rejected=tuple(
-            (path, why) for path, why in sorted(files.rejected.items()) if layout.holds(path)
+    return arrange(
+        Source(
+            name="folder",
+            note="",
+            classes=layout.classes,
+            train=(),
+            test=(),
+            read=files.read,
+            fingerprint=files.fingerprint,
+            rejected=tuple(
+                (path, why) for path, why in sorted(files.rejected.items()) if layout.holds(path)
+            ),
+            ignored=tuple(path for path in sorted(files.ignored) if layout.holds(path)),
         ),
-        ignored=tuple(path for path in sorted(files.ignored) if layout.holds(path)),
+        layout.train,
+        layout.test,
+        seed=seed,
+        test_fraction=test_fraction,
+        limit=limit,
+        counts=counts,
     )
-    return choose(source, take, seed)
 
 
 # --- layouts --------------------------------------------------------------------------------------
@@ -302,6 +297,50 @@ def _check_classes(files: Files, classes: Sequence[str], folder: str) -> None:
 
 
 # --- parts and choices ----------------------------------------------------------------------------
+
+
+def arrange(
+    source: Source,
+    train: Sequence[Sequence[str]],
+    test: Sequence[Sequence[str]] | None,
+    *,
+    seed: int,
+    test_fraction: float,
+    limit: int | None,
+    counts: Mapping[str, Sequence[int]] | None,
+) -> Source:
+    """Give a source its items: split into two parts where there is only one, and limited.
+
+    Parameters
+    ----------
+    source
+        With its classes, but without items.
+    train, test
+        For each class, its paths. Without a test part the training part is divided.
+    seed, test_fraction, limit, counts
+        As in `folder_source`.
+
+    Returns
+    -------
+    Source
+
+    Raises
+    ------
+    UserError
+        When a class has too few images, or a number is not allowed.
+    """
+    take = _taken(source.classes, limit, counts)
+    if test is not None:
+        parts = _items(train), _items(test)
+    else:
+        for name, paths in zip(source.classes, train, strict=True):
+            if len(paths) < 2:
+                raise UserError(
+                    f"data={source.name}: class {name!r} has {'one image' if paths else 'none'}; "
+                    "a split into train and test needs at least two images of each class"
+                )
+        parts = stratified_split(train, _fractions(test_fraction, source.classes, take), seed)
+    return choose(replace(source, train=parts[0], test=parts[1]), take, seed)
 
 
 def _items(by_class: Sequence[Sequence[str]]) -> tuple[Item, ...]:
