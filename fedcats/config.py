@@ -75,6 +75,7 @@ class FolderData:
     name: str
     root: str
     test_fraction: float = _checked("a number between 0 and 1", lambda v: 0 < v < 1)
+    max_bad_fraction: float = _number(0, 1)
 
 
 @dataclass(frozen=True)

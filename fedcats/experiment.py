@@ -216,7 +216,14 @@ def _store(config: Config, folder: Path) -> Iterator[Store]:
 
 def _prepare(config: Config, folder: Path, store: Store, progress: Progress) -> Run:
     source = make_source(config)
-    dataset = prepare(source, home() / "data")
+    max_bad = (
+        {}
+        if config.data.name == "synthetic"
+        else {"max_bad_fraction": config.data.max_bad_fraction}
+    )
+    dataset = prepare(source, home() / "data", **max_bad)
+    for line in _findings(dataset):
+        progress.message(line)
     partition = asdict(config.partition)
     shards = make_partition(
         partition.pop("name"),
@@ -279,6 +286,24 @@ def _check_room(this: Run) -> None:
             f"({count} updates of {update / 1e6:.0f} MB, checkpoints, initial weights); allowed "
             "is more than that, or store.enabled=false"
         )
+
+
+def _findings(dataset: Dataset) -> list[str]:
+    """What the check of the files found that changes the data, a line each."""
+    audit, lines = dataset.audit, []
+    if audit.quarantined:
+        file, reason = audit.quarantined[0]
+        lines.append(
+            f"{len(audit.quarantined)} of {audit.checked} files cannot be used and are left out, "
+            f"e.g. {file}: {reason} (all of them: results.json, data.audit)"
+        )
+    if audit.in_test_too and audit.removed:
+        train, test = audit.in_test_too[0]
+        lines.append(
+            f"{len(audit.in_test_too)} training images are test images too and are left out of "
+            f"training, e.g. {train} = {test}"
+        )
+    return lines
 
 
 def _part(state: Mapping[str, torch.Tensor], names: Sequence[str]) -> State:
@@ -572,6 +597,7 @@ def _results(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
         "data": {
             "source": dataset.name,
             "note": dataset.note,
+            "audit": dataset.audit.as_dict(),
             "classes": list(classes),
             "train": per_class(dataset.train),
             "test": per_class(dataset.test),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torchvision
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
-from fedcats.core.errors import RunError
+from fedcats.core.errors import RunError, UserError
 from fedcats.core.metrics import read_predictions, scores
 from fedcats.federated import client as client_module
 
@@ -195,6 +196,26 @@ def test_photos_of_three_classes_in_a_folder(run: Go, photos: Path) -> None:
     assert set(model["per_class"]) == {"ant", "bee", "cow"}
     assert np.array(model["confusion_matrix"]).shape == (3, 3)
     assert "drawings" not in (folder / "report.html").read_text()
+
+
+def test_files_that_cannot_be_used_are_left_out_and_named(
+    run: Go, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "dirty"
+    shutil.copytree(photos, root)
+    whole = (root / "train/ant/0.jpg").read_bytes()
+    (root / "train/ant/broken.jpg").write_bytes(whole[: len(whole) // 2])
+    shutil.copy(root / "test/bee/1.jpg", root / "train/bee/leaked.jpg")
+    results, _ = run(LOCAL, "data=folder", f"data.root={root}", folder="dirty-run")
+    ((file, reason),) = results["data"]["audit"]["quarantined"]
+    assert file == "train/ant/broken.jpg"
+    assert reason
+    assert results["data"]["train"] == {"ant": 9, "bee": 9, "cow": 9}
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "1 of 41 files cannot be used and are left out, e.g. train/ant/broken.jpg" in shown
+    assert "train/bee/leaked.jpg = test/bee/1.jpg" in shown
+    with pytest.raises(UserError, match=r"more than data.max_bad_fraction=0.01"):
+        run(LOCAL, "data=folder", f"data.root={root}", "data.max_bad_fraction=0.01")
 
 
 @pytest.mark.parametrize(
