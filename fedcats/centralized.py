@@ -1,6 +1,7 @@
 """The centralized baseline: the same update over all images, in a process beside the federation."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,12 @@ class Baseline:
         self._task = task
         self._store = store
         command = [sys.executable, "-m", "fedcats.core.update", str(store.root), str(events)]
+        # This very package, whichever one is installed: `flwr run` brings its own copy.
+        package = str(Path(__file__).parents[1])
+        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
             command,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -170,8 +170,7 @@ def compute(task: Task, store: Store, report: Report = lambda _: None) -> Update
                     f"store {store.root}: the entry just written for {task.name} is gone"
                 )
             return Update(key, found.tensors, found.examples, found.epochs, reused=False)
-    last = found.epochs[-1].loss if found.epochs else None
-    report(_event(task, len(found.epochs), last, "reused"))
+    report_done(task, found, report)
     return found
 
 
@@ -182,6 +181,16 @@ def read(store: Store, key: str) -> Update | None:
         return None
     epochs = tuple(Epoch(**epoch) for epoch in entry.meta["epochs"])
     return Update(key, entry.tensors, entry.meta["examples"], epochs, reused=True)
+
+
+def put_received(
+    store: Store, tensors: Mapping[str, Tensor], examples: int, epochs: Sequence[Epoch]
+) -> str:
+    """Keep an update that came from elsewhere, under a key of what it holds; that key."""
+    about = {"examples": examples, "epochs": [asdict(epoch) for epoch in epochs]}
+    key = content_key({"kind": "received", "tensors": models.digest(tensors), **about})
+    store.put(key, tensors, {"kind": "update", "task": "received", **about})
+    return key
 
 
 _model_of_process: dict[tuple[str, int, str], nn.Module] = {}
@@ -268,6 +277,12 @@ def _event(task: Task, epoch: int, loss: float | None, state: str) -> dict[str, 
         "loss": loss,
         "state": state,
     }
+
+
+def report_done(task: Task, update: Update, report: Report) -> None:
+    """Report a task of which only the update was seen."""
+    loss = update.epochs[-1].loss if update.epochs else None
+    report(_event(task, len(update.epochs), loss, "reused" if update.reused else "done"))
 
 
 def append_events(path: Path) -> Report:

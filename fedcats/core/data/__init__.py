@@ -9,7 +9,7 @@ from fedcats.core.data.partition import (
     make_partition,
     paper_partition,
 )
-from fedcats.core.data.sources import Item, Source, folder_source
+from fedcats.core.data.sources import Item, Source, folder_source, part_source
 from fedcats.core.data.transforms import MEAN, STD, flip_, normalise
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "normalise",
     "open_dataset",
     "paper_partition",
+    "part_source",
     "prepare",
     "synthetic_source",
 ]

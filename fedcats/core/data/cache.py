@@ -202,7 +202,7 @@ def prepare(
                     dataset = open_dataset(folder)
         except OSError as error:
             raise RunError(f"the image cache {cache_root} cannot be written: {error}") from None
-    _check_usable(dataset, max_bad_fraction)
+    _check_usable(dataset, items, max_bad_fraction)
     return dataset
 
 
@@ -374,7 +374,9 @@ def _in_order(
         yield future.result()
 
 
-def _check_usable(dataset: Dataset, max_bad_fraction: float) -> None:
+def _check_usable(
+    dataset: Dataset, items: dict[str, tuple[Item, ...]], max_bad_fraction: float
+) -> None:
     bad = len(dataset.rejected)
     total = bad + len(dataset.train) + len(dataset.test)
     if bad > max_bad_fraction * total:
@@ -385,9 +387,10 @@ def _check_usable(dataset: Dataset, max_bad_fraction: float) -> None:
             f"{max_bad_fraction} allows: {shown}{more}"
         )
     for split in SPLITS:
-        present = np.unique(getattr(dataset, split).labels)
+        present = set(getattr(dataset, split).labels.tolist())
+        listed = {item.label for item in items[split]}  # a site may lack a class, or a part
         for label, name in enumerate(dataset.classes):
-            if label not in present:
+            if label in listed - present:
                 raise UserError(f"no usable image of class {name!r} is left in {split}")
 
 

@@ -130,6 +130,69 @@ def folder_source(root: str | Path, test_fraction: float, seed: int) -> Source:
     )
 
 
+def part_source(root: str | Path, part: str, classes: tuple[str, ...] | None = None) -> Source:
+    """Photos of one part alone: a site's for training, or a server's for testing.
+
+    Parameters
+    ----------
+    root
+        The folder: ``part/<class>`` where there is a folder ``part``, else ``<class>``.
+    part
+        ``train`` or ``test``; the other one stays empty.
+    classes
+        The classes in the order of their labels, where others decide them: a site may lack some,
+        and has none beside them. None takes those of the folder.
+
+    Returns
+    -------
+    Source
+        Its paths begin with ``part`` where that folder is.
+
+    Raises
+    ------
+    UserError
+        When the folder does not exist, holds no images, or holds other classes.
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise UserError(f"data.root={root}: the folder {what}")
+    root = root.resolve()
+    listing = _Listing(root)
+    prefix = part if (root / part).is_dir() else ""
+    found = listing.classes(prefix)
+    if classes is None:
+        classes = found
+        _check_classes(classes, root / prefix)
+    for name in found:
+        if name not in classes:
+            raise UserError(
+                f"data.root={root}: class {name!r} is not one of the federation's: "
+                f"allowed are {', '.join(classes)}"
+            )
+    items = tuple(
+        Item(path, label)
+        for label, name in enumerate(classes)
+        if name in found
+        for path in listing.images(f"{prefix}/{name}" if prefix else name)
+    )
+    if not items:
+        raise UserError(
+            f"data.root={root}: no images in {part}/<class> or <class> folders "
+            f"(classes: {', '.join(classes)})"
+        )
+    return Source(
+        name="folder",
+        note="",
+        classes=classes,
+        train=items if part == "train" else (),
+        test=items if part == "test" else (),
+        read=FolderReader(root),
+        rejected=tuple(listing.rejected),
+        ignored=tuple(listing.ignored),
+    )
+
+
 def _looks_half_split(root: Path) -> bool:
     """Whether one of train and test is there and has folders in it, as classes would not."""
     return any(
