@@ -229,10 +229,10 @@ def _prepare(
             )
         shards = [np.zeros(0, dtype=np.int64) for _ in sites]
     else:
+        if grid is not None and config.mode != "centralized":  # before anything takes time
+            wait_for_nodes(grid, config.partition.num_shards)
         dataset = prepare(make_source(config), home() / "data")
-        shards = _shards(config, dataset)
-        if grid is not None:
-            wait_for_nodes(grid, len(shards))  # before anything is trained
+        shards = deal_out(config, dataset)
     initial = models.initial_weights(
         config.model.name,
         len(dataset.classes),
@@ -272,7 +272,8 @@ def _test_source(config: Config) -> Source:
     return part_source(Path(config.data.root), "test")
 
 
-def _shards(config: Config, dataset: Dataset) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+def deal_out(config: Config, dataset: Dataset) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+    """For each client, positions in ``dataset.train``, int64."""
     partition = asdict(config.partition)
     return make_partition(
         partition.pop("name"),

@@ -25,7 +25,7 @@ from fedcats.core.training import Epoch
 from fedcats.core.update import Task, put_received, put_weights, read
 from fedcats.federated.sites import site_number, site_photos
 
-NODES_TIMEOUT = 10.0  # seconds: a simulation's nodes are there from the start
+NODES_TIMEOUT = 3.0  # seconds: a simulation's nodes are there from the start
 POLL_SECONDS = 0.05
 
 
