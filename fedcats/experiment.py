@@ -49,7 +49,7 @@ from fedcats.federated.runner import default_workers, run_local, run_on_ray
 from fedcats.federated.sites import Site, find_sites
 from fedcats.federated.strategy import InOrderGrid, MergeStrategy, Plan, merge_order
 from fedcats.federated.transport import ByReference, OnTheWire, Transport, wait_for_nodes
-from fedcats.report import Progress, print_summary
+from fedcats.report import Progress, print_summary, write_report
 
 if TYPE_CHECKING:
     from fedcats.federated.strategy import Merged
@@ -88,6 +88,16 @@ class Run:
     def events(self) -> Path:
         """The file to which everything that trains appends its progress."""
         return self.folder / "progress.jsonl"
+
+    @property
+    def expected(self) -> dict[str, float]:
+        """What is going to be trained, and how many images an epoch of it has."""
+        expected: dict[str, float] = {}
+        if self.config.mode != "federated":
+            expected["centralized"] = len(self.dataset.train)
+        if self.config.mode != "centralized" and self.config.rounds == 1:
+            expected |= {f"client {i}": len(shard) for i, shard in enumerate(self.shards)}
+        return expected
 
     def task(self, client: int | str, server_round: int, start: str) -> Task:
         """What a client does in a round (or the baseline, with all images)."""
@@ -171,6 +181,7 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, An
         with _clock(seconds, "data"):
             this = _prepare(config, folder, store, progress, grid)
             _write_shards(this)
+            progress.expect(this.expected)
         with _clock(seconds, "training"), _follow(this.events, progress):
             trained = _train(this, grid)
         with _clock(seconds, "evaluation"):
@@ -181,10 +192,7 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, An
     _write_history(folder, trained)
     _write_json(folder / "results.json", results)
     this.events.unlink(missing_ok=True)
-    import fedcats.report
-
-    if hasattr(fedcats.report, "write_report"):
-        fedcats.report.write_report(folder, results)
+    write_report(folder, results)
     print_summary(results, folder)
     return results
 
@@ -218,7 +226,7 @@ def _prepare(
     if config.partition.name == "sites":
         if grid is None:
             raise UserError(
-                "partition.name=sites: only a run on SuperNodes has it; allowed are paper, iid"
+                "partition.name=sites: only a run on SuperNodes has it; allowed are equal, paper, iid"
             )
         dataset = prepare(_test_source(config), home() / "data")
         sites = find_sites(grid, dataset.classes)

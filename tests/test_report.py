@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from rich.console import Console
 
-from fedcats.core.metrics import compare, scores, write_predictions
+from fedcats.core.metrics import compare, read_predictions, scores, write_predictions
+from fedcats.report import Progress, figures, print_summary, tables, view, write_report
+
+PAPER = OmegaConf.to_container(
+    OmegaConf.load(Path(__file__).parents[1] / "conf" / "paper" / "cats_dogs.yaml")
+)
 
 
 def predictions(
@@ -133,3 +146,383 @@ def fake_run(
         results["paper"] = paper
     (folder / "results.json").write_text(json.dumps(results, indent=2))
     return results
+
+
+def small(**more: Any) -> dict[str, Any]:
+    """A results dict by hand: centralized 0.96, merged 0.95, two sub-models."""
+
+    def model(accuracy: float, precision: float, recall: float, **rest: Any) -> dict[str, Any]:
+        return {
+            "accuracy": accuracy, "precision": precision, "recall": recall, "f1": 0.9,
+            "loss": 0.1, "n": 200, "confusion_matrix": [[95, 5], [3, 97]], **rest,
+        }  # fmt: skip
+
+    interval = {"difference": -0.01, "low": -0.03, "high": 0.012}
+    return {
+        "data": {
+            "source": "folder",
+            "classes": ["cat", "dog"],
+            "train": {"cat": 999, "dog": 1004},
+            "test": {"cat": 100, "dog": 100},
+        },
+        "config": {"strategy": {"beta": 0.5}},
+        "models": {
+            "centralized": model(0.96, 0.95, 0.97),
+            "submodel/0": model(0.90, 0.91, 0.92),
+            "submodel/1": model(0.92, 0.93, 0.94),
+            "polyak": model(0.95, 0.955, 0.94, effective_weights=[0.5, 0.5], n_eff=2.0),
+        },
+        "comparison": {
+            "polyak": {
+                "n": 200, "only_model_right": 3, "only_reference_right": 5, "mcnemar_p": 0.7266,
+                "confidence": 0.95,
+                "accuracy": interval,
+                "precision": {"difference": 0.005, "low": -0.01, "high": 0.02},
+                "recall": {"difference": -0.03, "low": -0.05, "high": -0.01},
+            }
+        },
+        **more,
+    }  # fmt: skip
+
+
+# --- the answer ------------------------------------------------------------------------------
+
+
+def test_the_answer_by_hand():
+    assert view.verdict(small()) == [
+        "Training on 2 devices and merging only the weights (Polyak β = 0.5) gives 95.0% accuracy, "
+        "1.0 points less than training on all 2,003 photos in one place (96.0%); the difference is "
+        "no more than chance would give on 200 test photos (95% interval −3.0 to +1.2 points, "
+        "exact McNemar p = 0.73).",
+        "Precision changes by +0.5 points (−1.0 to +2.0), recall by −3.0 (−5.0 to −1.0).",
+    ]
+
+
+def test_the_answer_says_when_it_is_more_than_chance():
+    results = small()
+    results["comparison"]["polyak"]["mcnemar_p"] = 0.0004
+    first, _ = view.verdict(results)
+    assert "the difference is more than chance would give" in first
+    assert "p < 0.001" in first
+
+
+def test_the_answer_without_a_centralized_model():
+    results = small()
+    del results["models"]["centralized"], results["comparison"]
+    assert view.verdict(results) == [
+        "Training on 2 devices and merging only the weights (Polyak β = 0.5) gives 95.0% accuracy "
+        "on 200 test photos, single sub-models 0.9000 to 0.9200; there is no centralized model in "
+        "this run to compare with."
+    ]
+
+
+def test_the_answer_without_a_merged_model():
+    results = small()
+    results["models"] = {"centralized": results["models"]["centralized"]}
+    results["data"]["source"] = "synthetic"
+    (sentence,) = view.verdict(results)
+    assert sentence.startswith("The centralized model reaches 96.0% accuracy on 200 test drawings")
+
+
+def test_warnings_name_drawings_and_clients_left_out():
+    results = small(failures={"round 1, client 3": "its weights are not finite"})
+    results["data"] |= {"source": "synthetic", "note": "drawings made by fedcats, not photos"}
+    drawings, left_out = view.warnings(results)
+    assert drawings.startswith("Drawings made by fedcats, not photos: the numbers show")
+    assert left_out == "Left out of the merge: round 1, client 3 (its weights are not finite)."
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (view.points(-0.0074), "−0.7"),
+        (view.points(0.0074), "+0.7"),
+        (view.points(-0.0001), "0.0"),
+        (view.percent(0.94166), "94.2%"),
+        (view.duration(8.44), "8.4 s"),
+        (view.duration(59.7), "1 min 00 s"),
+        (view.duration(125), "2 min 05 s"),
+        (view.duration(3780), "1 h 03 min"),
+        (view.p_value(0.0004), "p < 0.001"),
+        (view.p_value(0.0312), "p = 0.031"),
+        (view.p_value(0.7266), "p = 0.73"),
+    ],
+)
+def test_numbers_as_text(text: str, expected: str):
+    assert text == expected
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+
+def test_the_table_of_scores_in_markdown():
+    lines = tables.to_markdown(tables.scores(small(), submodels=False)).splitlines()
+    assert lines[0] == ("| model | accuracy | precision | recall | F1 | loss | tn | fp | fn | tp |")
+    assert lines[1] == "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    assert lines[2].startswith("| centralized | 0.9600 | 0.9500 | 0.9700 |")
+    assert lines[2].endswith("| 95 | 5 | 3 | 97 |")
+    assert lines[4].startswith("| median of 2 | 0.9100 | 0.9200 | 0.9300 |")
+
+
+def test_the_paper_stands_beside_every_score():
+    table = tables.paper(small(paper=PAPER))
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["centralized"] == (
+        "0.9600", "0.9417", "+1.8", "0.9500", "0.9627", "−1.3", "0.9700", "0.9190", "+5.1",
+    )  # fmt: skip
+    assert rows["Polyak β = 0.5"][:3] == ("0.9500", "0.9348", "+1.5")
+    assert rows["sub-model 1"][:3] == ("0.9200", "0.8804", "+4.0")
+    assert rows["median of 2"][:3] == ("0.9100", "0.8503", "+6.0")
+    assert tables.paper(small()) is None
+    assert tables.paper(small(paper={"name": "none"})) is None
+
+
+def test_the_comparison_names_interval_and_p():
+    (row,) = tables.comparison(small()).rows
+    assert row == (
+        "Polyak β = 0.5", "−1.0 (−3.0 to +1.2)", "+0.5 (−1.0 to +2.0)", "−3.0 (−5.0 to −1.0)",
+        "3 : 5", "0.73",
+    )  # fmt: skip
+
+
+def test_shards_show_the_weight_of_each_client():
+    results = small()
+    shards = [{"client": c, "examples": 198, "per_class": {"cat": 99, "dog": 99}} for c in (0, 1)]
+    results["data"]["shards"] = shards
+    # a merge in another order: the first weight belongs to client 1
+    results["models"]["polyak"] |= {"clients": [1, 0], "effective_weights": [0.3, 0.7]}
+    table = tables.shards(results)
+    assert table.header[-1] == "in Polyak β = 0.5"
+    assert [row[-1] for row in table.rows] == ["70.0%", "30.0%"]
+
+
+def test_cells_are_escaped():
+    table = tables.Table("t", ("a|b", "<i>"), [("x|y", "<script>")])
+    assert "a\\|b" in tables.to_markdown(table)
+    assert "&lt;script&gt;" in tables.to_html(table)
+    assert "<script>" not in tables.to_html(table)
+
+
+def test_the_papers_numbers_follow_from_its_matrices():
+    for name in ("centralized", "polyak"):
+        printed = PAPER["models"][name]
+        (tn, fp), (fn, tp) = printed["confusion_matrix"]
+        assert tn + fp + fn + tp == PAPER["n"] == 1012
+        assert printed["accuracy"] == pytest.approx((tn + tp) / 1012, abs=6e-5)
+        assert printed["precision"] == pytest.approx(tp / (tp + fp), abs=6e-5)
+        assert printed["recall"] == pytest.approx(tp / (tp + fn), abs=6e-5)
+    assert sum(name.startswith("submodel/") for name in PAPER["models"]) == 10
+
+
+# --- figures and page ------------------------------------------------------------------------
+
+ALL = {"scores", "difference", "confusion", "loss", "weights", "confusion_submodels"}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"paper": PAPER}, ALL),
+        ({"with_centralized": False, "clients": 3}, ALL - {"difference"}),
+        ({"rules": ()}, {"scores", "confusion", "loss"}),
+        ({"rounds": 2, "clients": 3}, ALL | {"rounds"}),
+        ({"clients": 40, "per_class": 50}, ALL - {"confusion_submodels"}),
+        ({"classes": ("a", "b", "c"), "clients": 2, "per_class": 40}, ALL),
+    ],
+    ids=["paper", "federated", "centralized", "rounds", "many-clients", "three-classes"],
+)
+def test_every_mode_has_its_report(tmp_path: Path, options: dict[str, Any], expected: set[str]):
+    results = fake_run(tmp_path, **options)
+    write_report(tmp_path, results)
+    for suffix in ("png", "svg"):
+        assert {path.stem for path in (tmp_path / "figures").glob(f"*.{suffix}")} == expected
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<figure") == len(expected)
+    for name, model in results["models"].items():
+        assert view.title(results, name) in page
+        assert f"{model['accuracy']:.4f}" in page
+
+
+def test_the_page_needs_nothing_from_anywhere(tmp_path: Path):
+    write_report(tmp_path, fake_run(tmp_path, clients=2, per_class=50))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    named = set(re.findall(r"https?://[^\s\"'<)]+", page))
+    assert named <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert not re.search(r"<(script|link|img|iframe)\b|@import|url\((?!#)", page)
+    references = set(re.findall(r'(?:href="#|url\(#)([^")]+)', page))
+    assert references <= set(re.findall(r'\bid="([^"]+)"', page))
+    assert "prefers-color-scheme: dark" in page
+    assert not re.search(f"fill: {figures.INK}|stroke: {figures.BLUE}", page)
+
+
+def test_the_page_begins_with_the_answer(tmp_path: Path):
+    results = fake_run(tmp_path, clients=2, per_class=50, source="synthetic")
+    write_report(tmp_path, results)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    answer, _ = view.verdict(results)
+    assert "drawings" in answer
+    assert page.index("not photos") < page.index(answer) < page.index("<table>")
+
+
+def test_odd_class_names_do_no_harm(tmp_path: Path):
+    odd = ("<script>alert(1)</script>", "50$ & 60$ --> |")
+    write_report(tmp_path, fake_run(tmp_path, classes=odd, clients=2, per_class=30))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_figures_are_the_same_bytes_again(tmp_path: Path):
+    results = fake_run(tmp_path, clients=3, per_class=50, paper=PAPER)
+    written = []
+    for _ in range(2):
+        write_report(tmp_path, results)
+        files = sorted([*(tmp_path / "figures").iterdir(), tmp_path / "report.html"])
+        written.append({file.name: file.read_bytes() for file in files})
+    assert written[0] == written[1]
+    assert b"<dc:date>" not in b"".join(written[0].values())
+
+
+def test_the_loss_figure_shows_the_history(tmp_path: Path):
+    results = fake_run(tmp_path, clients=3, epochs=4)
+    curves = figures.history(tmp_path, results)
+    assert set(curves) == {"centralized", "submodel/0", "submodel/1", "submodel/2"}
+    figure = figures.loss(results, curves)
+    left, right = figure.axes
+    losses = [epoch["loss"] for epoch in results["models"]["centralized"]["training"]["epochs"]]
+    assert list(left.lines[0].get_ydata()) == losses
+    own = [line.get_ydata() for line in right.lines[:3]]
+    np.testing.assert_allclose(right.lines[3].get_ydata(), np.median(own, axis=0))
+    (tmp_path / "history.csv").unlink()
+    assert figures.history(tmp_path, results) == curves
+
+
+def test_the_loss_figure_joins_the_rounds_of_each_rule(tmp_path: Path):
+    results = fake_run(tmp_path, clients=2, epochs=3, rounds=2)
+    with figures.style():
+        figure = figures.loss(results, figures.history(tmp_path, results))
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert titles == ["centralized", "sub-models, Polyak β = 0.5", "sub-models, FedAvg"]
+    assert [len(ax.lines[0].get_ydata()) for ax in figure.axes] == [3, 6, 6]
+
+
+def test_wilson_intervals_of_the_three_scores():
+    model = small()["models"]["centralized"]  # matrix [[95, 5], [3, 97]]
+    assert figures._wilson(model, "accuracy") == figures.wilson(192, 200)
+    assert figures._wilson(model, "precision") == figures.wilson(97, 102)
+    assert figures._wilson(model, "recall") == figures.wilson(97, 100)
+
+
+def test_scores_of_the_fixture_agree_with_its_predictions(tmp_path: Path):
+    results = fake_run(tmp_path, clients=2, per_class=50)
+    for model in results["models"].values():
+        read = read_predictions(tmp_path / model["predictions"])
+        for key, value in scores(read.labels, read.probabilities, read.classes).items():
+            assert model[key] == value
+
+
+# --- terminal --------------------------------------------------------------------------------
+
+
+def terminal(**options: Any) -> tuple[Console, io.StringIO]:
+    stream = io.StringIO()
+    return Console(file=stream, **options), stream
+
+
+def test_the_summary_fits_a_plain_terminal_and_ends_with_the_folder(tmp_path: Path):
+    folder = tmp_path / ("a rather long folder name " * 4)
+    folder.mkdir()
+    results = fake_run(folder, paper=PAPER, source="synthetic")
+    console, stream = terminal(width=80)
+    print_summary(results, folder, console)
+    *lines, last = stream.getvalue().splitlines()
+    assert last == str(folder.resolve())
+    assert max(map(len, lines)) <= 80
+    assert "not photos" in lines[0]
+    text = " ".join(stream.getvalue().split())
+    assert " ".join(view.verdict(results)) in text
+    assert "centralized 0.9644 0.9417 +2.3" in text
+    assert "3 trained, 10 taken from the store" in text
+
+
+def test_progress_without_a_terminal_is_a_few_lines():
+    now = 0.0
+    console, stream = terminal()
+    tasks = {f"client {i}": 198.0 for i in range(10)}
+    with Progress(tasks, console, every=30, clock=lambda: now) as progress:
+        for step in range(1, 101):
+            now = float(step)
+            for name in tasks:
+                progress.update(name, step // 10, 10, 0.5 / step, "training")
+        for name in tasks:
+            progress.update(name, 10, 10, 0.005, "done")
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 3 + 10 + 1  # every 30 s, each end, the total
+    # 3 epochs of one client and 2 of the nine others took 30 s: 21 of 100
+    assert lines[0] == (
+        "client 0: training, epoch 3 of 10, loss 0.0167  "
+        "(0 of 10 done, 0:30 elapsed, about 1:53 left)"
+    )
+    assert lines[3].startswith("client 0: done, epoch 10 of 10, loss 0.0050  (1 of 10 done")
+    assert lines[-1] == "10 of 10 done, 1:40 elapsed"
+
+
+def test_the_time_left_follows_the_work_not_the_number_of_tasks():
+    now = 0.0
+    console, stream = terminal()
+    with Progress({"centralized": 2000, "client 0": 200}, console, clock=lambda: now) as progress:
+        now = 60.0
+        progress.update("client 0", 10, 10, 0.1, "done")
+    # 200 of 2200 took a minute, so ten minutes are left
+    assert "1 of 2 done, 1:00 elapsed, about 10:00 left" in stream.getvalue()
+
+
+def test_what_was_reused_does_not_count_as_work():
+    now = 0.0
+    console, stream = terminal()
+    with Progress(["a", "b", "c"], console, clock=lambda: now) as progress:
+        progress.update("a", 10, 10, 0.1, "reused")
+        now = 10.0
+        progress.update("b", 10, 10, 0.1, "done")
+    assert "2 of 3 done, 1 from the store, 0:10 elapsed, about 0:10 left" in stream.getvalue()
+
+
+def test_a_failure_is_shown_at_once_and_many_tasks_make_no_flood():
+    console, stream = terminal()
+    with Progress([f"client {i}" for i in range(500)], console, clock=lambda: 0.0) as progress:
+        for i in range(499):
+            progress.update(f"client {i}", 10, 10, 0.1, "reused")
+        progress.update("client 499", 3, 10, 0.1, "failed")
+        progress.message("[odd] message")
+    assert stream.getvalue().splitlines() == [
+        "client 499: failed, epoch 3 of 10, loss 0.1000  "
+        "(499 of 500 done, 499 from the store, 1 failed, 0:00 elapsed)",
+        "[odd] message",
+        "499 of 500 done, 499 from the store, 1 failed, 0:00 elapsed",
+    ]
+
+
+def test_the_live_display_shows_what_is_at_work_and_fits_the_screen():
+    console, stream = terminal(force_terminal=True, width=90, height=16, color_system=None)
+    with pytest.raises(KeyError), Progress((), console) as progress:
+        progress.expect({f"client {i}": 198 for i in range(100)})
+        with ThreadPoolExecutor(4) as pool:
+            for i in range(90):
+                pool.submit(progress.update, f"client {i}", 10, 10, 0.0123, "done")
+        progress.update("client 97", 4, 10, 0.25, "training")
+        progress.message("a message")
+        raise KeyError
+    last = stream.getvalue().split("\x1b[2K")[-1]
+    shown = [line for line in last.splitlines() if "client" in line]
+    assert 4 <= len(shown) <= 16 - 3
+    assert any("client 97" in line and "4/10" in line and "0.2500" in line for line in shown)
+    assert "90 of 100 done" in last
+    assert "a message" in stream.getvalue()
+
+
+def test_importing_the_report_is_cheap():
+    code = "import sys, fedcats.report; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"matplotlib", "jinja2", "rich", "torch", "scipy", "sklearn"} & set(loaded)

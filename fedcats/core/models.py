@@ -1,5 +1,6 @@
 """torchvision's image classifiers with the last layer replaced, and their initial weights."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -234,11 +235,12 @@ def _imagenet(name: str, say: Callable[[str], None]) -> State:
         weights = torchvision.models.AlexNet_Weights.IMAGENET1K_V1
     here = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20.0)
+    socket.setdefaulttimeout(10.0)
     try:
         if not here.is_file():
             say(f"downloading ImageNet weights of {name}")
-        return dict(weights.get_state_dict(progress=False, check_hash=True))
+        with contextlib.redirect_stderr(io.StringIO()):  # torch.hub has its say there
+            return dict(weights.get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"model.weights=imagenet: cannot be downloaded here ({_brief(error)}); put "

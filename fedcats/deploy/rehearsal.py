@@ -205,6 +205,8 @@ class Loopback:
 def write_photos(config: Config, folder: Path) -> tuple[list[Path], Path]:
     """Put each shard of the configuration's partition into a folder, and the test photos.
 
+    Files are numbered, so that a site sees its photos in the order of the shard.
+
     Returns
     -------
     (folders of the sites, folder of the server)
@@ -212,13 +214,15 @@ def write_photos(config: Config, folder: Path) -> tuple[list[Path], Path]:
     source = make_source(config)
     dataset = prepare(source, home() / "data")
     parts = {
-        f"site-{number}": dataset.train.subset(indices)
+        f"site-{number}": ("train", dataset.train.subset(indices))
         for number, indices in enumerate(deal_out(config, dataset))
     }
-    parts["server"] = dataset.test
-    for name, images in parts.items():
-        for file in images.files:
-            path = folder / name / file
+    parts["server"] = ("test", dataset.test)
+    for name, (part, images) in parts.items():
+        for number, (file, label) in enumerate(zip(images.files, images.labels, strict=True)):
+            path = (
+                folder / name / part / dataset.classes[label] / f"{number:06d}{Path(file).suffix}"
+            )
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(source.read(file))
     *sites, server = (folder / name for name in parts)

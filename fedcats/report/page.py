@@ -52,8 +52,10 @@ th, td { padding: .28rem .8rem .28rem 0; white-space: nowrap; vertical-align: to
 td { border-bottom: 1px solid var(--grid); }
 .num { text-align: right; }
 figure { margin: 1rem 0 1.4rem; overflow-x: auto; }
-figure svg { display: block; width: 100%; height: auto; min-width: 34rem; }
-figure.narrow svg { width: auto; min-width: 0; max-width: 100%; }
+figure svg {
+  display: block; width: 100%; height: auto;
+  max-width: var(--width); min-width: min(34rem, var(--width));
+}
 figcaption { margin-top: .3rem; position: sticky; left: 0; }
 details { margin: .8rem 0; }
 summary { cursor: pointer; }
@@ -81,7 +83,7 @@ a { color: var(--blue); }
 </style>
 </head>
 <body>
-{% macro figure(one) %}{% if one %}<figure{% if one.width < 600 %} class="narrow"{% endif %}>
+{% macro figure(one) %}{% if one %}<figure style="--width: {{ one.width }}px">
 {{ one.svg | safe }}
 <figcaption>{{ one.caption }}</figcaption></figure>{% endif %}{% endmacro %}
 {% macro pairs(items) %}<dl>{% for key, value in items %}
@@ -161,6 +163,7 @@ SWEEP = """\
 {% endfor %}
 <h2>Every point</h2>
 {{ to_html(points) }}
+<p class="note">The same numbers are in sweep.csv beside this page.</p>
 {% if jobs %}
 <h2>The single runs</h2>
 <ul>{% for name in jobs %}<li><a href="{{ name }}/report.html">{{ name }}</a></li>

@@ -58,7 +58,7 @@ class Progress:
         Seconds, monotonic.
     """
 
-    def __init__(  # noqa: D107 - the class says it
+    def __init__(
         self,
         tasks: Iterable[str] | Mapping[str, float] = (),
         console: Console | None = None,

@@ -100,12 +100,13 @@ def things(results: Results) -> str:
 
 def note(results: Results) -> str:
     """Return what a reader must know about the data before reading a number; may be empty."""
-    given = str(results["data"].get("note") or "").strip()
-    if given or not is_drawn(results):
-        return given
+    given = str(results["data"].get("note") or "").strip().rstrip(".")
+    if not is_drawn(results):
+        return f"{given[0].upper()}{given[1:]}." if given else ""
+    given = given or "drawings made by fedcats, not photos"
     return (
-        "These are drawings made by fedcats itself, not photos: "
-        "they show that the pipeline works, not how it does on real pictures."
+        f"{given[0].upper()}{given[1:]}: the numbers show that the pipeline works, "
+        "not how well it would do on photos."
     )
 
 

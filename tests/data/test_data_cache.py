@@ -224,9 +224,9 @@ def test_unusable_files_are_left_out_and_named(root, tmp_path):
     (root / "train/cat/1.png").write_bytes(b"")
     (root / "test/dog/0.png").write_text("no image")
     data = prepared(root, tmp_path / "cache", max_bad_fraction=0.2)
-    assert data.rejected == (
-        ("train/cat/1.png", "empty file"),
+    assert data.audit.quarantined == (
         ("test/dog/0.png", "not an image of a known kind"),
+        ("train/cat/1.png", "empty file"),
     )
     assert "train/cat/1.png" not in data.train.files
     assert data.train.labels.tolist() == [0] * 4 + [1] * 5
@@ -257,11 +257,11 @@ def test_a_file_that_changes_meanwhile(root, tmp_path):
     source = folder_source(root, 0.25, 0)
 
     def change(done, total):
-        (root / "test/dog/2.png").write_bytes(b"")
+        (root / "train/dog/4.png").write_bytes(b"")
 
-    with pytest.raises(RunError, match=r"test/dog/2\.png changed while it was being read"):
+    with pytest.raises(RunError, match=r"train/dog/4\.png changed while it was being read"):
         prepare(source, tmp_path / "cache", size=16, on_progress=change)
-    assert len(prepared(root, tmp_path / "cache", max_bad_fraction=0.2).test) == 5
+    assert len(prepared(root, tmp_path / "cache", max_bad_fraction=0.2).train) == 9
 
 
 def test_cache_that_cannot_be_written(root, tmp_path):

@@ -51,7 +51,7 @@ def dataset(tmp_path_factory):
             for name, (image, options) in FILES.items():
                 image().save(root / split / kind / name, **options)
     source = folder_source(root, 0.5, 0)
-    return root, prepare(source, tmp_path_factory.mktemp("cache"))
+    return root, prepare(source, tmp_path_factory.mktemp("cache"), keep_duplicates=True)
 
 
 def torchvision_pixels(path, p):

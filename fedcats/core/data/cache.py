@@ -11,12 +11,13 @@ import json
 import os
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import joblib
 import numpy as np
@@ -26,12 +27,18 @@ from filelock import FileLock
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from fedcats.core.data.audit import (
+    AuditReport,
+    Seen,
+    find_duplicates,
+    find_near_duplicates,
+    perceptual_hash,
+)
 from fedcats.core.data.decoding import BadImage, decode
-from fedcats.core.data.sources import Item, Source
+from fedcats.core.data.sources import SPLITS, Item, Source
 from fedcats.core.errors import RunError, UserError
 
-SPLITS = ("train", "test")
-_FORMAT = 1
+_FORMAT = 2
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -126,10 +133,8 @@ class Dataset:
         Height and width of the images in pixels.
     train, test
         The images.
-    rejected
-        (path, reason) of each file that could not be used.
-    ignored
-        Files beside the images that do not look like images.
+    audit
+        What was found when the files were looked at.
     """
 
     path: Path
@@ -139,8 +144,7 @@ class Dataset:
     size: int
     train: Images
     test: Images
-    rejected: tuple[tuple[str, str], ...]
-    ignored: tuple[str, ...]
+    audit: AuditReport
 
 
 def prepare(
@@ -150,6 +154,7 @@ def prepare(
     workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     max_bad_fraction: float = 0.05,
+    keep_duplicates: bool = False,
 ) -> Dataset:
     """Decode a source into the cache, or open it there.
 
@@ -171,6 +176,8 @@ def prepare(
         Called with (images done, images in all) while decoding, from this thread.
     max_bad_fraction
         Largest share of unusable files, 0 to 1, of all files.
+    keep_duplicates
+        Keep training images that are, byte for byte, in the test part too.
 
     Returns
     -------
@@ -179,18 +186,14 @@ def prepare(
     Raises
     ------
     UserError
-        When more than `max_bad_fraction` of the files are unusable, or no image of a class is
-        left in one of the splits.
+        When more than `max_bad_fraction` of the files are unusable, no image of a class is left
+        in one of the splits, or the source asks for more images than there are.
     RunError
         When a file changes while it is read, or the cache cannot be written.
     """
-    items = {split: getattr(source, split) for split in SPLITS}
-    workers = workers or joblib.cpu_count()
-    with ThreadPoolExecutor(workers) as pool:
-        digests = None
-        if source.fingerprint is None:
-            digests = {split: _digests(source, items[split], pool) for split in SPLITS}
-        key = _key(source, items, digests, size)
+    with ThreadPoolExecutor(workers or joblib.cpu_count()) as pool:
+        digests = _digests(source, pool) if source.fingerprint is None else None
+        key = _key(source, digests, size, keep_duplicates)
         folder = cache_root / key
         try:
             cache_root.mkdir(parents=True, exist_ok=True)
@@ -198,7 +201,8 @@ def prepare(
             with FileLock(cache_root / f"{key}.lock"):
                 dataset = _open_if_sound(folder)
                 if dataset is None:
-                    _build(source, items, digests, size, folder, pool, on_progress)
+                    build = _Build(source, size, keep_duplicates, pool, on_progress)
+                    build.into(folder, digests)
                     dataset = open_dataset(folder)
         except OSError as error:
             raise RunError(f"the image cache {cache_root} cannot be written: {error}") from None
@@ -240,8 +244,7 @@ def open_dataset(path: str | Path) -> Dataset:
         size=index["size"],
         train=images["train"],
         test=images["test"],
-        rejected=tuple((file, reason) for file, reason in index["rejected"]),
-        ignored=tuple(index["ignored"]),
+        audit=AuditReport.from_dict(index["audit"]),
     )
 
 
@@ -249,12 +252,12 @@ def _open_images(path: Path, split: str, index: dict[str, Any]) -> Images:
     entry = index[split]
     file = path / f"{split}.npy"
     array = np.load(file, mmap_mode="r", allow_pickle=False)
-    expected = (entry["rows_in_file"], 3, index["size"], index["size"])
+    expected = (len(entry["files"]), 3, index["size"], index["size"])
     if array.shape != expected or array.dtype != np.uint8:
         raise ValueError(f"{file.name} holds {array.dtype} {array.shape}, not uint8 {expected}")
     return Images(
         path=file,
-        rows=np.array(entry["rows"], dtype=np.int64),
+        rows=np.arange(len(array)),
         labels=np.array(entry["labels"], dtype=np.int64),
         files=tuple(entry["files"]),
         digests=tuple(entry["sha256"]),
@@ -269,91 +272,183 @@ def _open_if_sound(folder: Path) -> Dataset | None:
         return None
 
 
-def _build(
-    source: Source,
-    items: dict[str, tuple[Item, ...]],
-    digests: dict[str, list[str]] | None,
-    size: int,
-    folder: Path,
-    pool: ThreadPoolExecutor,
-    on_progress: Callable[[int, int], None] | None,
-) -> None:
-    """Decode everything into a temporary folder and rename it; the caller holds the lock."""
-    temporary = folder.with_name(folder.name + ".part")
-    for leftover in (temporary, folder):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir()
-    index: dict[str, Any] = {
-        "format": _FORMAT,
-        "name": source.name,
-        "note": source.note,
-        "classes": source.classes,
-        "size": size,
-        "transform": _transform(size),
-        "rejected": list(source.rejected),
-        "ignored": source.ignored,
-    }
-    done, total = 0, sum(len(items[split]) for split in SPLITS)
-    with warnings.catch_warnings():
-        # Pillow warns of what is decided here: bombs are refused, odd metadata does not matter.
-        warnings.simplefilter("ignore")
-        for split in SPLITS:
-            entry: dict[str, Any] = {"files": [], "labels": [], "rows": [], "sha256": []}
-            # Rows of unusable files stay empty: holes in the file, which take no space.
-            entry["rows_in_file"] = len(items[split])
-            decoded = _in_order(pool, lambda item: _decoded(source, item, size), items[split])
-            with (temporary / f"{split}.npy").open("wb") as file:
-                shape = (len(items[split]), 3, size, size)
-                np.lib.format.write_array_header_1_0(
-                    file, {"descr": "|u1", "fortran_order": False, "shape": shape}
+@dataclass(frozen=True)
+class _Decoded:
+    """What became of one item: pixels (3, size, size), or why there are none."""
+
+    item: Item
+    digest: str
+    pixels: NDArray[np.uint8] | None
+    look: int | None
+    reason: str = ""
+
+
+@dataclass
+class _Build:
+    """Decodes a source into a folder, and takes notes for the audit."""
+
+    source: Source
+    size: int
+    keep_duplicates: bool
+    pool: ThreadPoolExecutor
+    on_progress: Callable[[int, int], None] | None
+    seen: list[Seen] = field(default_factory=list)
+    quarantined: list[tuple[str, str]] = field(default_factory=list)
+    in_test_too: list[tuple[str, str]] = field(default_factory=list)
+    done: int = 0
+    total: int = 0
+
+    def into(self, folder: Path, digests: dict[str, str] | None) -> None:
+        """Write everything into a temporary folder and rename it; the caller holds the lock.
+
+        Parameters
+        ----------
+        folder
+            Must not be there when this returns before its time.
+        digests
+            By path, what the files held when the key was made; None when nothing was read for it.
+        """
+        temporary = folder.with_name(folder.name + ".part")
+        for leftover in (temporary, folder):
+            shutil.rmtree(leftover, ignore_errors=True)
+        temporary.mkdir()
+        self.quarantined.extend(self.source.rejected)
+        self.total = sum(sum(self._wanted(split).values()) for split in SPLITS)
+        index: dict[str, Any] = {
+            "format": _FORMAT,
+            "name": self.source.name,
+            "note": self.source.note,
+            "classes": self.source.classes,
+            "size": self.size,
+            "transform": _transform(self.size),
+        }
+        with warnings.catch_warnings():
+            # Pillow warns of what is decided here: bombs are refused, odd metadata is harmless.
+            warnings.simplefilter("ignore")
+            for split in ("test", "train"):  # what the test part holds is left out of the other
+                index[split] = self._write(split, temporary / f"{split}.npy", digests)
+        index["audit"] = self._audit().as_dict()
+        text = json.dumps({"sha256": _sha256_of(index), "index": index}, indent=1)
+        (temporary / "index.json").write_text(text)
+        temporary.rename(folder)
+
+    def _write(self, split: str, path: Path, digests: dict[str, str] | None) -> dict[str, Any]:
+        """Write the usable images of a split; return its part of the index."""
+        start = len(self.seen)
+        in_test = {image.digest: image.path for image in reversed(self.seen)}
+        missing = self._wanted(split)
+
+        def candidates() -> Iterator[Item]:
+            return (item for item in getattr(self.source, split) if missing[item.label])
+
+        with path.open("wb") as file:
+            _write_header(file, 0, self.size)
+            for one in _in_order(self.pool, self._decode, candidates()):
+                if not missing[one.item.label]:
+                    continue  # was under way when the last one that was wanted came in
+                if digests and digests[one.item.path] != one.digest:
+                    raise RunError(f"{one.item.path} changed while it was being read")
+                if self._accept(one, in_test):
+                    file.write(one.pixels.tobytes())  # type: ignore[union-attr]
+                    self.seen.append(
+                        Seen(split, one.item.path, one.item.label, one.digest, one.look)
+                    )
+                    missing[one.item.label] -= 1
+                self.done += 1
+                if self.on_progress:
+                    self.on_progress(min(self.done, self.total), self.total)
+            kept = self.seen[start:]
+            file.seek(0)
+            _write_header(file, len(kept), self.size)
+            file.flush()
+            os.fsync(file.fileno())
+        self._check_exact(split, kept)
+        return {
+            "files": [image.path for image in kept],
+            "labels": [image.label for image in kept],
+            "sha256": [image.digest for image in kept],
+        }
+
+    def _decode(self, item: Item) -> _Decoded:
+        try:
+            content = self.source.read(item.path)
+        except BadImage as bad:
+            return _Decoded(item, _unreadable(bad), None, None, str(bad))
+        digest = hashlib.sha256(content).hexdigest()
+        try:
+            image = decode(content).resize((self.size, self.size), Image.Resampling.BILINEAR)
+        except BadImage as bad:
+            return _Decoded(item, digest, None, None, str(bad))
+        look = None if self.source.own_drawings else perceptual_hash(image)
+        return _Decoded(item, digest, np.asarray(image).transpose(2, 0, 1), look)
+
+    def _accept(self, one: _Decoded, in_test: dict[str, str]) -> bool:
+        """Decide whether an image is kept, and note why not."""
+        if one.pixels is None:
+            self.quarantined.append((one.item.path, one.reason))
+            return False
+        twin = in_test.get(one.digest)
+        if twin is not None:
+            self.in_test_too.append((one.item.path, twin))
+        return twin is None or self.keep_duplicates
+
+    def _wanted(self, split: str) -> dict[int, int]:
+        """How many images to keep, by label."""
+        listed = Counter(item.label for item in getattr(self.source, split))
+        if self.source.take is None:
+            return dict(listed)
+        take = getattr(self.source.take, split)
+        return {label: min(listed[label], take[label]) for label in listed}
+
+    def _check_exact(self, split: str, kept: Sequence[Seen]) -> None:
+        if self.source.take is None or not self.source.take.exact:
+            return
+        found = Counter(image.label for image in kept)
+        for label, wanted in enumerate(getattr(self.source.take, split)):
+            if found[label] < wanted:
+                raise UserError(
+                    f"data.counts: {wanted} images of class {self.source.classes[label]!r} are "
+                    f"wanted for {split}, but there are only {found[label]} usable ones"
                 )
-                for row, item in enumerate(items[split]):
-                    digest, pixels = next(decoded)
-                    if digests is not None and digests[split][row] != digest:
-                        raise RunError(f"{item.path} changed while it was being read")
-                    if isinstance(pixels, str):
-                        index["rejected"].append((item.path, pixels))
-                        file.seek(3 * size * size, os.SEEK_CUR)
-                    else:
-                        file.write(pixels.tobytes())
-                        entry["files"].append(item.path)
-                        entry["labels"].append(item.label)
-                        entry["rows"].append(row)
-                        entry["sha256"].append(digest)
-                    done += 1
-                    if on_progress:
-                        on_progress(done, total)
-                file.truncate()
-                file.flush()
-                os.fsync(file.fileno())
-            index[split] = entry
-    text = json.dumps({"sha256": _sha256_of(index), "index": index}, indent=1)
-    (temporary / "index.json").write_text(text)
-    temporary.rename(folder)
+
+    def _audit(self) -> AuditReport:
+        duplicates, contradictions = find_duplicates(self.seen)
+        near, number = find_near_duplicates(self.seen)
+        removed = 0 if self.keep_duplicates else len(self.in_test_too)
+        return AuditReport(
+            checked=len(self.seen) + len(self.quarantined) + removed,
+            quarantined=tuple(sorted(self.quarantined)),
+            ignored=self.source.ignored,
+            in_test_too=tuple(self.in_test_too),
+            removed=not self.keep_duplicates,
+            duplicates=duplicates,
+            contradictions=contradictions,
+            near_duplicates=near,
+            near_duplicates_found=number,
+        )
 
 
-def _decoded(source: Source, item: Item, size: int) -> tuple[str, NDArray[np.uint8] | str]:
-    """Return the sha256 of an item's file and (3, size, size) pixels, or why there are none."""
-    try:
-        content = source.read(item.path)
-    except BadImage as bad:
-        return _unreadable(bad), str(bad)
-    digest = hashlib.sha256(content).hexdigest()
-    try:
-        image = decode(content).resize((size, size), Image.Resampling.BILINEAR)
-    except BadImage as bad:
-        return digest, str(bad)
-    return digest, np.asarray(image).transpose(2, 0, 1)
+def _write_header(file: BinaryIO, images: int, size: int) -> None:
+    """Write the header of an .npy file, which is equally long for any number of images."""
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "|u1", "fortran_order": False, "shape": (images, 3, size, size)}
+    )
 
 
-def _digests(source: Source, items: Sequence[Item], pool: ThreadPoolExecutor) -> list[str]:
+def _digests(source: Source, pool: ThreadPoolExecutor) -> dict[str, str]:
+    """sha256 of each file, by path."""
+
     def digest(item: Item) -> str:
         try:
             return hashlib.sha256(source.read(item.path)).hexdigest()
         except BadImage as bad:
             return _unreadable(bad)
 
-    return list(_in_order(pool, digest, items))
+    items = [*source.train, *source.test]
+    return {
+        item.path: digest
+        for item, digest in zip(items, _in_order(pool, digest, items), strict=True)
+    }
 
 
 def _unreadable(bad: BadImage) -> str:
@@ -377,13 +472,13 @@ def _in_order(
 def _check_usable(
     dataset: Dataset, items: dict[str, tuple[Item, ...]], max_bad_fraction: float
 ) -> None:
-    bad = len(dataset.rejected)
-    total = bad + len(dataset.train) + len(dataset.test)
-    if bad > max_bad_fraction * total:
-        shown = "; ".join(f"{path} ({reason})" for path, reason in dataset.rejected[:3])
-        more = f"; and {bad - 3} more" if bad > 3 else ""
+    bad = dataset.audit.quarantined
+    total = dataset.audit.checked
+    if len(bad) > max_bad_fraction * total:
+        shown = "; ".join(f"{path} ({reason})" for path, reason in bad[:3])
+        more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise UserError(
-            f"{bad} of {total} files cannot be used, more than data.max_bad_fraction="
+            f"{len(bad)} of {total} files cannot be used, more than data.max_bad_fraction="
             f"{max_bad_fraction} allows: {shown}{more}"
         )
     for split in SPLITS:
@@ -391,7 +486,11 @@ def _check_usable(
         listed = {item.label for item in items[split]}  # a site may lack a class, or a part
         for label, name in enumerate(dataset.classes):
             if label in listed - present:
-                raise UserError(f"no usable image of class {name!r} is left in {split}")
+                removed = len(dataset.audit.in_test_too) if dataset.audit.removed else 0
+                why = f"; {removed} training images are in test too and were left out"
+                raise UserError(
+                    f"no usable image of class {name!r} is left in {split}{why if removed else ''}"
+                )
 
 
 def _transform(size: int) -> str:
@@ -399,22 +498,18 @@ def _transform(size: int) -> str:
     return f"upright, RGB, bilinear to {size} x {size}, Pillow {PIL.__version__}"
 
 
-def _key(
-    source: Source,
-    items: dict[str, tuple[Item, ...]],
-    digests: dict[str, list[str]] | None,
-    size: int,
-) -> str:
-    content = digests if digests is not None else source.fingerprint
-    names = {split: [(item.path, item.label) for item in items[split]] for split in SPLITS}
+def _key(source: Source, digests: dict[str, str] | None, size: int, keep_duplicates: bool) -> str:
+    """Name of the folder: a digest of all that decides what it holds."""
     return _sha256_of(
         [
             _FORMAT,
             _transform(size),
             (source.name, source.note, source.classes),
-            names,
-            content,
+            {split: [astuple(item) for item in getattr(source, split)] for split in SPLITS},
+            digests or source.fingerprint,
             (source.rejected, source.ignored),
+            source.take and astuple(source.take),
+            keep_duplicates,
         ]
     )[:32]
 

@@ -30,7 +30,7 @@ CLASSES = ("cat", "dog")
 
 NOTE = "drawings made by fedcats, not photos"
 
-BORROWED = 0.04
+BORROWED = 0.03
 """Probability with which a trait is taken from the other animal."""
 
 Colour = tuple[int, int, int]
@@ -78,6 +78,7 @@ def synthetic_source(train_per_class: int, test_per_class: int, seed: int) -> So
         test=items["test"],
         read=DrawingReader(seed),
         fingerprint=_fingerprint(seed),
+        own_drawings=True,
     )
 
 
@@ -123,9 +124,9 @@ def draw(kind: str, rng: np.random.Generator) -> Image.Image:
     for _ in range(rng.integers(0, 4)):
         _thing(pen.at(rng.uniform(0, 1), rng.uniform(0.6, 0.98), rng.uniform(0.04, 0.1)), rng)
     _animal(pen, _look(kind, rng), rng)
-    if rng.random() < 0.25:
+    if rng.random() < 0.2:
         _in_the_way(pen, rng)
-    return _photograph(canvas.resize((SIDE, SIDE), Image.Resampling.BOX), rng)
+    return _photograph(canvas.reduce(2), rng)
 
 
 # --- drawing tools --------------------------------------------------------------------------------
@@ -323,10 +324,10 @@ def _look(kind: str, rng: np.random.Generator) -> Look:
 
 def _animal(pen: Pen, look: Look, rng: np.random.Generator) -> None:
     """Place the animal in the picture in one of four poses."""
-    pose = str(rng.choice(["portrait", "sit", "stand", "lie"], p=[0.5, 0.28, 0.1, 0.12]))
+    pose = str(rng.choice(["portrait", "sit", "stand", "lie"], p=[0.6, 0.25, 0.05, 0.1]))
     scale = {
-        "portrait": rng.uniform(0.2, 0.33),
-        "sit": rng.uniform(0.13, 0.18),
+        "portrait": rng.uniform(0.22, 0.33),
+        "sit": rng.uniform(0.14, 0.19),
         "stand": rng.uniform(0.11, 0.15),
         "lie": rng.uniform(0.14, 0.2),
     }[pose]
@@ -646,7 +647,7 @@ def _colour_field(rng: np.random.Generator, side: int) -> Image.Image:
     """A smooth play of two or three related colours."""
     base = np.array(_pick(rng, HUES, 24), dtype=float)
     small = np.clip(base + rng.normal(0, 22, (3, 3, 3)), 0, 255).astype(np.uint8)
-    return Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)
+    return Image.fromarray(small).resize((side, side), Image.Resampling.BILINEAR)
 
 
 def _surroundings(pen: Pen, rng: np.random.Generator) -> None:
@@ -798,17 +799,19 @@ def _in_the_way(pen: Pen, rng: np.random.Generator) -> None:
 
 def _photograph(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Light, lens and sensor."""
-    if rng.random() < 0.35:
-        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.6, 2.6)))
-    pixels = np.asarray(image, dtype=np.float32)
+    if rng.random() < 0.25:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.6, 2.2)))
+    if rng.random() < 0.1:
+        image = image.convert("L").convert("RGB")
+    pixels = np.array(image, dtype=np.float32)
     side = np.linspace(-1, 1, SIDE, dtype=np.float32)
     gx, gy = rng.normal(0, 0.22, 2).astype(np.float32)
-    light = 1 + gx * side[None, :, None] + gy * side[:, None, None]
-    tone = (rng.uniform(0.65, 1.15) * (1 + rng.normal(0, 0.05, 3))).astype(np.float32)
-    pixels = pixels * (light * tone)
-    contrast = np.float32(rng.uniform(0.55, 1.1))
-    pixels = 118 + (pixels - 118) * contrast
-    if rng.random() < 0.1:
-        pixels = np.broadcast_to(pixels.mean(axis=2, keepdims=True), pixels.shape)
-    noise = rng.standard_normal(pixels.shape, dtype=np.float32) * np.float32(rng.uniform(1, 16))
-    return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
+    tone = (rng.uniform(0.7, 1.15) * (1 + rng.normal(0, 0.05, 3))).astype(np.float32)
+    pixels *= (1 + gx * side[None, :] + gy * side[:, None])[:, :, None]
+    pixels *= tone
+    pixels -= 118
+    pixels *= np.float32(rng.uniform(0.65, 1.1))
+    pixels += 118
+    grain = rng.standard_normal((SIDE, SIDE, 1), dtype=np.float32)
+    pixels += grain * np.float32(rng.uniform(1, 14))
+    return Image.fromarray(np.clip(pixels, 0, 255, out=pixels).astype(np.uint8))

@@ -3,29 +3,23 @@
 A source lists and reads; nothing is decoded before `fedcats.core.data.cache.prepare`.
 """
 
-import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from fedcats.core.data.decoding import BadImage, decode
+from fedcats.core.data.decoding import decode
+from fedcats.core.data.files import Files, open_files
 from fedcats.core.errors import UserError
 from fedcats.core.seeding import derive_seed
 
-EXTENSIONS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp"),
-    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
-)
-"""File names that promise an image; what the file really is, its content decides."""
-
-MAX_FILE_BYTES = 200_000_000
-"""Files larger than this are not read at all."""
-
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\x00", b"MM\x00*")
-_NOT_OF_THE_DATA = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+SPLITS = ("train", "test")
+LAYOUTS = "allowed are train/<class> and test/<class>, only <class>, or files like cat.0.jpg"
+_NAME_WITH_CLASS = re.compile(r"([^./]+)\.\d+\.[^./]+")
 
 
 @dataclass(frozen=True)
@@ -34,6 +28,23 @@ class Item:
 
     path: str
     label: int
+
+
+@dataclass(frozen=True)
+class Take:
+    """How many usable images of each class to take from a split, the first ones in order.
+
+    Attributes
+    ----------
+    train, test
+        Numbers by label.
+    exact
+        Whether fewer are an error.
+    """
+
+    train: tuple[int, ...]
+    test: tuple[int, ...]
+    exact: bool
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,10 @@ class Source:
         (path, reason) of what lies among the items and is not usable, found without reading it.
     ignored
         Paths of files that do not look like images at all, neither by name nor by content.
+    take
+        When set, not all items are wanted.
+    own_drawings
+        The images are made by fedcats and need no search for duplicates.
     """
 
     name: str
@@ -70,27 +85,42 @@ class Source:
     fingerprint: str | None = None
     rejected: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
+    take: Take | None = None
+    own_drawings: bool = False
 
     def image(self, item: Item) -> Image.Image:
         """Read and decode one item, as RGB; raises `BadImage`."""
         return decode(self.read(item.path))
 
 
-def folder_source(root: str | Path, test_fraction: float, seed: int) -> Source:
-    """Photos in a folder: ``train/<class>`` and ``test/<class>``, or only ``<class>``.
+def folder_source(
+    root: str | Path,
+    test_fraction: float,
+    seed: int,
+    limit: int | None = None,
+    counts: Mapping[str, Sequence[int]] | None = None,
+) -> Source:
+    """Photos in a folder or a zip archive, in one of the layouts that people have.
 
-    Classes and files come in the order of torchvision's ImageFolder: by name, upper case first,
-    with the files of folders inside a class folder included.
+    These are ``train/<class>`` and ``test/<class>``; only ``<class>`` folders, such as Microsoft's
+    PetImages; or files that begin with their class, such as ``cat.0.jpg`` in Kaggle's train.zip.
+    Folders around all that are passed through. Classes and files come in the order of
+    torchvision's ImageFolder: by name, upper case first, with the files of folders inside a class
+    folder included.
 
     Parameters
     ----------
     root
-        The folder.
+        The folder or archive.
     test_fraction
         Share of each class that becomes the test part, above 0 and below 1; at least one image
-        goes to each side. Only used where there are no ``train`` and ``test`` folders.
+        goes to each side. Not used where the layout has a test part, or with `counts`.
     seed
-        Decides that split.
+        Decides that split, and the choice when there is a limit.
+    limit
+        Largest number of images of each class in each part, chosen at random.
+    counts
+        ``{"train": [..], "test": [..]}``: the exact number of usable images of each class.
 
     Returns
     -------
@@ -102,32 +132,34 @@ def folder_source(root: str | Path, test_fraction: float, seed: int) -> Source:
         When the folder does not exist or does not hold two or more classes with images in
         both parts.
     """
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise UserError(f"data.root={root}: the folder {what}")
-    root = root.resolve()
-    listing = _Listing(root)
-    if (root / "train").is_dir() and (root / "test").is_dir():
-        classes, train, test = _given_split(listing)
-    elif _looks_half_split(root):
-        present, missing = ("train", "test") if (root / "train").is_dir() else ("test", "train")
-        raise UserError(
-            f"data.root={root}: there is a folder {present!r} but no {missing!r}; "
-            f"allowed are train/<class> and test/<class>, or only <class> folders"
-        )
+    files = open_files(root)
+    layout = _find_layout(files)
+    take = _taken(layout.classes, limit, counts)
+    if layout.test is not None:
+        train, test = _items(layout.train), _items(layout.test)
     else:
-        classes, train, test = _seeded_split(listing, test_fraction, seed)
-    return Source(
+        for name, paths in zip(layout.classes, layout.train, strict=True):
+            if len(paths) < 2:
+                raise UserError(
+                    f"data.root={files.where}: class {name!r} has one image; "
+                    "a split into train and test needs at least two of each class"
+                )
+        fractions = _fractions(test_fraction, layout.classes, take)
+        train, test = stratified_split(layout.train, fractions, seed)
+    source = Source(
         name="folder",
         note="",
-        classes=classes,
+        classes=layout.classes,
         train=train,
         test=test,
-        read=FolderReader(root),
-        rejected=tuple(listing.rejected),
-        ignored=tuple(listing.ignored),
+        read=files.read,
+        fingerprint=files.fingerprint,
+        rejected=tuple(
+            (path, why) for path, why in sorted(files.rejected.items()) if layout.holds(path)
+        ),
+        ignored=tuple(path for path in sorted(files.ignored) if layout.holds(path)),
     )
+    return choose(source, take, seed)
 
 
 def part_source(root: str | Path, part: str, classes: tuple[str, ...] | None = None) -> Source:
@@ -153,32 +185,24 @@ def part_source(root: str | Path, part: str, classes: tuple[str, ...] | None = N
     UserError
         When the folder does not exist, holds no images, or holds other classes.
     """
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise UserError(f"data.root={root}: the folder {what}")
-    root = root.resolve()
-    listing = _Listing(root)
-    prefix = part if (root / part).is_dir() else ""
-    found = listing.classes(prefix)
+    files = open_files(root)
+    top = f"{part}/" if _folders_in(files, f"{part}/") else ""
+    _refuse_links(files, top)
+    found = _folders_in(files, top)
     if classes is None:
-        classes = found
-        _check_classes(classes, root / prefix)
+        _check_classes(files, found, top)
+        classes = tuple(found)
     for name in found:
         if name not in classes:
             raise UserError(
-                f"data.root={root}: class {name!r} is not one of the federation's: "
+                f"data.root={files.where}: class {name!r} is not one of the federation's: "
                 f"allowed are {', '.join(classes)}"
             )
-    items = tuple(
-        Item(path, label)
-        for label, name in enumerate(classes)
-        if name in found
-        for path in listing.images(f"{prefix}/{name}" if prefix else name)
-    )
+    grouped = dict(zip(found, _by_class(files, top, found), strict=True))
+    items = _items([grouped.get(name, []) for name in classes])
     if not items:
         raise UserError(
-            f"data.root={root}: no images in {part}/<class> or <class> folders "
+            f"data.root={files.where}: no images in {part}/<class> or <class> folders "
             f"(classes: {', '.join(classes)})"
         )
     return Source(
@@ -187,69 +211,161 @@ def part_source(root: str | Path, part: str, classes: tuple[str, ...] | None = N
         classes=classes,
         train=items if part == "train" else (),
         test=items if part == "test" else (),
-        read=FolderReader(root),
-        rejected=tuple(listing.rejected),
-        ignored=tuple(listing.ignored),
+        read=files.read,
+        fingerprint=files.fingerprint,
+        rejected=tuple((path, why) for path, why in sorted(files.rejected.items())),
+        ignored=tuple(sorted(files.ignored)),
     )
 
 
-def _looks_half_split(root: Path) -> bool:
-    """Whether one of train and test is there and has folders in it, as classes would not."""
-    return any(
-        (root / part).is_dir() and any(entry.is_dir() for entry in (root / part).iterdir())
-        for part in ("train", "test")
-    )
+# --- layouts --------------------------------------------------------------------------------------
 
 
-def _given_split(
-    listing: "_Listing",
-) -> tuple[tuple[str, ...], tuple[Item, ...], tuple[Item, ...]]:
-    classes = listing.classes("train")
-    _check_classes(classes, listing.root / "train")
-    in_test = listing.classes("test")
+@dataclass(frozen=True)
+class _Layout:
+    """Paths by class: of a train and a test part, or of all images when `test` is None."""
+
+    classes: tuple[str, ...]
+    train: list[list[str]]
+    test: list[list[str]] | None
+    folders: tuple[str, ...]  # what lies outside them is of no interest
+
+    def holds(self, path: str) -> bool:
+        return any(path.startswith(folder) for folder in self.folders)
+
+
+def _find_layout(files: Files) -> _Layout:
+    top = ""
+    while True:
+        train, test = f"{top}train/", f"{top}test/"
+        in_train, in_test = _folders_in(files, train), _folders_in(files, test)
+        if in_train or in_test:
+            _refuse_links(files, top)
+        if in_train and in_test:
+            return _given_split(files, train, test)
+        if in_train or in_test:
+            raise UserError(
+                f"data.root={files.where}: there are classes in {'train' if in_train else 'test'} "
+                f"but not in {'test' if in_train else 'train'}; {LAYOUTS}"
+            )
+        for folder in (top, train):
+            if flat := _named_by_class(files, folder):
+                return flat
+        inside = _the_only_folder(files, top)
+        if not (inside and (_folders_in(files, inside) or _named_by_class(files, inside))):
+            return _class_folders(files, top)
+        top = inside
+
+
+def _the_only_folder(files: Files, top: str) -> str | None:
+    """Path of the folder that all else is in, as archives often have it."""
+    below = _folders_in(files, top)
+    return f"{top}{below[0]}/" if len(below) == 1 and not _images_in(files, top) else None
+
+
+def _refuse_links(files: Files, folder: str) -> None:
+    """Raise when a folder that should hold classes, or be one, is a link to elsewhere."""
+    for linked in sorted(files.linked_folders):
+        if linked.startswith(folder) and "/" not in linked[len(folder) :]:
+            raise UserError(
+                f"data.root={files.where}: the folder {linked} is a link that leaves it; "
+                "copy it there, or name the real folder"
+            )
+
+
+def _folders_in(files: Files, folder: str) -> list[str]:
+    """Names of the folders directly in `folder` ('' or 'some/folder/'), sorted."""
+    names = (path[len(folder) :] for path in files.folders if path.startswith(folder))
+    return sorted(name for name in names if name and "/" not in name)
+
+
+def _images_in(files: Files, folder: str) -> list[str]:
+    return [
+        path for path in files.images if path.startswith(folder) and "/" not in path[len(folder) :]
+    ]
+
+
+def _by_class(files: Files, folder: str, classes: Sequence[str]) -> list[list[str]]:
+    grouped: dict[str, list[str]] = defaultdict(list)
+    for path in files.images:
+        if path.startswith(folder):
+            grouped[path[len(folder) :].partition("/")[0]].append(path)
+    for name in classes:
+        if not grouped[name]:
+            raise UserError(
+                f"data.root={files.where}: the class folder {folder}{name} has no images"
+            )
+    return [grouped[name] for name in classes]
+
+
+def _given_split(files: Files, train: str, test: str) -> _Layout:
+    for folder in (train, test):
+        _refuse_links(files, folder)
+    classes = _folders_in(files, train)
+    _check_classes(files, classes, train)
+    in_test = _folders_in(files, test)
     for name in in_test:
         if name not in classes:
             raise UserError(
-                f"data.root={listing.root}: class {name!r} is in test but not in train; "
+                f"data.root={files.where}: class {name!r} is in test but not in train; "
                 f"train has {', '.join(classes)}"
             )
     for name in classes:
         if name not in in_test:
-            raise UserError(f"data.root={listing.root}: class {name!r} is in train but not in test")
-    parts = []
-    for part in ("train", "test"):
-        items = []
-        for label, name in enumerate(classes):
-            paths = listing.images(f"{part}/{name}")
-            if not paths:
-                raise UserError(
-                    f"data.root={listing.root}: the class folder {part}/{name} has no images"
-                )
-            items += [Item(path, label) for path in paths]
-        parts.append(tuple(items))
-    return classes, parts[0], parts[1]
+            raise UserError(f"data.root={files.where}: class {name!r} is in train but not in test")
+    parts = [_by_class(files, folder, classes) for folder in (train, test)]
+    return _Layout(tuple(classes), parts[0], parts[1], (train, test))
 
 
-def _seeded_split(
-    listing: "_Listing", test_fraction: float, seed: int
-) -> tuple[tuple[str, ...], tuple[Item, ...], tuple[Item, ...]]:
-    classes = listing.classes("")
-    _check_classes(classes, listing.root)
-    by_class = [listing.images(name) for name in classes]
-    for name, paths in zip(classes, by_class, strict=True):
-        if not paths:
-            raise UserError(f"data.root={listing.root}: the class folder {name} has no images")
-        if len(paths) < 2:
-            raise UserError(
-                f"data.root={listing.root}: class {name!r} has one image; "
-                "a split into train and test needs at least two of each class"
-            )
-    train, test = stratified_split(by_class, test_fraction, seed)
-    return classes, train, test
+def _class_folders(files: Files, top: str) -> _Layout:
+    _refuse_links(files, top)
+    classes = _folders_in(files, top)
+    if not classes and (inner := [path for path in files.ignored if path.endswith(".zip")]):
+        raise UserError(
+            f"data.root={files.where}: holds no images but {inner[0]}; "
+            "unpack it and name that: data.root=.../" + inner[0].rpartition("/")[2]
+        )
+    _check_classes(files, classes, top)
+    folders = tuple(f"{top}{name}/" for name in classes)
+    return _Layout(tuple(classes), _by_class(files, top, classes), None, folders)
+
+
+def _named_by_class(files: Files, folder: str) -> _Layout | None:
+    """Find files like ``cat.0.jpg`` directly in `folder`; None when there are not two classes."""
+    grouped: dict[str, list[str]] = defaultdict(list)
+    nameless = []
+    for path in _images_in(files, folder):
+        match = _NAME_WITH_CLASS.fullmatch(path[len(folder) :])
+        if match:
+            grouped[match[1]].append(path)
+        else:
+            nameless.append(path)
+    if len(grouped) < 2:
+        return None
+    files.rejected |= dict.fromkeys(nameless, "no class in its name, as in cat.0.jpg")
+    classes = tuple(sorted(grouped))
+    return _Layout(classes, [grouped[name] for name in classes], None, (folder,))
+
+
+def _check_classes(files: Files, classes: Sequence[str], folder: str) -> None:
+    where = files.where / folder
+    if not classes:
+        raise UserError(f"data.root: no class folders in {where}; {LAYOUTS}")
+    if len(classes) == 1:
+        raise UserError(
+            f"data.root: only one class folder, {classes[0]!r}, in {where}; at least two are needed"
+        )
+
+
+# --- parts and choices ----------------------------------------------------------------------------
+
+
+def _items(by_class: Sequence[Sequence[str]]) -> tuple[Item, ...]:
+    return tuple(Item(path, label) for label, paths in enumerate(by_class) for path in paths)
 
 
 def stratified_split(
-    by_class: list[list[str]], test_fraction: float, seed: int
+    by_class: Sequence[Sequence[str]], fractions: Sequence[float], seed: int
 ) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
     """Split the paths of each class into train and test, at least one image on each side.
 
@@ -257,8 +373,8 @@ def stratified_split(
     ----------
     by_class
         For each class, its paths (two or more).
-    test_fraction
-        Share of each class for the test part, above 0 and below 1, rounded.
+    fractions
+        For each class, the share that becomes the test part, rounded to whole images.
     seed
         Decides the choice.
 
@@ -267,115 +383,65 @@ def stratified_split(
     (train, test)
         Items, by class and in the order given.
     """
-    if not 0 < test_fraction < 1:
-        raise UserError(f"data.test_fraction={test_fraction}: must be above 0 and below 1")
     train: list[Item] = []
     test: list[Item] = []
-    for label, paths in enumerate(by_class):
+    for label, (paths, fraction) in enumerate(zip(by_class, fractions, strict=True)):
         rng = np.random.default_rng(derive_seed(seed, "split", label))
-        num_test = min(max(round(test_fraction * len(paths)), 1), len(paths) - 1)
+        num_test = min(max(round(fraction * len(paths)), 1), len(paths) - 1)
         chosen = set(rng.permutation(len(paths))[:num_test].tolist())
         for position, path in enumerate(paths):
             (test if position in chosen else train).append(Item(path, label))
     return tuple(train), tuple(test)
 
 
-def _check_classes(classes: tuple[str, ...], where: Path) -> None:
-    if not classes:
+def _fractions(test_fraction: float, classes: Sequence[str], take: Take | None) -> list[float]:
+    """Share of the test part for each class: as asked for, or so that the counts fit."""
+    if not 0 < test_fraction < 1:
+        raise UserError(f"data.test_fraction={test_fraction}: must be above 0 and below 1")
+    if take is None or not take.exact:
+        return [test_fraction] * len(classes)
+    return [test / (train + test) for train, test in zip(take.train, take.test, strict=True)]
+
+
+def _taken(
+    classes: Sequence[str], limit: int | None, counts: Mapping[str, Sequence[int]] | None
+) -> Take | None:
+    """Check `limit` and `counts` and return what they ask for."""
+    if limit is not None and counts is not None:
+        raise UserError("data.limit and data.counts: only one of them can be set")
+    if limit is not None:
+        if limit < 1:
+            raise UserError(f"data.limit={limit}: must be at least 1, or null")
+        return Take((limit,) * len(classes), (limit,) * len(classes), exact=False)
+    if counts is None:
+        return None
+    fits = set(counts) == set(SPLITS) and all(
+        len(numbers) == len(classes) and all(type(n) is int and n >= 1 for n in numbers)
+        for numbers in counts.values()
+    )
+    if not fits:
+        shown = {split: list(numbers) for split, numbers in counts.items()}
         raise UserError(
-            f"data.root: no class folders in {where}; allowed are train/<class> and "
-            "test/<class>, or only <class> folders"
+            f"data.counts={shown}: allowed is train and test, each with {len(classes)} numbers "
+            f"from 1, for the classes {', '.join(classes)}"
         )
-    if len(classes) == 1:
-        raise UserError(
-            f"data.root: only one class folder, {classes[0]!r}, in {where}; at least two are needed"
-        )
+    return Take(tuple(counts["train"]), tuple(counts["test"]), exact=True)
 
 
-@dataclass(frozen=True)
-class FolderReader:
-    """Reads a file below `root`, by its relative path."""
+def choose(source: Source, take: Take | None, seed: int) -> Source:
+    """Return the source with its items in random order, of which the first usable ones count.
 
-    root: Path
-
-    def __call__(self, path: str) -> bytes:
-        """Return the bytes of the file, or raise `BadImage`."""
-        try:
-            with (self.root / path).open("rb") as file:
-                content = file.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise BadImage(f"cannot be read: {error.strerror}") from None
-        if len(content) > MAX_FILE_BYTES:
-            raise BadImage(f"larger than {MAX_FILE_BYTES} bytes")
-        return content
-
-
-class _Listing:
-    """Lists class folders and images below `root`, and notes what it leaves out."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.rejected: list[tuple[str, str]] = []
-        self.ignored: list[str] = []
-
-    def classes(self, part: str) -> tuple[str, ...]:
-        """Names of the class folders in `part`, sorted."""
-        folders = [path for path in self._entries(self.root / part) if path.is_dir()]
-        for path in (self.root / part, *folders):
-            if self._leaves(path):
-                raise UserError(
-                    f"data.root={self.root}: the folder {self._name(path)} is a link that leaves "
-                    "it; copy it there, or name the real folder"
-                )
-        return tuple(path.name for path in folders)
-
-    def images(self, folder: str) -> list[str]:
-        """Paths of the images in `folder` and the folders in it, relative to the root."""
-        paths: list[str] = []
-        below: list[Path] = []
-        for path in self._entries(self.root / folder):
-            name = self._name(path)
-            if self._leaves(path):
-                self.rejected.append((name, "link that leaves the folder"))
-            elif path.is_symlink() and not path.is_file():
-                self.rejected.append((name, "link to something that is no file"))
-            elif path.is_dir():
-                below.append(path)
-            elif not path.is_file():  # reading from a named pipe would wait for ever
-                self.rejected.append((name, "not a regular file"))
-            elif _looks_like_an_image(path):
-                paths.append(name)
-            else:
-                self.ignored.append(name)
-        for path in below:
-            paths += self.images(self._name(path))
-        return paths
-
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
-
-    def _leaves(self, path: Path) -> bool:
-        return path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(self.root)
-
-    def _entries(self, folder: Path) -> list[Path]:
-        """What lies in `folder`, by name, without hidden files and those of file managers."""
-        try:
-            entries = sorted(folder.iterdir())
-        except OSError as error:
-            raise UserError(f"data.root: {folder} cannot be listed: {error.strerror}") from None
-        return [
-            path
-            for path in entries
-            if not path.name.startswith(".") and path.name.lower() not in _NOT_OF_THE_DATA
-        ]
-
-
-def _looks_like_an_image(path: Path) -> bool:
-    """By its name, else by how it begins."""
-    if path.suffix.lower() in EXTENSIONS:
-        return True
-    try:
-        with path.open("rb") as file:
-            return file.read(8).startswith(_SIGNATURES)
-    except OSError:
-        return False
+    Unusable files are found only when they are decoded; then the next one takes their place, which
+    is why more items are listed than wanted.
+    """
+    if take is None:
+        return source
+    shuffled = {}
+    for split in SPLITS:
+        items: list[Item] = []
+        for label in range(len(source.classes)):
+            of_class = [item for item in getattr(source, split) if item.label == label]
+            rng = np.random.default_rng(derive_seed(seed, "choice", split, label))
+            items += [of_class[i] for i in rng.permutation(len(of_class))]
+        shuffled[split] = tuple(items)
+    return replace(source, train=shuffled["train"], test=shuffled["test"], take=take)

@@ -1,0 +1,62 @@
+"""Fixtures: a home of its own for all tests, tiny photos, and runs through the real pipeline."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+# Before fedcats, Flower and Ray are imported anywhere, and inherited by the processes they start.
+_HOME = tempfile.TemporaryDirectory(prefix="fedcats-test-")
+os.environ["FEDCATS_HOME"] = _HOME.name
+os.environ["FLWR_HOME"] = str(Path(_HOME.name) / "flwr")
+
+# A small classifier, few small steps: what is tested is not how well it classifies.
+TINY = [
+    "model.name=squeezenet1_1",
+    "model.weights=none",
+    "partition.num_shards=2",
+    "train.epochs=2",
+    "save_models=true",
+]
+TINY_DRAWINGS = ["data.train_per_class=8", "data.test_per_class=6"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home() -> Iterator[Path]:
+    """FEDCATS_HOME of the tests."""
+    yield Path(_HOME.name)
+    _HOME.cleanup()
+
+
+@pytest.fixture()
+def run(tmp_path: Path) -> Callable[..., tuple[dict[str, Any], Path]]:
+    """``run(*overrides, folder=..)``: a tiny experiment; its results and its folder."""
+    from fedcats.config import compose_config
+    from fedcats.experiment import run as run_experiment
+
+    def go(*overrides: str, folder: str = "run") -> tuple[dict[str, Any], Path]:
+        drawings = [] if "data=folder" in overrides else TINY_DRAWINGS
+        raw = compose_config([*TINY, *drawings, *overrides])
+        return run_experiment(raw, tmp_path / folder), tmp_path / folder
+
+    return go
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/<class> and test/<class> with small JPEGs of three classes, brightness by class."""
+    root = tmp_path_factory.mktemp("photos")
+    draw = np.random.default_rng(7)
+    for split, count in (("train", 9), ("test", 4)):
+        for label, name in enumerate(("ant", "bee", "cow")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = draw.integers(0, 120, (40 + i, 50, 3)) + 60 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.jpg")
+    return root

@@ -1,0 +1,116 @@
+"""Every YAML composes and is checked; mistakes are refused in one line with exit code 2."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedcats.config import compose_config, conf_dir, load
+from fedcats.core import models
+from fedcats.core.errors import UserError
+from fedcats.core.merging import make_rule
+from fedcats.core.training import Recipe
+
+EXTRA = {"data/folder": ["data.root=photos"], "experiment/paper": ["data.root=photos"]}
+OPTIONS = sorted(
+    f"{path.parent.relative_to(conf_dir())}/{path.stem}"
+    for path in conf_dir().glob("*/*.yaml")
+    if path.parent.name != "hydra" and path.stem != "base"
+)
+
+
+def test_there_is_a_yaml_for_every_group() -> None:
+    groups = {option.split("/")[0] for option in OPTIONS}
+    expected = {"data", "partition", "model", "train", "strategy", "runner", "experiment", "paper"}
+    assert groups == expected
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_and_builds(option: str) -> None:
+    group, name = option.split("/")
+    config = load(compose_config([f"{group}={name}", *EXTRA.get(option, [])]))
+    assert models.build(config.model.name, 2)
+    assert Recipe(**vars(config.train)).epochs >= 1
+    assert [make_rule(rule, beta=config.strategy.beta) for rule in config.strategy.rules]
+
+
+def test_every_option_says_what_it_is() -> None:
+    for path in conf_dir().rglob("*.yaml"):
+        assert path.read_text().startswith("# "), path
+
+
+def test_defaults_are_the_papers() -> None:
+    config = load(compose_config(["experiment=paper", "data.root=photos"]))
+    assert (config.partition.num_shards, config.partition.per_class) == (10, 99)
+    train = config.train
+    assert (train.lr, train.batch_size, train.epochs, train.momentum) == (0.001, 4, 10, 0.0)
+    assert (config.strategy.beta, config.rounds, config.model.name) == (0.5, 1, "alexnet")
+    assert config.strategy.rules == ["polyak", "fedavg"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lr=nan", "train.lr=nan: allowed is a number above 0"),
+        ("train.lr=0", "train.lr=0.0: allowed is a number above 0"),
+        ("strategy.beta=1.5", "strategy.beta=1.5: allowed is a number from 0 to 1"),
+        ("rounds=-3", "rounds=-3: allowed is a number from 1"),
+        ("rounds=two", "rounds=two: allowed is a number from 1"),
+        ("seed=1.5", "seed=1.5: allowed is a number from 0"),
+        ("train.batch_size=0", "train.batch_size=0: allowed is a number from 1"),
+        ("train.epochs=ten", "train.epochs: Value 'ten' of type 'str' could not be converted"),
+        ("train.nesterov=true", "train.nesterov=true: needs train.momentum above 0"),
+        ("train.momentun=0.9", "train.momentun: no such key"),
+        ("momentum=0.9", "momentum: no such key"),
+        ("data=imagenet", "Could not find 'data/imagenet'; allowed are"),
+        ("data=folder", "data.root: a value is needed, data.root="),
+        ("mode=both", "mode=both: allowed is compare | federated | centralized"),
+        ("strategy.rules=[median]", "strategy.rules=['median']: allowed is a list of"),
+        ("strategy.order=[0,1]", "strategy.order=[0, 1]: a list must name each client 0 .. 9"),
+        ("strategy.order=random", "strategy.order=random: allowed is partition | reversed"),
+        ("model.weights=nowhere.pth", "model.weights=nowhere.pth: allowed is auto | imagenet"),
+        ("partition.num_shards=0", "partition.num_shards=0: allowed is a number from 1"),
+        ("runner.threads=0", "runner.threads=0: allowed is a number from 1"),
+        ("store.max_gb=0", "store.max_gb=0.0: allowed is a number above 0"),
+    ],
+)
+def test_mistakes_name_the_key_and_what_is_allowed(override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(compose_config([override]))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def fedcats(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fedcats.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train.lr=nan"],
+        ["-m", "strategy.beta=0.1,1.5"],  # before the first job starts
+        ["trainlr=1"],
+        ["train.lr=[1"],
+        ["experiment=paper", "data.root=nowhere"],
+    ],
+)
+def test_the_command_refuses_in_one_line(arguments: list[str], tmp_path: Path) -> None:
+    done = fedcats(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("fedcats: ")
+
+
+def test_help_and_cfg(tmp_path: Path) -> None:
+    shown = fedcats("--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "fedcats experiment=paper data.root=DIR" in shown.stdout
+    assert "strategy: " in shown.stdout
+    config = fedcats("--cfg", "job", "strategy=fedavg", cwd=tmp_path)
+    assert config.returncode == 0
+    assert "- fedavg" in config.stdout
+    assert list(tmp_path.iterdir()) == []

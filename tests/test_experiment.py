@@ -1,0 +1,318 @@
+"""Whole experiments, through the real pipeline: Flower, Ray, the store, the report."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
+
+from fedcats.core.errors import RunError
+from fedcats.core.metrics import read_predictions, scores
+from fedcats.federated import client as client_module
+
+Go = Callable[..., tuple[dict[str, Any], Path]]
+LOCAL = "runner=local"
+
+
+def weights(folder: Path, model: str) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(folder / "models" / f"{model}.safetensors")
+
+
+def model_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "models").iterdir())}
+
+
+def fold(models: list[dict[str, torch.Tensor]], beta: float) -> dict[str, np.ndarray]:
+    """The paper's listing, in float64."""
+    merged = {k: v.double().numpy() for k, v in models[0].items()}
+    for model in models[1:]:
+        for key in merged:
+            merged[key] = beta * model[key].double().numpy() + (1 - beta) * merged[key]
+    return merged
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """One run with three clients of different size, looked at by several tests."""
+    from conftest import TINY, TINY_DRAWINGS
+
+    from fedcats.config import compose_config
+    from fedcats.experiment import run
+
+    folder = tmp_path_factory.mktemp("three")
+    overrides = [LOCAL, "partition=iid", "partition.num_shards=3", "data.train_per_class=10"]
+    # AlexNet's sizes are not needed here; twenty images do not divide by three.
+    return run(compose_config([*TINY, *TINY_DRAWINGS, *overrides]), folder), folder
+
+
+def test_ray_with_one_worker_two_workers_and_no_ray_give_the_same_bytes(run: Go) -> None:
+    off = ["store.enabled=false", "partition.num_shards=3"]  # so that every run trains
+    two, first = run("runner.workers=2", *off, folder="two")
+    one, second = run("runner.workers=1", *off, folder="one")
+    none, third = run("runner=local", *off, folder="none")
+    for results in (two, one, none):
+        assert sorted(results["store"]["trained"]) == [
+            "centralized",
+            "submodel/0",
+            "submodel/1",
+            "submodel/2",
+        ]
+    expected = model_bytes(first)
+    assert sorted(expected) == [
+        "centralized.safetensors",
+        "fedavg.safetensors",
+        "polyak.safetensors",
+        "submodel-0.safetensors",
+        "submodel-1.safetensors",
+        "submodel-2.safetensors",
+    ]
+    assert model_bytes(second) == expected
+    assert model_bytes(third) == expected
+    for name in ("polyak", "centralized", "submodel-1"):
+        file = f"predictions/{name}.csv"
+        assert (second / file).read_bytes() == (first / file).read_bytes()
+    assert not [p for p in first.iterdir() if p.name.startswith(".")]
+
+
+def test_merges_recomputed_from_the_saved_submodels(three: tuple[dict[str, Any], Path]) -> None:
+    _, folder = three
+    own = [weights(folder, f"submodel-{i}") for i in range(3)]
+    polyak, expected = weights(folder, "polyak"), fold(own, 0.5)
+    assert max(np.abs(polyak[k].numpy() - v).max() for k, v in expected.items()) < 1e-6
+
+
+def test_fedavg_agrees_with_flowers_own(three: tuple[dict[str, Any], Path]) -> None:
+    results, folder = three
+    records = []
+    for i in range(3):
+        arrays = {k: Array(v.numpy()) for k, v in weights(folder, f"submodel-{i}").items()}
+        examples = results["data"]["shards"][i]["examples"]
+        records.append(
+            RecordDict(
+                {"a": ArrayRecord(arrays), "m": MetricRecord({"num-examples": examples})}
+            )
+        )
+    theirs = aggregate_arrayrecords(records, "num-examples")
+    ours = weights(folder, "fedavg")
+    assert max(np.abs(ours[k].numpy() - theirs[k].numpy()).max() for k in ours) < 1e-6
+    shares = [shard["examples"] / 20 for shard in results["data"]["shards"]]
+    assert sorted(round(20 * s) for s in shares) == [6, 7, 7]
+    assert results["models"]["fedavg"]["effective_weights"] == pytest.approx(shares)
+
+
+def test_scores_recomputed_from_the_predictions(three: tuple[dict[str, Any], Path]) -> None:
+    results, folder = three
+    assert len(results["models"]) == 6
+    for model in results["models"].values():
+        found = read_predictions(folder / model["predictions"])
+        again = scores(found.labels, found.probabilities, found.classes)
+        assert {key: model[key] for key in again} == again
+        assert model["n"] == 12
+
+
+def test_torchvision_loads_the_saved_models(three: tuple[dict[str, Any], Path]) -> None:
+    _, folder = three
+    model = torchvision.models.squeezenet1_1(num_classes=2)
+    for name in ("centralized", "polyak", "submodel-2"):
+        model.load_state_dict(weights(folder, name), strict=True)
+
+
+def test_results_have_their_form(three: tuple[dict[str, Any], Path]) -> None:
+    results, folder = three
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert (results["schema"], results["status"], results["seed"]) == (1, "complete", 0)
+    data = results["data"]
+    assert data["source"] == "synthetic"
+    assert "not photos" in data["note"]
+    assert data["classes"] == ["cat", "dog"]
+    assert data["train"] == {"cat": 10, "dog": 10}
+    assert sum(shard["examples"] for shard in data["shards"]) == 20
+    assert results["weights"]["source"] == "none"
+    assert len(results["weights"]["sha256"]) == 64
+    training = results["models"]["centralized"]["training"]
+    assert (training["examples"], training["steps"], len(training["epochs"])) == (20, 10, 2)
+    polyak = results["models"]["polyak"]
+    assert polyak["effective_weights"] == [0.25, 0.25, 0.5]
+    assert polyak["n_eff"] == pytest.approx(8 / 3)
+    assert set(results["comparison"]) == {"polyak", "fedavg"}
+    assert results["config"]["train"]["lr"] == 0.001
+
+
+def test_the_run_records_which_file_went_where(three: tuple[dict[str, Any], Path]) -> None:
+    _, folder = three
+    with (folder / "shards.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["file"] for row in rows}) == len(rows) == 20
+    assert {row["client"] for row in rows} == {"0", "1", "2"}
+    assert all(len(row["sha256"]) == 64 and row["label"] in row["file"] for row in rows)
+    with (folder / "history.csv").open() as file:
+        history = list(csv.DictReader(file))
+    assert [row["epoch"] for row in history if row["model"] == "submodel/1"] == ["1", "2"]
+    assert len(history) == 8
+
+
+def test_the_report_is_there_and_says_drawings(three: tuple[dict[str, Any], Path]) -> None:
+    _, folder = three
+    page = (folder / "report.html").read_text()
+    assert "drawings" in page
+    assert "<script src" not in page
+    assert 'src="http' not in page
+    figures = {path.suffix for path in (folder / "figures").iterdir()}
+    assert figures == {".png", ".svg"}
+
+
+def test_the_same_run_again_trains_nothing(run: Go) -> None:
+    first, a = run(LOCAL, "seed=3", folder="a")
+    again, b = run("seed=3", folder="b")  # runner=ray: not even started
+    assert len(first["store"]["trained"]) == 3
+    assert again["store"]["trained"] == []
+    assert sorted(again["store"]["reused"]) == sorted(first["store"]["trained"])
+    assert model_bytes(a) == model_bytes(b)
+
+
+def test_a_damaged_entry_is_noticed_and_computed_anew(run: Go, home: Path) -> None:
+    _, a = run(LOCAL, "seed=4", folder="a")
+    entries = [p for p in (home / "store").glob("*.safetensors") if p.stat().st_size > 10_000]
+    for path in sorted(entries, key=lambda p: p.stat().st_mtime)[-3:]:
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    again, b = run(LOCAL, "seed=4", folder="b")
+    assert again["store"]["trained"]
+    assert model_bytes(a) == model_bytes(b)
+
+
+def test_photos_of_three_classes_in_a_folder(run: Go, photos: Path) -> None:
+    results, folder = run(
+        LOCAL, "data=folder", f"data.root={photos}", folder="photos"
+    )
+    assert results["data"]["classes"] == ["ant", "bee", "cow"]
+    model = results["models"]["polyak"]
+    assert set(model["per_class"]) == {"ant", "bee", "cow"}
+    assert np.array(model["confusion_matrix"]).shape == (3, 3)
+    assert "drawings" not in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("mode", "models"),
+    [
+        ("centralized", {"centralized"}),
+        ("federated", {"submodel/0", "submodel/1", "polyak", "fedavg"}),
+    ],
+)
+def test_one_half_of_the_comparison(run: Go, mode: str, models: set[str]) -> None:
+    results, folder = run(LOCAL, f"mode={mode}")
+    assert set(results["models"]) == models
+    assert results["comparison"] == {}
+    assert (folder / "report.html").is_file()
+
+
+def test_order_of_the_merge(run: Go) -> None:
+    three = [LOCAL, "partition.num_shards=3", "strategy=polyak", "strategy.beta=0.3"]
+    results, folder = run(*three, "strategy.order=reversed", "mode=federated")
+    own = [weights(folder, f"submodel-{i}") for i in (2, 1, 0)]
+    expected = fold(own, 0.3)
+    merged = weights(folder, "polyak")
+    assert max(np.abs(merged[k].numpy() - v).max() for k, v in expected.items()) < 1e-6
+    assert results["models"]["polyak"]["clients"] == [2, 1, 0]
+    same, other = run(*three, "strategy.order=[2,1,0]", "mode=federated", folder="list")
+    assert (other / "models/polyak.safetensors").read_bytes() == (
+        folder / "models/polyak.safetensors"
+    ).read_bytes()
+    assert same["store"]["trained"] == []
+    shuffled, _ = run(*three, "strategy.order=shuffled", "mode=federated", folder="shuffled")
+    assert sorted(shuffled["models"]["polyak"]["clients"]) == [0, 1, 2]
+
+
+def test_several_rounds_start_from_the_rules_own_merge(run: Go) -> None:
+    results, _ = run(
+        LOCAL, "rounds=2", "train.epochs=1", "save_models=false", "strategy.beta=0.3"
+    )
+    assert [row["round"] for row in results["rounds"]] == [1, 2]
+    assert results["rounds"][1]["polyak"]["loss"] == results["models"]["polyak"]["loss"]
+    # the first round is common to both rules, the second is not
+    assert sorted(results["store"]["trained"]) == [
+        "centralized",
+        "fedavg/submodel/0",
+        "fedavg/submodel/1",
+        "polyak/submodel/0",
+        "polyak/submodel/1",
+        "submodel/0",
+        "submodel/1",
+    ]
+    assert len(results["models"]["centralized"]["training"]["epochs"]) == 2
+    assert results["models"]["polyak"]["file"] is None
+
+
+def test_a_share_of_the_clients(run: Go) -> None:
+    results, _ = run(LOCAL, "partition.num_shards=4", "strategy.fraction=0.5", "mode=federated")
+    clients = results["models"]["fedavg"]["clients"]
+    assert len(clients) == 2
+    assert {f"submodel/{c}" for c in clients} | {"polyak", "fedavg"} == set(results["models"])
+
+
+@pytest.fixture()
+def faulty(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Make client 1 fail: ``raise``, or send ``nan`` or a wrong ``shape``."""
+
+    def break_client(how: str) -> None:
+        real = client_module.compute
+
+        def compute(task: Any, store: Any, report: Any) -> Any:
+            if task.client != 1:
+                return real(task, store, report)
+            if how == "raise":
+                raise RuntimeError("the camera is broken")
+            update = real(task, store, report)
+            tensors = {k: v.clone() for k, v in update.tensors.items()}
+            name = "features.0.weight"
+            tensors[name] = tensors[name] * torch.nan if how == "nan" else torch.zeros(1)
+            key = f"{how}-{update.key}"
+            epochs = [vars(epoch) for epoch in update.epochs]
+            store.put(key, tensors, {"examples": update.examples, "epochs": epochs})
+            return type(update)(key, tensors, update.examples, update.epochs, False)
+
+        monkeypatch.setattr(client_module, "compute", compute)
+
+    return break_client
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("raise", r"client 1 failed in round 1: the camera is broken"),
+        ("nan", r"client 1 failed in round 1: features\.0\.weight has values that are not finite"),
+        ("shape", r"client 1 failed in round 1: features\.0\.weight has shape \(1,\), not \(64,"),
+    ],
+)
+def test_a_failed_client_ends_the_run_and_is_named(
+    run: Go, faulty: Callable[[str], None], how: str, message: str
+) -> None:
+    faulty(how)
+    with pytest.raises(RunError, match=message):
+        run(LOCAL, "partition.num_shards=3", "mode=federated", "store.enabled=false")
+
+
+def test_survivors_give_what_they_would_give_alone(
+    run: Go, faulty: Callable[[str], None]
+) -> None:
+    clients = [LOCAL, "partition.num_shards=3", "mode=federated", "strategy.on_failure=survivors"]
+    _, whole = run(*clients, folder="whole")
+    faulty("nan")
+    results, folder = run(*clients, folder="survivors")
+    own = [weights(whole, f"submodel-{i}") for i in (0, 2)]
+    expected = fold(own, 0.5)
+    merged = weights(folder, "polyak")
+    assert all(torch.equal(merged[k], torch.from_numpy(v).float()) for k, v in expected.items())
+    assert results["models"]["polyak"]["clients"] == [0, 2]
+    assert "not finite" in results["failures"]["round 1, client 1"]
+    with pytest.raises(RunError, match=r"2 clients finished, strategy.min_clients is 3"):
+        run(*clients, "strategy.min_clients=3", folder="too-few")

@@ -1,0 +1,146 @@
+"""The strategy and the grids, without training: order of arrival, missing nodes, layers."""
+
+import random
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedcats.core.errors import RunError
+from fedcats.core.merging import make_rule
+from fedcats.core.store import Store
+from fedcats.core.training import Recipe
+from fedcats.core.update import Task
+from fedcats.federated import strategy as strategy_module
+from fedcats.federated.runner import LocalGrid
+from fedcats.federated.strategy import InOrderGrid, MergeStrategy, Plan, merge_order
+
+RECIPE = Recipe(1, 4, 0.1, 0.0, False, 0.0, 0, 0.1, False)
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Client i sends the value 2 ** i."""
+    config = message.content["config"]
+    task = Task.from_json(config["task"])
+    store = Store(Path(config["store"]))
+    tensors = {"w": torch.tensor([2.0**task.client])}
+    store.put(f"u{task.client}", tensors, {"examples": task.client + 1, "epochs": []})
+    info = {"key": f"u{task.client}", "reused": False, "epochs": "[]"}
+    content = {
+        "arrays": ArrayRecord(),
+        "metrics": MetricRecord({"num-examples": task.client + 1}),
+        "info": ConfigRecord(info),
+    }
+    return Message(RecordDict(content), reply_to=message)
+
+
+class LateGrid(LocalGrid):
+    """Replies arrive one at a time, in an order of its own."""
+
+    def __init__(self, num_nodes: int, seed: int) -> None:
+        super().__init__(app, num_nodes)
+        self.draw = random.Random(seed)
+        self.arrived: dict[str, Message] = {}
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = list(super().push_messages(messages))
+        self.coming = self.draw.sample(ids, len(ids))
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        if self.coming:
+            message_id = self.coming.pop()
+            self.arrived[message_id] = next(iter(super().pull_messages([message_id])))
+        return [self.arrived.pop(i) for i in message_ids if i in self.arrived]
+
+
+def merge(tmp_path: Path, seed: int, order: list[int]) -> tuple[MergeStrategy, list[int]]:
+    seen: list[int] = []
+
+    def task(client: int, server_round: int, start: str) -> Task:
+        return Task(
+            f"client {client}", client, server_round, 0, "m", 2, "all", start, start, "", (),
+            RECIPE, 1, "cpu", 0.0,
+        )  # fmt: skip
+
+    strategy = MergeStrategy(
+        {name: make_rule(name, beta=0.5) for name in ("polyak", "fedavg")},
+        Plan(order, 1.0, 0, "fail", 1),
+        task,
+        Store(tmp_path / "store"),
+        tmp_path / "events",
+        lambda client, _round, _update: seen.append(client),
+    )
+    grid = InOrderGrid(LateGrid(len(order), seed))
+    start = ArrayRecord({"w": torch.zeros(1)})
+    result = strategy.start(grid, start, num_rounds=1, timeout=None)
+    assert torch.equal(
+        result.arrays.to_torch_state_dict()["w"], strategy.merged["polyak"].state["w"]
+    )
+    return strategy, seen
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_order_of_arrival_does_not_matter(tmp_path: Path, seed: int) -> None:
+    strategy, seen = merge(tmp_path, seed, [0, 1, 2, 3])
+    assert seen == [0, 1, 2, 3]
+    # ((1 + 2) / 2 + 4) / 2 and so on; (1*1 + 2*2 + 3*4 + 4*8) / 10
+    assert strategy.merged["polyak"].state["w"].item() == 5.375
+    assert strategy.merged["fedavg"].state["w"].item() == pytest.approx(4.9)
+
+
+def test_the_merge_follows_the_order_of_the_plan(tmp_path: Path) -> None:
+    strategy, seen = merge(tmp_path, 1, [2, 0, 1])
+    assert seen == [2, 0, 1]
+    assert strategy.merged["polyak"].state["w"].item() == 2.25
+    assert strategy.merged["polyak"].effective_weights == [0.25, 0.25, 0.5]
+
+
+def test_too_few_nodes_end_with_the_option_to_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strategy_module, "NODES_TIMEOUT", 0.2)
+    with pytest.raises(RunError, match=r'2 supernodes for 3 clients.*"num-supernodes=3"'):
+        strategy_module.wait_for_nodes(LocalGrid(app, 2), 3)
+
+
+def test_a_reply_that_never_comes_ends_in_bounded_time() -> None:
+    class Silent(LocalGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            return []
+
+    grid = InOrderGrid(Silent(app, 1))
+    message = Message(RecordDict(), dst_node_id=1, message_type="train")
+    with pytest.raises(RunError, match="no reply from client number 1"):
+        list(grid.send_and_receive([message], timeout=0.2))
+
+
+def test_orders_and_samples_are_drawn_from_the_seed() -> None:
+    assert merge_order("partition", 4, 0) == [0, 1, 2, 3]
+    assert merge_order("reversed", 4, 0) == [3, 2, 1, 0]
+    assert merge_order([1, 0], 2, 0) == [1, 0]
+    assert merge_order("shuffled", 20, 0) == merge_order("shuffled", 20, 0)
+    assert merge_order("shuffled", 20, 0) != merge_order("shuffled", 20, 1)
+    plan = Plan([3, 2, 1, 0], 0.5, 0, "fail", 1)
+    rounds = [plan.clients(r) for r in range(1, 20)]
+    assert all(len(c) == 2 and c == sorted(c, reverse=True) for c in rounds)
+    assert len({tuple(c) for c in rounds}) > 1
+    assert plan.clients(1) == plan.clients(1)
+
+
+def test_the_core_pulls_in_no_flower_ray_or_hydra() -> None:
+    code = (
+        "import sys, pkgutil, importlib, fedcats.core as core\n"
+        "for m in pkgutil.walk_packages(core.__path__, 'fedcats.core.'):\n"
+        "    importlib.import_module(m.name)\n"
+        "print(sorted({'flwr', 'ray', 'hydra', 'omegaconf'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

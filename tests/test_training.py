@@ -1,0 +1,164 @@
+"""The one local loop and the one evaluation."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torchvision import transforms
+
+from fedcats.core import models
+from fedcats.core.data import Images, folder_source, prepare
+from fedcats.core.errors import RunError
+from fedcats.core.seeding import derive_seed
+from fedcats.core.training import PlainStep, Recipe, batches, predict, train
+
+RECIPE = Recipe(
+    epochs=2,
+    batch_size=4,
+    lr=0.01,
+    momentum=0.0,
+    nesterov=False,
+    weight_decay=0.0,
+    step_size=0,
+    gamma=0.1,
+    drop_last=False,
+)
+
+
+@pytest.fixture(scope="module")
+def images(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Images:
+    source = folder_source(photos, 0.25, 0)
+    return prepare(source, tmp_path_factory.mktemp("cache"), size=64).train.subset(range(2, 13))
+
+
+def small() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(900, 3)
+    )
+
+
+def test_batches_keep_the_last_partial_one_unless_told_otherwise() -> None:
+    def sizes(drop_last: bool) -> list[int]:
+        generator = torch.Generator().manual_seed(0)
+        return [len(batch) for batch in batches(11, 4, drop_last, generator)]
+
+    assert sizes(False) == [4, 4, 3]
+    assert sizes(True) == [4, 4]
+    seen = torch.cat(list(batches(11, 4, False, torch.Generator().manual_seed(0))))
+    assert sorted(seen.tolist()) == list(range(11))
+
+
+def test_equals_a_loop_written_with_torchvisions_transforms(images: Images, photos: Path) -> None:
+    """The same steps by hand: decode, resize, flip, normalise, SGD."""
+    from PIL import Image
+
+    model, twin = small(), small()
+    epochs = train(model, images, RECIPE, seed=5)
+
+    prepared = transforms.Compose(
+        [
+            transforms.Resize((64, 64)),
+            transforms.CenterCrop(64),
+            transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+    files = [photos / name for name in images.files]
+    pixels = torch.stack([prepared(Image.open(file).convert("RGB")) for file in files])
+    labels = torch.from_numpy(images.labels)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.01)
+    twin.train()
+    for epoch in range(2):
+        order = torch.Generator().manual_seed(derive_seed(5, "order", epoch))
+        flips = torch.Generator().manual_seed(derive_seed(5, "flip", epoch))
+        torch.manual_seed(derive_seed(5, "dropout", epoch))
+        losses = 0.0
+        for batch in torch.randperm(11, generator=order).split(4):
+            x = pixels[batch].clone()
+            flipped = torch.rand(len(batch), generator=flips) < 0.5
+            x[flipped] = x[flipped].flip(-1)
+            loss = cross_entropy(twin(x), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses += loss.item() * len(batch)
+        assert epochs[epoch].loss == pytest.approx(losses / 11, rel=1e-5)
+        assert (epochs[epoch].examples, epochs[epoch].steps) == (11, 3)
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_the_global_generator_is_left_alone(images: Images) -> None:
+    model = small()
+    before = torch.get_rng_state()
+    train(model, images, RECIPE, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_continuing_after_an_epoch_gives_the_same_bytes(images: Images, momentum: float) -> None:
+    recipe = Recipe(**{**RECIPE.__dict__, "epochs": 4, "momentum": momentum, "step_size": 2})
+    whole = small()
+    saved: dict[str, object] = {}
+
+    def keep(epochs: tuple, step: object) -> None:
+        if len(epochs) == 2:
+            saved["model"] = copy.deepcopy(whole.state_dict())
+            saved["step"] = {k: v.clone() for k, v in step.state().items()}
+            saved["done"] = epochs
+
+    train(whole, images, recipe, seed=5, after_epoch=keep)
+    resumed = small()
+    resumed.load_state_dict(saved["model"])
+    epochs = train(
+        resumed, images, recipe, seed=5, done=saved["done"], optimizer_state=saved["step"]
+    )
+    assert len(epochs) == 4
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert bool(saved["step"]) == (momentum > 0)
+
+
+def test_the_schedule_multiplies_the_learning_rate() -> None:
+    recipe = Recipe(**{**RECIPE.__dict__, "step_size": 3, "gamma": 0.5})
+    assert [recipe.lr_at(e) for e in (0, 2, 3, 6)] == [0.01, 0.01, 0.005, 0.0025]
+    assert RECIPE.lr_at(100) == 0.01
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(images: Images) -> None:
+    recipe = Recipe(**{**RECIPE.__dict__, "lr": 1e30})
+    with pytest.raises(RunError, match=r"training loss is (nan|inf) in epoch \d: lower train.lr"):
+        train(small(), images, recipe, seed=5)
+
+
+def test_plain_and_chosen_step_agree(images: Images) -> None:
+    plain, chosen = small(), small()
+    train(plain, images, RECIPE, seed=5, step_for=PlainStep)
+    train(chosen, images, RECIPE, seed=5)
+    for a, b in zip(plain.parameters(), chosen.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_parts_do_not_change(images: Images) -> None:
+    model = models.build("resnet18", 3)
+    models.set_trainable(model, "head")
+    before = copy.deepcopy(model.state_dict())
+    train(model, images, Recipe(**{**RECIPE.__dict__, "epochs": 1}), seed=5)
+    changed = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
+    assert changed == ["fc.weight", "fc.bias"]
+
+
+def test_predict_is_without_dropout_and_leaves_the_mode(images: Images) -> None:
+    model = small().train()
+    first = predict(model, images, batch_size=4)
+    assert first.shape == (11, 3)
+    assert first.dtype == np.float32
+    np.testing.assert_allclose(first.sum(axis=1), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(first, predict(model, images, batch_size=11), rtol=1e-5)
+    assert model.training
+    assert model[3].training
