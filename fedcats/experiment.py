@@ -96,7 +96,10 @@ class Run:
         if self.config.mode != "federated":
             expected["centralized"] = len(self.dataset.train)
         if self.config.mode != "centralized" and self.config.rounds == 1:
-            expected |= {f"client {i}": len(shard) for i, shard in enumerate(self.shards)}
+            sizes = [len(shard) for shard in self.shards]
+            if self.sites is not None:
+                sizes = [sum(site.per_class.values()) for site in self.sites]
+            expected |= {f"client {i}": size for i, size in enumerate(sizes)}
         return expected
 
     def task(self, client: int | str, server_round: int, start: str) -> Task:
@@ -226,7 +229,7 @@ def _prepare(
     if config.partition.name == "sites":
         if grid is None:
             raise UserError(
-                "partition.name=sites: only a run on SuperNodes has it; allowed are equal, paper, iid"
+                "partition.name=sites: for SuperNodes only; allowed are equal, paper, iid"
             )
         dataset = prepare(_test_source(config), home() / "data")
         sites = find_sites(grid, dataset.classes)

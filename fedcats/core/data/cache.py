@@ -206,7 +206,7 @@ def prepare(
                     dataset = open_dataset(folder)
         except OSError as error:
             raise RunError(f"the image cache {cache_root} cannot be written: {error}") from None
-    _check_usable(dataset, items, max_bad_fraction)
+    _check_usable(dataset, source, max_bad_fraction)
     return dataset
 
 
@@ -469,9 +469,7 @@ def _in_order(
         yield future.result()
 
 
-def _check_usable(
-    dataset: Dataset, items: dict[str, tuple[Item, ...]], max_bad_fraction: float
-) -> None:
+def _check_usable(dataset: Dataset, source: Source, max_bad_fraction: float) -> None:
     bad = dataset.audit.quarantined
     total = dataset.audit.checked
     if len(bad) > max_bad_fraction * total:
@@ -483,7 +481,7 @@ def _check_usable(
         )
     for split in SPLITS:
         present = set(getattr(dataset, split).labels.tolist())
-        listed = {item.label for item in items[split]}  # a site may lack a class, or a part
+        listed = {item.label for item in getattr(source, split)}  # a site may lack some
         for label, name in enumerate(dataset.classes):
             if label in listed - present:
                 removed = len(dataset.audit.in_test_too) if dataset.audit.removed else 0
