@@ -57,11 +57,11 @@ def make_fast_step(model: nn.Module, recipe: Recipe) -> FastStep | None:
     """
     if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in model.parameters()):
         return None
-    layers = _own_linear_layers(model)
+    layers = own_linear_layers(model)
     return FastStep(model, layers, recipe) if layers else None
 
 
-def _own_linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+def own_linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """Linear layers with a trainable, plain weight that no other module has, by weight name."""
     uses: dict[int, int] = {}
     for module in model.modules():
@@ -138,7 +138,7 @@ class FastStep:
             If the model uses a linear layer twice in one forward pass, or its weight outside of
             the layer: such a model needs the plain loop.
         """
-        if x.dim() == 4:
+        if x.dim() == 4 and x.device.type == "cpu":
             x = x.contiguous(memory_format=torch.channels_last)
         with self._patched():
             loss = F.cross_entropy(self._model(x), y)
@@ -243,7 +243,7 @@ class _LinearUpdate:
 
     def rows(self, batch: int) -> int:
         """Rows of the weight in one block."""
-        if batch > BLOCK_BATCH:
+        if batch > BLOCK_BATCH or self.module.weight.device.type != "cpu":
             return self.module.out_features
         return max(8, BLOCK_BYTES // (4 * self.module.in_features) // 8 * 8)
 
