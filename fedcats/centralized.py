@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -21,7 +22,8 @@ class Baseline:
     def __init__(self, task: Task, store: Store, events: Path) -> None:
         self._task = task
         self._store = store
-        command = [sys.executable, "-m", "fedcats.core.update", str(store.root), str(events)]
+        command = [sys.executable, "-m", "fedcats.core.update"]
+        command += [str(store.root), str(events), str(os.getpid())]
         # This very package, whichever one is installed: `flwr run` brings its own copy.
         package = str(Path(__file__).parents[1])
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -54,11 +56,13 @@ class Baseline:
         """Wait for the update; RunError when the training failed."""
         out, err = self._process.communicate()
         if self._process.returncode:
-            last = (err.strip().splitlines() or ["no message"])[-1]
-            kind = UserError if self._process.returncode == UserError.exit_code else RunError
+            code = self._process.returncode
+            nothing = f"its process was ended by signal {-code}" if code < 0 else "no message"
+            last = (err.strip().splitlines() or [nothing])[-1]
+            kind = UserError if code == UserError.exit_code else RunError
             raise kind(f"{self._task.name}: {last}")
         answer = json.loads(out)
         update = read(self._store, answer["key"])
         if update is None:
             raise RunError(f"{self._task.name}: its update is not in the store")
-        return Update(update.key, update.tensors, update.examples, update.epochs, answer["reused"])
+        return replace(update, **answer)

@@ -44,7 +44,15 @@ from fedcats.core.models import InitialWeights, State
 from fedcats.core.seeding import derive_seed
 from fedcats.core.store import Store
 from fedcats.core.training import Recipe, predict
-from fedcats.core.update import Task, Update, append_events, put_weights, read, report_done
+from fedcats.core.update import (
+    Task,
+    Update,
+    append_events,
+    put_weights,
+    read,
+    report_done,
+    weights_key,
+)
 from fedcats.federated.runner import default_workers, run_local, run_on_ray
 from fedcats.federated.sites import Site, find_sites
 from fedcats.federated.strategy import InOrderGrid, MergeStrategy, Plan, merge_order
@@ -216,7 +224,12 @@ def make_source(config: Config) -> Source:
 def _store(config: Config, folder: Path) -> Iterator[Store]:
     """The user's store; switched off, one that lasts as long as the run."""
     if config.store.enabled:
-        yield Store(home() / "store", int(config.store.max_gb * 1e9))
+        store = Store(home() / "store", int(config.store.max_gb * 1e9))
+        try:
+            yield store
+            store.evict()
+        finally:
+            store.release()
     else:
         with tempfile.TemporaryDirectory(prefix=".store-", dir=folder) as temporary:
             yield Store(Path(temporary))
@@ -271,8 +284,11 @@ def _prepare(
         names,
         sites=sites,
     )
+    _check_room(this)
+    start = _part(initial.state, names)
+    store.hold([weights_key(models.digest(state)) for state in (initial.state, start)])
     this.base = put_weights(store, initial.state)
-    this.start = put_weights(store, _part(initial.state, names))
+    this.start = put_weights(store, start)
     return this
 
 
@@ -293,6 +309,28 @@ def deal_out(config: Config, dataset: Dataset) -> list[np.ndarray[Any, np.dtype[
         derive_seed(config.seed, "partition"),
         **partition,
     )
+
+
+def _check_room(this: Run) -> None:
+    """UserError when the store's limit cannot hold what a run needs at one time."""
+    config, store = this.config, this.store
+    if store.max_bytes is None:
+        return
+    state = this.initial.state
+    base = sum(value.nbytes for value in state.values())
+    update = sum(state[name].nbytes for name in this.trained_names)
+    clients = 0 if config.mode == "centralized" else len(this.shards)
+    count = 1 + clients + (config.mode != "federated")  # the start, the clients, the baseline
+    count += 1 + clients if config.rounds > 1 else 0  # the round at hand
+    unfinished = min(this.workers, clients) + 1
+    checkpoints = unfinished * update * (2 if config.train.momentum else 1)
+    need = base + count * update + checkpoints
+    if need > store.max_bytes:
+        raise UserError(
+            f"store.max_gb={config.store.max_gb:g}: this run needs {need / 1e9:.2g} GB at one time "
+            f"({count} updates of {update / 1e6:.0f} MB, checkpoints, initial weights); allowed "
+            "is more than that, or store.enabled=false"
+        )
 
 
 def _part(state: Mapping[str, torch.Tensor], names: Sequence[str]) -> State:
@@ -326,13 +364,19 @@ def _train(this: Run, grid: Grid | None) -> Trained:
         workers = this.workers
         if mode != "federated":
             task = this.task("centralized", 1, this.start)
-            baseline = stack.enter_context(Baseline(task, this.store, this.events))
-            if task.key(this.dataset.train) not in this.store:
+            key = task.key(this.dataset.train)
+            this.store.hold([key], "baseline")
+            found = read(this.store, key)
+            if found is None:
+                baseline = stack.enter_context(Baseline(task, this.store, this.events))
                 workers = max(1, workers - 1)  # the baseline keeps one core busy
+            else:
+                trained.add("centralized", 1, found)
         if mode != "centralized":
             _federate(this, trained, workers, grid)
         if baseline is not None:
-            trained.add("centralized", 1, baseline.result())
+            damaged = key in this.store.damaged
+            trained.add("centralized", 1, replace(baseline.result(), damaged=damaged))
     return trained
 
 
@@ -344,6 +388,7 @@ def _federate(this: Run, trained: Trained, workers: int, grid: Grid | None) -> N
     clients = len(this.shards)
     tasks = [this.task(client, 1, this.start) for client in range(clients)]
     keys = [task.key(this.dataset.train.subset(task.indices)) for task in tasks]
+    this.store.hold(keys, "clients")
     nothing_to_train = this.config.rounds == 1 and all(key in this.store for key in keys)
 
     def main(grid: Grid) -> None:
@@ -377,16 +422,26 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
     in_order = cast(Grid, InOrderGrid(grid, poll_seconds))
 
     def strategy(names: Sequence[str], first_round: int, prefix: str) -> MergeStrategy:
+        keys: list[str] = []
+
+        def make_task(client: int, server_round: int, start: str) -> Task:
+            task = this.task(client, server_round, start)
+            keys.extend([weights_key(start), task.key(this.dataset.train.subset(task.indices))])
+            this.store.hold(keys, "round")
+            return task
+
         def on_update(client: int, server_round: int, update: Update) -> None:
             trained.add(f"{prefix}submodel/{client}", server_round, update)
             if this.sites is not None:  # a site's progress is seen when its update has come
+                keys.append(update.key)
+                this.store.hold(keys, "round")
                 task = this.task(client, server_round, "")
                 report_done(task, update, append_events(this.events))
 
         return MergeStrategy(
             {name: rules[name] for name in names},
             plan,
-            this.task,
+            make_task,
             this.store,
             transport,
             on_update,
@@ -582,7 +637,6 @@ def _results(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
     train = per_class(dataset.train)
     if this.sites is not None:
         train = {name: sum(site.per_class[name] for site in this.sites) for name in classes}
-    reused = [name for name, _, update in trained.history if update.reused]
     results = {
         "schema": SCHEMA,
         "status": "complete",
@@ -614,9 +668,11 @@ def _results(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
             "note": this.initial.note,
         },
         "store": {
+            "enabled": this.config.store.enabled,
             "trained": [name for name, _, update in trained.history if not update.reused],
-            "reused": reused,
-            "damaged": this.store.damaged,
+            "reused": [name for name, _, update in trained.history if update.reused],
+            "resumed": {n: update.resumed for n, _, update in trained.history if update.resumed},
+            "damaged": [name for name, _, update in trained.history if update.damaged],
         },
     }
     if trained.failures:

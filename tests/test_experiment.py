@@ -96,9 +96,7 @@ def test_fedavg_agrees_with_flowers_own(three: tuple[dict[str, Any], Path]) -> N
         arrays = {k: Array(v.numpy()) for k, v in weights(folder, f"submodel-{i}").items()}
         examples = results["data"]["shards"][i]["examples"]
         records.append(
-            RecordDict(
-                {"a": ArrayRecord(arrays), "m": MetricRecord({"num-examples": examples})}
-            )
+            RecordDict({"a": ArrayRecord(arrays), "m": MetricRecord({"num-examples": examples})})
         )
     theirs = aggregate_arrayrecords(records, "num-examples")
     ours = weights(folder, "fedavg")
@@ -191,9 +189,7 @@ def test_a_damaged_entry_is_noticed_and_computed_anew(run: Go, home: Path) -> No
 
 
 def test_photos_of_three_classes_in_a_folder(run: Go, photos: Path) -> None:
-    results, folder = run(
-        LOCAL, "data=folder", f"data.root={photos}", folder="photos"
-    )
+    results, folder = run(LOCAL, "data=folder", f"data.root={photos}", folder="photos")
     assert results["data"]["classes"] == ["ant", "bee", "cow"]
     model = results["models"]["polyak"]
     assert set(model["per_class"]) == {"ant", "bee", "cow"}
@@ -233,9 +229,7 @@ def test_order_of_the_merge(run: Go) -> None:
 
 
 def test_several_rounds_start_from_the_rules_own_merge(run: Go) -> None:
-    results, _ = run(
-        LOCAL, "rounds=2", "train.epochs=1", "save_models=false", "strategy.beta=0.3"
-    )
+    results, _ = run(LOCAL, "rounds=2", "train.epochs=1", "save_models=false", "strategy.beta=0.3")
     assert [row["round"] for row in results["rounds"]] == [1, 2]
     assert results["rounds"][1]["polyak"]["loss"] == results["models"]["polyak"]["loss"]
     # the first round is common to both rules, the second is not
@@ -301,9 +295,7 @@ def test_a_failed_client_ends_the_run_and_is_named(
         run(LOCAL, "partition.num_shards=3", "mode=federated", "store.enabled=false")
 
 
-def test_survivors_give_what_they_would_give_alone(
-    run: Go, faulty: Callable[[str], None]
-) -> None:
+def test_survivors_give_what_they_would_give_alone(run: Go, faulty: Callable[[str], None]) -> None:
     clients = [LOCAL, "partition.num_shards=3", "mode=federated", "strategy.on_failure=survivors"]
     _, whole = run(*clients, folder="whole")
     faulty("nan")

@@ -239,7 +239,7 @@ def _imagenet(name: str, say: Callable[[str], None]) -> State:
     try:
         if not here.is_file():
             say(f"downloading ImageNet weights of {name}")
-        with contextlib.redirect_stderr(io.StringIO()):  # torch.hub has its say there
+        with contextlib.redirect_stdout(io.StringIO()):  # torch.hub has its say there
             return dict(weights.get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError) as error:
         raise UserError(

@@ -2,7 +2,8 @@
 
 One file per entry, ``<key>.safetensors``: the tensors, and in the header the JSON metadata and a
 checksum over both. A file appears under its name only when it is whole (written aside, renamed),
-so a killed process leaves at worst a temporary file.
+so a killed process leaves at worst a temporary file. All locks are the operating system's: they
+go with their process, however it ends.
 """
 
 import contextlib
@@ -12,7 +13,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ from torch import Tensor
 from fedcats.core.errors import RunError
 from fedcats.core.models import digest
 
-_STALE_SECONDS = 3600.0
+_STALE_SECONDS = 300.0  # a temporary file not written to for so long belongs to a killed process
+CHECKPOINT = "part-"  # before the key of the update that a checkpoint belongs to
 
 
 def content_key(description: Mapping[str, Any]) -> str:
@@ -60,14 +63,23 @@ class Store:
     root
         Folder; made when missing.
     max_bytes
-        When the entries grow beyond it, those used longest ago are dropped. None: no limit.
+        When the entries grow beyond it, those used longest ago are dropped, but none that a
+        living process holds (see `hold`). None: no limit.
+
+    Attributes
+    ----------
+    damaged
+        Keys of entries that this object found damaged and removed.
     """
 
     def __init__(self, root: Path, max_bytes: int | None = None) -> None:
         self.root = root
         self.max_bytes = max_bytes
         self.damaged: list[str] = []
-        root.mkdir(parents=True, exist_ok=True)
+        self._held: dict[str, list[str]] = {}
+        self._holder: int | None = None
+        for folder in (root, root / "locks", root / "held"):
+            folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, key: str) -> Path:
         """Where the entry is or would be."""
@@ -84,22 +96,18 @@ class Store:
         """
         path = self.path(key)
         try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if header.get("checksum") != _checksum(tensors, header["meta"]):
-                raise ValueError("checksum")
-            meta = json.loads(header["meta"])
-            os.utime(path)
+            inode = path.stat().st_ino
+            entry = _read(path)
+            os.utime(path)  # for the order in which entries are dropped
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, safetensors.SafetensorError):
-            if not path.is_file():
-                return None
             self.damaged.append(key)
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_ino == inode:  # else another process has replaced it by now
+                    path.unlink()
             return None
-        return Entry(tensors, meta)
+        return entry
 
     def put(self, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Keep an entry. Raises RunError when the disk is full; nothing is left behind then."""
@@ -119,7 +127,7 @@ class Store:
             raise RunError(f"store {self.root}: cannot write an entry: {reason}") from error
         finally:
             temporary.unlink(missing_ok=True)
-        self._evict(keep=key)
+        self.evict(keep=key)
 
     def remove(self, key: str) -> None:
         """Drop an entry if it is there."""
@@ -141,36 +149,117 @@ class Store:
         return sorted(found, key=lambda entry: (entry.used, entry.key))
 
     @contextlib.contextmanager
-    def claim(self, key: str) -> Iterator[None]:
-        """Hold the right to compute ``key``; other processes wait. A kill gives it back."""
-        locks = self.root / "locks"
-        locks.mkdir(exist_ok=True)
-        descriptor = os.open(locks / key, os.O_CREAT | os.O_RDWR, 0o600)
+    def claim(self, key: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold the right to compute ``key``; other processes wait. A kill gives it back.
+
+        ``on_wait`` is called once when another process has it.
+        """
+        descriptor = _open(self.root / "locks" / key)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def hold(self, keys: Iterable[str], group: str = "run") -> None:
+        """Keep entries (and the checkpoints on the way to them), present or to come.
+
+        No process drops them before `release` or the end of this process. A second call with the
+        same ``group`` replaces the first.
+        """
+        with self._locked():
+            if self._holder is None:
+                self._holder = _open(self.root / "held" / uuid.uuid4().hex)
+                fcntl.flock(self._holder, fcntl.LOCK_EX)
+            self._held[group] = list(keys)
+            os.ftruncate(self._holder, 0)
+            os.pwrite(self._holder, json.dumps(self._held).encode(), 0)
+
+    def release(self) -> None:
+        """Take back all that `hold` asked for."""
+        if self._holder is not None:
+            os.close(self._holder)
+            self._holder = None
+        self._held = {}
+
+    def evict(self, keep: str = "", limit: int | None = None) -> None:
+        """Drop the entries used longest ago until all fit into ``limit`` (here: `max_bytes`)."""
+        now = time.time()
+        for path in self.root.glob(".*.tmp"):
+            with contextlib.suppress(FileNotFoundError):
+                if now - path.stat().st_mtime > _STALE_SECONDS:
+                    path.unlink()
+        limit = self.max_bytes if limit is None else limit
+        if limit is None:
+            return
+        with self._locked():
+            held = self._held_by_all() | {keep}
+            sizes = []
+            for path in self.root.glob("*.safetensors"):
+                with contextlib.suppress(FileNotFoundError):
+                    status = path.stat()
+                    sizes.append((status.st_mtime, path, status.st_size))
+            excess = sum(size for _, _, size in sizes) - limit
+            for _, path, size in sorted(sizes):
+                if excess <= 0:
+                    break
+                if path.stem.removeprefix(CHECKPOINT) not in held:
+                    path.unlink(missing_ok=True)
+                    excess -= size
+
+    def verify(self) -> Iterator[tuple[Listing, bool]]:
+        """Read every entry; whether it is whole. Nothing is removed, no use is noted."""
+        for listing in self.entries():
+            try:
+                _read(listing.path)
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError, KeyError, safetensors.SafetensorError):
+                yield listing, False
+            else:
+                yield listing, True
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """For what must not happen between another process's look and its deed."""
+        descriptor = _open(self.root / "lock")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
             os.close(descriptor)
 
-    def _evict(self, keep: str) -> None:
-        now = time.time()
-        for path in self.root.glob(".*.tmp"):  # of processes that were killed while writing
-            with contextlib.suppress(FileNotFoundError):
-                if now - path.stat().st_mtime > _STALE_SECONDS:
-                    path.unlink()
-        if self.max_bytes is None:
-            return
-        sizes = []
-        for path in self.root.glob("*.safetensors"):
-            with contextlib.suppress(FileNotFoundError):
-                sizes.append((path.stat().st_mtime, path, path.stat().st_size))
-        excess = sum(size for _, _, size in sizes) - self.max_bytes
-        for _, path, size in sorted(sizes):
-            if excess <= 0:
-                break
-            if path != self.path(keep):
-                path.unlink(missing_ok=True)
-                excess -= size
+    def _held_by_all(self) -> set[str]:
+        """What living processes hold; lists of ended ones are removed."""
+        held: set[str] = set()
+        for path in (self.root / "held").iterdir():
+            descriptor = _open(path)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            except BlockingIOError:
+                groups = json.loads(path.read_text() or "{}")
+                held.update(key for keys in groups.values() for key in keys)
+            finally:
+                os.close(descriptor)
+        return held
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+
+
+def _read(path: Path) -> Entry:
+    with safetensors.safe_open(path, framework="pt") as file:
+        header = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if header.get("checksum") != _checksum(tensors, header["meta"]):
+        raise ValueError("checksum")
+    return Entry(tensors, json.loads(header["meta"]))
 
 
 def _checksum(tensors: Mapping[str, Tensor], meta: str) -> str:

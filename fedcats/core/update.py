@@ -1,8 +1,8 @@
 """A client's update: a pure function of a `Task`, computed once and then found in the store.
 
 The centralized baseline is the same function over all training images. As a program
-(``python -m fedcats.core.update STORE EVENTS < task.json``) it computes one update in a process of
-its own, beside a running federation.
+(``python -m fedcats.core.update STORE EVENTS PARENT < task.json``) it computes one update in a
+process of its own, beside a running federation.
 """
 
 import json
@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from fedcats.core import models, training
-from fedcats.core.data import Images, open_dataset
+from fedcats.core.data import MEAN, STD, Images, open_dataset
 from fedcats.core.errors import RunError, UserError
 from fedcats.core.seeding import derive_seed
-from fedcats.core.store import Store, content_key
+from fedcats.core.store import CHECKPOINT, Store, content_key
 from fedcats.core.training import Epoch, Recipe, Step
 
 
@@ -46,7 +46,8 @@ class Task:
     data, indices
         Folder of the decoded data set, and the positions of the images in its training split.
     threads
-        Of torch; part of the key, since sums in another order round differently.
+        Of torch; part of the key, since sums in another order round differently. So are the
+        device and the processor's instruction set.
     checkpoint_seconds
         How often, at the end of an epoch, an unfinished training is saved.
     """
@@ -95,10 +96,12 @@ class Task:
                 "base": self.base,
                 "start": self.start,
                 "images": images.digest,
+                "normalise": [MEAN, STD],
                 "recipe": asdict(self.recipe),
                 "seed": self.training_seed,
                 "threads": self.threads,
                 "device": self.device,
+                "processor": torch.backends.cpu.get_cpu_capability(),
             }
         )
 
@@ -119,6 +122,10 @@ class Update:
         Loss, steps and seconds of each epoch.
     reused
         Whether it was found in the store.
+    resumed
+        Number of epochs that were taken from a checkpoint, when it was trained.
+    damaged
+        Whether it was trained because the store's entry was damaged.
     """
 
     key: str
@@ -126,24 +133,35 @@ class Update:
     examples: int
     epochs: tuple[Epoch, ...]
     reused: bool
+    resumed: int = 0
+    damaged: bool = False
+
+    def origin(self) -> dict[str, int | bool]:
+        """Where it came from, for the answer of the process that computed it."""
+        return {"reused": self.reused, "resumed": self.resumed, "damaged": self.damaged}
 
 
 Report = Callable[[dict[str, Any]], None]
 """Receives ``{"task", "round", "epoch", "epochs", "loss", "state"}`` at the end of each epoch."""
 
 
+def weights_key(sha256: str) -> str:
+    """Key in the store of the weights with this digest."""
+    return f"weights-{sha256}"
+
+
 def put_weights(store: Store, tensors: Mapping[str, Tensor]) -> str:
     """Keep weights that tasks start from; their digest, by which `Task` names them."""
     sha256 = models.digest(tensors)
-    key = f"weights-{sha256}"
-    if key not in store:
+    key = weights_key(sha256)
+    if store.get(key) is None:
         store.put(key, tensors, {"kind": "weights"})
     return sha256
 
 
 def get_weights(store: Store, sha256: str) -> dict[str, Tensor]:
     """What `put_weights` kept."""
-    entry = store.get(f"weights-{sha256}")
+    entry = store.get(weights_key(sha256))
     if entry is None:
         raise RunError(
             f"store {store.root}: the weights {sha256[:12]} that a task starts from are gone"
@@ -160,16 +178,18 @@ def compute(task: Task, store: Store, report: Report = lambda _: None) -> Update
     """The update of ``task``: from the store, or trained now (on from a checkpoint) and kept."""
     images = task_images(task)
     key = task.key(images)
-    with store.claim(key):
+    with store.claim(key, lambda: report(_event(task, 0, None, "waiting"))):
         found = read(store, key)
         if found is None:
-            _train(task, images, key, store, report)
+            resumed = _train(task, images, key, store, report)
+            damaged = key in store.damaged
             found = read(store, key)
             if found is None:
                 raise RunError(
                     f"store {store.root}: the entry just written for {task.name} is gone"
                 )
-            return Update(key, found.tensors, found.examples, found.epochs, reused=False)
+            return replace(found, reused=False, resumed=resumed, damaged=damaged)
+        store.remove(CHECKPOINT + key)  # of a process that was killed just before it did so
     report_done(task, found, report)
     return found
 
@@ -206,9 +226,10 @@ def _model(task: Task, store: Store) -> nn.Module:
     return _model_of_process[cache_key]
 
 
-def _train(task: Task, images: Images, key: str, store: Store, report: Report) -> None:
+def _train(task: Task, images: Images, key: str, store: Store, report: Report) -> int:
+    """Train and keep; the number of epochs that a checkpoint had."""
     torch.set_num_threads(task.threads)
-    checkpoint_key = f"part-{key}"
+    checkpoint_key = CHECKPOINT + key
     model = _model(task, store).to(task.device)
     names = models.set_trainable(model, task.trainable)
     tensors = model.state_dict()
@@ -229,15 +250,20 @@ def _train(task: Task, images: Images, key: str, store: Store, report: Report) -
 
     def after_epoch(epochs: tuple[Epoch, ...], step: Step) -> None:
         nonlocal saved
-        report(_event(task, len(epochs), epochs[-1].loss, "training"))
+        state = "training"
         unfinished = len(epochs) < task.recipe.epochs
         if unfinished and time.monotonic() - saved >= task.checkpoint_seconds:
             parts = {f"model/{name}": tensors[name] for name in names}
             parts |= {f"step/{name}": value for name, value in step.state().items()}
-            store.put(checkpoint_key, parts, _meta(task, "checkpoint", images, epochs))
+            try:
+                store.put(checkpoint_key, parts, _meta(task, "checkpoint", images, epochs))
+            except RunError:  # a checkpoint only saves time: without it training goes on
+                state = "training, cannot save"
             saved = time.monotonic()
+        report(_event(task, len(epochs), epochs[-1].loss, state))
 
-    report(_event(task, len(done), None, "training"))
+    resumed = len(done)
+    report(_event(task, resumed, done[-1].loss if done else None, "training"))
     epochs = training.train(
         model,
         images,
@@ -251,6 +277,7 @@ def _train(task: Task, images: Images, key: str, store: Store, report: Report) -
     store.put(key, trained, _meta(task, "update", images, epochs))
     store.remove(checkpoint_key)
     report(_event(task, len(epochs), epochs[-1].loss, "done"))
+    return resumed
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -299,23 +326,23 @@ def append_events(path: Path) -> Report:
     return report
 
 
-def _exit_with(parent: int) -> None:
-    """Do not go on when the process that asked is gone."""
+def exit_with(parent: int) -> None:
+    """End this process when its parent is gone: nobody waits for the work any more."""
     while os.getppid() == parent:
-        time.sleep(1.0)
+        time.sleep(0.5)
     os._exit(1)
 
 
 def main() -> int:
-    """Compute the task given on standard input; arguments: store folder, events file."""
-    threading.Thread(target=_exit_with, args=(os.getppid(),), daemon=True).start()
+    """Compute the task on standard input; arguments: store folder, events file, parent's pid."""
+    threading.Thread(target=exit_with, args=(int(sys.argv[3]),), daemon=True).start()
     store, events = Store(Path(sys.argv[1])), append_events(Path(sys.argv[2]))
     try:
         update = compute(Task.from_json(sys.stdin.read()), store, events)
     except (RunError, UserError) as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    print(json.dumps({"key": update.key, "reused": update.reused}))
+    print(json.dumps({"key": update.key, **update.origin()}))
     return 0
 
 

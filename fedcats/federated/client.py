@@ -35,7 +35,7 @@ class FedcatsClient(NumPyClient):
         -------
         tuple
             No arrays, the number of examples, and ``partition-id``, ``key``, ``reused``,
-            ``epochs`` (JSON).
+            ``resumed``, ``damaged``, ``epochs`` (JSON).
         """
         task = Task.from_json(str(config["task"]))
         limit = config.get("store-bytes")
@@ -47,7 +47,7 @@ class FedcatsClient(NumPyClient):
             {
                 "partition-id": int(task.client),
                 "key": update.key,
-                "reused": update.reused,
+                **update.origin(),
                 "epochs": json.dumps([asdict(epoch) for epoch in update.epochs]),
             },
         )

@@ -4,7 +4,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -174,8 +174,11 @@ class MergeStrategy(Strategy):
         if update is None:
             raise ValueError("its update is not in the store")
         # What the client did, not what reading it back says.
-        return Update(
-            update.key, update.tensors, update.examples, update.epochs, bool(info["reused"])
+        return replace(
+            update,
+            reused=bool(info["reused"]),
+            resumed=int(cast(int, info["resumed"])),
+            damaged=bool(info["damaged"]),
         )
 
     def configure_evaluate(

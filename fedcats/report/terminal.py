@@ -260,8 +260,13 @@ def print_summary(results: Results, folder: Path, console: Console | None = None
     out.print(Text(" ".join(view.verdict(results)), style="bold"))
     store = results.get("store") or {}
     if store:
-        trained, reused = len(store.get("trained", ())), len(store.get("reused", ()))
-        out.print(f"{trained} trained, {reused} taken from the store.", highlight=False)
+        count = {key: len(value) for key, value in store.items() if isinstance(value, list | dict)}
+        text = f"{count.get('trained', 0)} trained, {count.get('reused', 0)} taken from the store."
+        if resumed := count.get("resumed"):
+            text += f" {resumed} went on from a checkpoint."
+        if damaged := count.get("damaged"):
+            text += f" {damaged} trained anew because the store's entry was damaged."
+        out.print(text, highlight=False)
     # one line whatever the width, so that it can be copied
     out.print(str(folder.resolve()), markup=False, highlight=False, soft_wrap=True)
 

@@ -9,7 +9,8 @@ from fedcats.core.data.partition import (
     make_partition,
     paper_partition,
 )
-from fedcats.core.data.sources import Item, Source, folder_source, part_source
+from fedcats.core.data.parts import part_source
+from fedcats.core.data.sources import Item, Source, folder_source
 from fedcats.core.data.transforms import MEAN, STD, flip_, normalise
 
 __all__ = [

@@ -134,87 +134,26 @@ def folder_source(
     """
     files = open_files(root)
     layout = _find_layout(files)
-    take = _taken(layout.classes, limit, counts)
-    if layout.test is not None:
-        train, test = _items(layout.train), _items(layout.test)
-    else:
-        for name, paths in zip(layout.classes, layout.train, strict=True):
-            if len(paths) < 2:
-                raise UserError(
-                    f"data.root={files.where}: class {name!r} has one image; "
-                    "a split into train and test needs at least two of each class"
-                )
-        fractions = _fractions(test_fraction, layout.classes, take)
-        train, test = stratified_split(layout.train, fractions, seed)
-    source = Source(
-        name="folder",
-        note="",
-        classes=layout.classes,
-        train=train,
-        test=test,
-        read=files.read,
-        fingerprint=files.fingerprint,
-        rejected=tuple(
-            (path, why) for path, why in sorted(files.rejected.items()) if layout.holds(path)
+    return arrange(
+        Source(
+            name="folder",
+            note="",
+            classes=layout.classes,
+            train=(),
+            test=(),
+            read=files.read,
+            fingerprint=files.fingerprint,
+            rejected=tuple(
+                (path, why) for path, why in sorted(files.rejected.items()) if layout.holds(path)
+            ),
+            ignored=tuple(path for path in sorted(files.ignored) if layout.holds(path)),
         ),
-        ignored=tuple(path for path in sorted(files.ignored) if layout.holds(path)),
-    )
-    return choose(source, take, seed)
-
-
-def part_source(root: str | Path, part: str, classes: tuple[str, ...] | None = None) -> Source:
-    """Photos of one part alone: a site's for training, or a server's for testing.
-
-    Parameters
-    ----------
-    root
-        The folder: ``part/<class>`` where there is a folder ``part``, else ``<class>``.
-    part
-        ``train`` or ``test``; the other one stays empty.
-    classes
-        The classes in the order of their labels, where others decide them: a site may lack some,
-        and has none beside them. None takes those of the folder.
-
-    Returns
-    -------
-    Source
-        Its paths begin with ``part`` where that folder is.
-
-    Raises
-    ------
-    UserError
-        When the folder does not exist, holds no images, or holds other classes.
-    """
-    files = open_files(root)
-    top = f"{part}/" if _folders_in(files, f"{part}/") else ""
-    _refuse_links(files, top)
-    found = _folders_in(files, top)
-    if classes is None:
-        _check_classes(files, found, top)
-        classes = tuple(found)
-    for name in found:
-        if name not in classes:
-            raise UserError(
-                f"data.root={files.where}: class {name!r} is not one of the federation's: "
-                f"allowed are {', '.join(classes)}"
-            )
-    grouped = dict(zip(found, _by_class(files, top, found), strict=True))
-    items = _items([grouped.get(name, []) for name in classes])
-    if not items:
-        raise UserError(
-            f"data.root={files.where}: no images in {part}/<class> or <class> folders "
-            f"(classes: {', '.join(classes)})"
-        )
-    return Source(
-        name="folder",
-        note="",
-        classes=classes,
-        train=items if part == "train" else (),
-        test=items if part == "test" else (),
-        read=files.read,
-        fingerprint=files.fingerprint,
-        rejected=tuple((path, why) for path, why in sorted(files.rejected.items())),
-        ignored=tuple(sorted(files.ignored)),
+        layout.train,
+        layout.test,
+        seed=seed,
+        test_fraction=test_fraction,
+        limit=limit,
+        counts=counts,
     )
 
 
@@ -358,6 +297,50 @@ def _check_classes(files: Files, classes: Sequence[str], folder: str) -> None:
 
 
 # --- parts and choices ----------------------------------------------------------------------------
+
+
+def arrange(
+    source: Source,
+    train: Sequence[Sequence[str]],
+    test: Sequence[Sequence[str]] | None,
+    *,
+    seed: int,
+    test_fraction: float,
+    limit: int | None,
+    counts: Mapping[str, Sequence[int]] | None,
+) -> Source:
+    """Give a source its items: split into two parts where there is only one, and limited.
+
+    Parameters
+    ----------
+    source
+        With its classes, but without items.
+    train, test
+        For each class, its paths. Without a test part the training part is divided.
+    seed, test_fraction, limit, counts
+        As in `folder_source`.
+
+    Returns
+    -------
+    Source
+
+    Raises
+    ------
+    UserError
+        When a class has too few images, or a number is not allowed.
+    """
+    take = _taken(source.classes, limit, counts)
+    if test is not None:
+        parts = _items(train), _items(test)
+    else:
+        for name, paths in zip(source.classes, train, strict=True):
+            if len(paths) < 2:
+                raise UserError(
+                    f"data={source.name}: class {name!r} has {'one image' if paths else 'none'}; "
+                    "a split into train and test needs at least two images of each class"
+                )
+        parts = stratified_split(train, _fractions(test_fraction, source.classes, take), seed)
+    return choose(replace(source, train=parts[0], test=parts[1]), take, seed)
 
 
 def _items(by_class: Sequence[Sequence[str]]) -> tuple[Item, ...]:

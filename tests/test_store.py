@@ -1,0 +1,455 @@
+"""The store and the updates in it: keys, damage, full disks, kills, eviction, going on."""
+
+import errno
+import itertools
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedcats.core import models, training, update
+from fedcats.core.data import prepare, synthetic_source
+from fedcats.core.errors import RunError
+from fedcats.core.store import Store
+from fedcats.core.training import Recipe
+from fedcats.core.update import Task, compute, put_weights, read, task_images
+from fedcats.store import main as store_command
+
+TENSORS = {"a": torch.arange(1000.0), "b": torch.ones(3, dtype=torch.int64)}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)  # so that a forked child can compute
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(synthetic_source(6, 1, 7), tmp_path_factory.mktemp("data"), size=40).path
+
+
+def make_task(store: Store, data: Path, model: str = "squeezenet1_1", **changes: Any) -> Task:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state = models.build(model, 2).state_dict()
+    sha256 = put_weights(store, state)
+    recipe = Recipe(3, 4, 0.01, 0.0, False, 0.0, 0, 0.1, False)
+    task = Task(
+        name="client 0",
+        client=0,
+        round=1,
+        seed=0,
+        model=model,
+        num_classes=2,
+        trainable="all",
+        base=sha256,
+        start=sha256,
+        data=str(data),
+        indices=tuple(range(8)),
+        recipe=recipe,
+        threads=1,
+        device="cpu",
+        checkpoint_seconds=0,
+    )
+    return replace(task, **changes)
+
+
+# --- entries ---------------------------------------------------------------------------------
+
+
+def test_what_is_put_is_got(store: Store) -> None:
+    store.put("key", TENSORS, {"kind": "update", "loss": 0.1})
+    entry = store.get("key")
+    assert entry is not None
+    assert entry.meta == {"kind": "update", "loss": 0.1}
+    assert entry.tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(entry.tensors[k], v) for k, v in TENSORS.items())
+    assert store.get("other") is None
+
+
+@pytest.mark.parametrize("where", ["first byte", "metadata", "tensor", "cut off", "empty"])
+def test_a_damaged_entry_is_noticed_and_removed(store: Store, where: str) -> None:
+    store.put("key", TENSORS, {"kind": "update", "loss": 0.125})
+    content = bytearray(store.path("key").read_bytes())
+    if where == "cut off":
+        content = content[:-10]
+    elif where == "empty":
+        content = bytearray()
+    else:
+        at = {"first byte": 0, "metadata": content.index(b"0.125"), "tensor": len(content) - 2}
+        content[at[where]] ^= 1
+    store.path("key").write_bytes(content)
+    assert store.get("key") is None
+    assert store.damaged == ["key"]
+    assert not store.path("key").exists()
+
+
+def test_a_full_disk_leaves_nothing_behind(store: Store) -> None:
+    store.put("small", TENSORS, {})
+    ours, theirs = os.pipe()
+
+    def write() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        try:
+            store.put("large", {"a": torch.ones(100_000)}, {})
+        except RunError as error:
+            os.write(theirs, str(error).encode())
+
+    os.waitpid(fork(write), 0)
+    assert b"cannot write an entry: " in os.read(ours, 1000)
+    assert [entry.key for entry in store.entries()] == ["small"]
+    assert not list(store.root.glob(".*.tmp"))
+
+
+def test_no_space_left_is_called_a_full_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(RunError, match="the disk is full"):
+        store.put("key", TENSORS, {})
+    assert store.entries() == []
+
+
+def fork(work: Callable[[], None]) -> int:
+    """Do it in a child process, without the cost of importing torch; its pid."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return pid
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def test_sigkill_while_writing(store: Store) -> None:
+    """Killed again and again while it replaces entries: each is whole, old or new."""
+
+    def write() -> None:
+        for number in itertools.count():
+            tensors = {"a": torch.full((1_000_000,), float(number))}
+            store.put(f"key-{number % 3}", tensors, {"n": number})
+
+    for attempt in range(30):
+        pid = fork(write)
+        time.sleep(0.02 + 0.0031 * attempt)
+        kill(pid)
+        for key in ("key-0", "key-1", "key-2"):
+            entry = store.get(key)
+            assert entry is None or bool((entry.tensors["a"] == entry.meta["n"]).all())
+        assert store.damaged == []
+
+
+def test_a_kill_before_the_rename_leaves_the_old_entry(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put("key", TENSORS, {"n": 1})
+
+    def write() -> None:
+        monkeypatch.setattr(Path, "replace", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        store.put("key", {"a": torch.zeros(9)}, {"n": 2})
+
+    assert os.waitpid(fork(write), 0)[1] == signal.SIGKILL
+    entry = store.get("key")
+    assert entry is not None
+    assert entry.meta == {"n": 1}
+    (leftover,) = store.root.glob(".*.tmp")
+    store.evict()
+    assert leftover.exists()  # its writer might be alive
+    os.utime(leftover, (time.time() - 3600,) * 2)
+    store.evict()
+    assert not leftover.exists()
+
+
+# --- size limit ------------------------------------------------------------------------------
+
+
+def used(store: Store, key: str, ago: float) -> None:
+    os.utime(store.path(key), (time.time() - ago, time.time() - ago))
+
+
+def test_the_entry_used_longest_ago_goes_first(tmp_path: Path) -> None:
+    store = Store(tmp_path, max_bytes=13_500)  # three entries of 4.3 kB
+    for age, key in enumerate(["newest", "middle", "oldest"]):
+        store.put(key, TENSORS, {})
+        used(store, key, ago=1000 * (age + 1))
+    assert store.get("oldest") is not None  # used: now it is the newest
+    store.put("another", TENSORS, {})
+    assert {entry.key for entry in store.entries()} == {"another", "oldest", "newest"}
+
+
+def test_what_a_living_process_holds_is_not_dropped(tmp_path: Path) -> None:
+    held, keeping = Store(tmp_path), Store(tmp_path)
+    for key in ("mine", "part-mine", "other"):
+        held.put(key, TENSORS, {})
+        used(held, key, ago=1000)
+    held.hold(["mine"])
+    keeping.evict(limit=0)
+    assert {entry.key for entry in keeping.entries()} == {"mine", "part-mine"}
+    held.hold(["nothing"])
+    keeping.evict(limit=5000)
+    assert len(keeping.entries()) == 1
+    held.hold(["mine", "part-mine"])
+    held.release()
+    keeping.evict(limit=0)
+    assert keeping.entries() == []
+
+
+def test_a_kill_lets_go_of_what_was_held(store: Store) -> None:
+    store.put("key", TENSORS, {})
+    ours, theirs = os.pipe()
+
+    def hold() -> None:
+        Store(store.root).hold(["key"])
+        os.write(theirs, b"ready")
+        time.sleep(60)
+
+    pid = fork(hold)
+    os.read(ours, 5)
+    store.evict(limit=0)
+    assert "key" in store
+    kill(pid)
+    store.evict(limit=0)
+    assert "key" not in store
+    assert not list((store.root / "held").iterdir())
+
+
+# --- the command -----------------------------------------------------------------------------
+
+
+def test_list_verify_clear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FEDCATS_HOME", str(tmp_path))
+    store = Store(tmp_path / "store")
+    store.put("good", TENSORS, {"kind": "update", "task": "client 3", "epochs": [{}, {}]})
+    store.put("bad", TENSORS, {"kind": "update"})
+    content = bytearray(store.path("bad").read_bytes())
+    content[-1] ^= 1
+    store.path("bad").write_bytes(content)
+    assert store_command(["list"]) == 0
+    out = capsys.readouterr().out
+    assert "client 3" in out
+    assert "2 epochs" in out
+    assert "2 entries, 0.00 GB" in out
+    assert store_command(["verify"]) == 1
+    assert "2 entries read, 1 damaged" in capsys.readouterr().out
+    assert store_command(["verify"]) == 0
+    other = Store(tmp_path / "store")
+    other.hold(["good"])
+    assert store_command(["clear"]) == 0
+    assert "1 entry, 0.00 GB kept for running runs" in capsys.readouterr().out
+    other.release()
+    assert store_command(["clear"]) == 0
+    assert store.entries() == []
+    with pytest.raises(SystemExit, match="2"):
+        store_command(["burn"])
+
+
+# --- keys ------------------------------------------------------------------------------------
+
+
+def test_the_key_covers_all_that_an_update_depends_on(
+    store: Store, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_task(store, drawings)
+
+    def key(task: Task) -> str:
+        return task.key(task_images(task))
+
+    keys = {"base": key(base)}
+    other_weights = put_weights(store, {"x": torch.zeros(1)})
+    recipe_values = {
+        "epochs": 4,
+        "batch_size": 2,
+        "lr": 0.02,
+        "momentum": 0.5,
+        "nesterov": True,
+        "weight_decay": 0.1,
+        "step_size": 1,
+        "gamma": 0.2,
+        "drop_last": True,
+    }
+    assert recipe_values.keys() == vars(base.recipe).keys()
+    changed = {
+        "initial weights": replace(base, base=other_weights),
+        "weights of the round": replace(base, start=other_weights),
+        "images": replace(base, indices=tuple(range(1, 9))),
+        "their order": replace(base, indices=(1, 0, *range(2, 8))),
+        "one image less": replace(base, indices=tuple(range(7))),
+        "seed": replace(base, seed=1),
+        "round": replace(base, round=2),
+        "client": replace(base, client=1),
+        "baseline": replace(base, client="centralized"),
+        "model": replace(base, model="squeezenet1_0"),
+        "classes": replace(base, num_classes=3),
+        "trainable": replace(base, trainable="head"),
+        "threads": replace(base, threads=2),
+        "device": replace(base, device="cuda"),
+        **{
+            name: replace(base, recipe=replace(base.recipe, **{name: value}))
+            for name, value in recipe_values.items()
+        },
+    }
+    keys |= {name: key(task) for name, task in changed.items()}
+    images = task_images(base)
+    labels = images.labels.copy()
+    labels[0] = 1 - labels[0]
+    keys["labels"] = base.key(replace(images, labels=labels))
+    digests = ("0" * 64, *images.digests[1:])
+    keys["contents"] = base.key(replace(images, digests=digests))
+    keys["transform"] = base.key(replace(images, transform="another size"))
+    with monkeypatch.context() as patch:
+        patch.setattr(update, "MEAN", (0.5, 0.5, 0.5))
+        keys["normalisation"] = key(base)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "VERSION", training.VERSION + 1)
+        keys["training code"] = key(base)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "__version__", "3.0")
+        keys["torch"] = key(base)
+    assert len(set(keys.values())) == len(keys)
+    # What does not matter to the result does not matter to the key.
+    same = replace(base, name="another name", checkpoint_seconds=99)
+    assert key(same) == keys["base"]
+    assert base.key(replace(images, files=("renamed",) * 8)) == keys["base"]
+
+
+# --- updates ---------------------------------------------------------------------------------
+
+
+def test_computed_once_then_found(store: Store, drawings: Path) -> None:
+    events: list[dict[str, Any]] = []
+    task = make_task(store, drawings)
+    first = compute(task, store, events.append)
+    second = compute(task, store, events.append)
+    assert (first.reused, second.reused) == (False, True)
+    assert models.digest(first.tensors) == models.digest(second.tensors)
+    assert first.epochs == second.epochs
+    assert [event["state"] for event in events] == [*["training"] * 4, "done", "reused"]
+
+
+def test_a_damaged_update_is_computed_anew(store: Store, drawings: Path) -> None:
+    task = make_task(store, drawings)
+    first = compute(task, store)
+    digest = models.digest(first.tensors)
+    content = bytearray(store.path(first.key).read_bytes())
+    content[-1] ^= 1
+    store.path(first.key).write_bytes(content)
+    again = compute(task, store)
+    assert (again.reused, again.damaged) == (False, True)
+    assert models.digest(again.tensors) == digest
+
+
+@pytest.mark.parametrize(
+    ("model", "momentum"),
+    [("squeezenet1_1", 0.0), ("squeezenet1_1", 0.9), ("mobilenet_v3_small", 0.9)],
+)
+@pytest.mark.parametrize("client", [0, "centralized"])
+def test_an_interrupted_training_goes_on_bit_by_bit(
+    tmp_path: Path, drawings: Path, model: str, momentum: float, client: int | str
+) -> None:
+    """Stopped after each epoch in turn; dropout, batch norm and momentum continue."""
+
+    class Stop(Exception):
+        pass
+
+    recipe = Recipe(4, 4, 0.01, momentum, False, 0.001, 2, 0.5, False)
+    whole = Store(tmp_path / "whole")
+    task = make_task(whole, drawings, model, recipe=recipe, client=client)
+    expected = compute(task, whole)
+    parts = Store(tmp_path / "parts")
+    make_task(parts, drawings, model)
+    for last in (1, 2, 3):
+
+        def stop(event: dict[str, Any], last: int = last) -> None:
+            if event["state"] == "training" and event["epoch"] == last and event["loss"]:
+                raise Stop
+
+        if last > 1:  # the first event says where it goes on from: stop at the one after it
+            seen: list[int] = []
+
+            def stop(event: dict[str, Any], last: int = last, seen: list[int] = seen) -> None:
+                seen.append(event["epoch"])
+                if seen == [last - 1, last]:
+                    raise Stop
+
+        with pytest.raises(Stop):
+            compute(task, parts, stop)
+        checkpoint = parts.get(f"part-{expected.key}")
+        assert checkpoint is not None
+        assert len(checkpoint.meta["epochs"]) == last
+        update._model_of_process.clear()  # as in a new process
+    resumed = compute(task, parts)
+    assert resumed.resumed == 3
+    assert models.digest(resumed.tensors) == models.digest(expected.tensors)
+    assert [e.loss for e in resumed.epochs] == [e.loss for e in expected.epochs]
+    assert f"part-{expected.key}" not in parts
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_stop_the_training(
+    store: Store, drawings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = Store.put
+
+    def no_checkpoints(self: Store, key: str, *args: Any) -> None:
+        if key.startswith("part-"):
+            raise RunError("the disk is full")
+        put(self, key, *args)
+
+    monkeypatch.setattr(Store, "put", no_checkpoints)
+    events: list[dict[str, Any]] = []
+    assert len(compute(make_task(store, drawings), store, events.append).epochs) == 3
+    assert "training, cannot save" in [event["state"] for event in events]
+
+
+PROGRAM = [sys.executable, "-m", "fedcats.core.update"]
+
+
+def test_processes_compute_an_update_once(store: Store, drawings: Path) -> None:
+    tasks = [make_task(store, drawings, client=client) for client in (0, 1, 2)]
+    ours, theirs = os.pipe()
+
+    def work(order: Sequence[int]) -> None:
+        for client in order:
+            found = compute(tasks[client], Store(store.root))
+            os.write(theirs, f"{client} {found.reused}\n".encode())
+
+    for pid in [fork(lambda order=order: work(order)) for order in ((0, 1, 2), (2, 1, 0))]:
+        os.waitpid(pid, 0)
+    answers = os.read(ours, 1000).decode().splitlines()
+    assert sorted(answers) == sorted(f"{c} {reused}" for c in (0, 1, 2) for reused in (True, False))
+
+
+def test_a_process_ends_with_the_one_that_asked_for_it(
+    store: Store, drawings: Path, tmp_path: Path
+) -> None:
+    """Also when that one is gone before the process has started up."""
+    recipe = replace(make_task(store, drawings).recipe, epochs=1_000_000)
+    task = make_task(store, drawings, recipe=recipe, checkpoint_seconds=1e9)
+    command = [*PROGRAM, str(store.root), str(tmp_path / "events"), "1" * 9]  # nobody's parent
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    process.stdin.write(task.to_json())
+    process.stdin.close()
+    assert process.wait() == 1
+    assert read(store, task.key(task_images(task))) is None
