@@ -33,10 +33,10 @@ from fedcats.core.data import (
     Source,
     folder_source,
     make_partition,
-    part_source,
     prepare,
     synthetic_source,
 )
+from fedcats.core.data.parts import part_source
 from fedcats.core.errors import RunError, UserError
 from fedcats.core.merging import effective_number, make_rule
 from fedcats.core.metrics import compare, read_predictions, scores, write_predictions

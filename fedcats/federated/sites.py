@@ -15,7 +15,8 @@ from typing import cast
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedcats.core.data import Dataset, part_source, prepare
+from fedcats.core.data import Dataset, prepare
+from fedcats.core.data.parts import part_source
 from fedcats.core.errors import UserError
 from fedcats.core.home import home
 

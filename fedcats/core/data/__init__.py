@@ -9,7 +9,6 @@ from fedcats.core.data.partition import (
     make_partition,
     paper_partition,
 )
-from fedcats.core.data.parts import part_source
 from fedcats.core.data.sources import Item, Source, folder_source
 from fedcats.core.data.transforms import MEAN, STD, flip_, normalise
 
@@ -30,7 +29,6 @@ __all__ = [
     "normalise",
     "open_dataset",
     "paper_partition",
-    "part_source",
     "prepare",
     "synthetic_source",
 ]
