@@ -138,6 +138,7 @@ class FastStep:
             If the model uses a linear layer twice in one forward pass, or its weight outside of
             the layer: such a model needs the plain loop.
         """
+        self._model.zero_grad()
         if x.dim() == 4 and x.device.type == "cpu":
             x = x.contiguous(memory_format=torch.channels_last)
         with self._patched():
@@ -150,7 +151,6 @@ class FastStep:
                 )
         if self._optimizer:
             self._optimizer.step()
-            self._optimizer.zero_grad()
         return loss.detach()
 
     @contextmanager

@@ -4,6 +4,7 @@ A partition is a function of the labels and a seed that returns one array of pos
 shard; the arrays are disjoint. `make_partition` finds it by name.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -113,6 +114,238 @@ def iid_partition(labels: ArrayLike, num_shards: int, seed: int) -> Shards:
     return [np.sort(part) for part in np.array_split(rng.permutation(n), num_shards)]
 
 
+# --- shards that are not equal, by flwr-datasets --------------------------------------------------
+
+
+def dirichlet_partition(
+    labels: ArrayLike, num_shards: int, alpha: float, min_size: int, seed: int
+) -> Shards:
+    """Divide each class among the shards in proportions from a Dirichlet distribution.
+
+    Parameters
+    ----------
+    labels
+        (n,), the class of each training image.
+    num_shards
+        How many shards.
+    alpha
+        Concentration, above 0: small for very different shards, large for similar ones.
+    min_size
+        Smallest number of images in a shard; the draw is repeated up to ten times to get there.
+    seed
+        Decides the proportions, and which images go where.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        `num_shards` arrays of positions, int64, ascending, disjoint, together all images. A shard
+        may lack a class.
+
+    Raises
+    ------
+    UserError
+        When a shard would be smaller than `min_size`.
+    """
+    if not (alpha > 0 and np.isfinite(alpha)):
+        raise UserError(f"partition.alpha={alpha}: must be a number above 0")
+    options = {"partition_by": "label", "alpha": float(alpha), "min_partition_size": 0}
+    return _by_flower("dirichlet", labels, num_shards, min_size, seed, options, attempts=10)
+
+
+def pathological_partition(
+    labels: ArrayLike, num_shards: int, classes_per_shard: int, min_size: int, seed: int
+) -> Shards:
+    """Give each shard images of a few classes only (every class is used where that is possible).
+
+    Parameters
+    ----------
+    classes_per_shard
+        Classes in each shard, from 1 to the number of classes. The first goes round, shard by
+        shard, the others are drawn.
+    labels, num_shards, min_size, seed
+        As in `dirichlet_partition`.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        As `dirichlet_partition`; images of a class that no shard has are left out.
+
+    Raises
+    ------
+    UserError
+        When there are not so many classes, or a shard would be smaller than `min_size`.
+    """
+    classes = len(np.unique(np.asarray(labels)))
+    if not 1 <= classes_per_shard <= classes:
+        raise UserError(
+            f"partition.classes_per_shard={classes_per_shard}: must be from 1 to {classes}, the "
+            "number of classes"
+        )
+    options = {
+        "partition_by": "label",
+        "num_classes_per_partition": classes_per_shard,
+        "class_assignment_mode": "first-deterministic",
+    }
+    return _by_flower("pathological", labels, num_shards, min_size, seed, options)
+
+
+def shard_partition(
+    labels: ArrayLike, num_shards: int, pieces_per_shard: int, min_size: int, seed: int
+) -> Shards:
+    """Sort the images by class, cut them into pieces, and deal out the pieces (McMahan et al.).
+
+    Parameters
+    ----------
+    pieces_per_shard
+        Pieces of equal size for each shard, from 1. With 2, most shards hold one or two classes.
+    labels, num_shards, min_size, seed
+        As in `dirichlet_partition`.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        As `dirichlet_partition`, all of one size; images that fill no piece are left out.
+
+    Raises
+    ------
+    UserError
+        When a shard would be smaller than `min_size`, or a piece empty.
+    """
+    if pieces_per_shard < 1:
+        raise UserError(f"partition.pieces_per_shard={pieces_per_shard}: must be at least 1")
+    n = len(np.asarray(labels))
+    if num_shards >= 1 and num_shards * pieces_per_shard > n:
+        raise UserError(
+            f"partition.pieces_per_shard={pieces_per_shard}: {num_shards} shards would need "
+            f"{num_shards * pieces_per_shard} pieces, but there are only {n} training images"
+        )
+    options = {"partition_by": "label", "num_shards_per_partition": pieces_per_shard}
+    return _by_flower("shard", labels, num_shards, min_size, seed, options)
+
+
+def linear_partition(labels: ArrayLike, num_shards: int, min_size: int, seed: int) -> Shards:
+    """Deal out shards of different size: shard i gets i + 1 parts of all images, at random.
+
+    Parameters, result and errors as in `dirichlet_partition`.
+    """
+    return _by_flower("linear", labels, num_shards, min_size, seed, {})
+
+
+def square_partition(labels: ArrayLike, num_shards: int, min_size: int, seed: int) -> Shards:
+    """Deal out as `linear_partition`, but (i + 1) squared parts to shard i."""
+    return _by_flower("square", labels, num_shards, min_size, seed, {})
+
+
+def exponential_partition(labels: ArrayLike, num_shards: int, min_size: int, seed: int) -> Shards:
+    """Deal out as `linear_partition`, but exp(i + 1) parts to shard i: the last has most images."""
+    return _by_flower("exponential", labels, num_shards, min_size, seed, {})
+
+
+def _by_flower(
+    name: str,
+    labels: ArrayLike,
+    num_shards: int,
+    min_size: int,
+    seed: int,
+    options: dict[str, Any],
+    attempts: int = 1,
+) -> Shards:
+    """Deal out by a partitioner of flwr-datasets, over shuffled labels.
+
+    Flower's partitioners take the images of a class, or of all, in the order in which they come;
+    so they are shuffled before, and the shards do not follow the order of the files.
+    """
+    labels = np.asarray(labels)
+    n = len(labels)
+    _check_num_shards(num_shards)
+    if min_size < 1:
+        raise UserError(f"partition.min_size={min_size}: must be at least 1")
+    if num_shards * min_size > n:
+        raise UserError(
+            f"partition.num_shards={num_shards}: there are only {n} training images, at most "
+            f"{n // min_size} shards of partition.min_size={min_size} would fit"
+        )
+    rng = np.random.default_rng(derive_seed(seed, "partition", name))
+    order = rng.permutation(n)
+    for _ in range(attempts):
+        if "partition_by" in options:
+            options |= {"seed": int(rng.integers(2**32)), "shuffle": False}
+        shards = _load_all(name, options | {"num_partitions": num_shards}, labels[order], order)
+        sizes = [len(shard) for shard in shards]
+        if min(sizes) >= min_size:
+            return shards
+    smallest = int(np.argmin(sizes))
+    alpha = "raise partition.alpha, or " if "alpha" in options else ""
+    raise UserError(
+        f"partition={name}: shard {smallest} would have {sizes[smallest]} of {n} training images, "
+        f"fewer than partition.min_size={min_size}; {alpha}lower partition.num_shards or "
+        "partition.min_size"
+    )
+
+
+def _load_all(
+    name: str, options: dict[str, Any], labels: NDArray[np.int64], order: NDArray[np.int64]
+) -> Shards:
+    import datasets  # heavy, and only these partitions need it
+    from flwr_datasets import partitioner as flower
+
+    partitioner = getattr(flower, f"{name.capitalize()}Partitioner")(**options)
+    partitioner.dataset = datasets.Dataset.from_dict({"label": labels, "position": order})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of classes that no shard has; documented above
+            parts = [partitioner.load_partition(i) for i in range(options["num_partitions"])]
+    except ValueError as error:
+        raise UserError(f"partition={name}: {str(error).splitlines()[0]}") from None
+    return [np.sort(np.asarray(part["position"], dtype=np.int64)) for part in parts]
+
+
+# --- for all ------------------------------------------------------------------------------------
+
+
+def hold_out(
+    labels: ArrayLike, shards: Sequence[NDArray[np.int64]], fraction: float, seed: int
+) -> tuple[Shards, Shards]:
+    """Keep a part of each client's images away from its training, to test on its own kind.
+
+    Parameters
+    ----------
+    labels
+        (n,), the class of each training image.
+    shards
+        Positions in `labels`, one array for each client.
+    fraction
+        Share of each class of each shard to hold out, 0 to below 1, rounded. A class of two or
+        more images always keeps one for training.
+    seed
+        Decides which.
+
+    Returns
+    -------
+    (training, held_out)
+        Two lists of arrays, int64, ascending; a held-out part may be empty.
+
+    Raises
+    ------
+    UserError
+        When `fraction` is out of range.
+    """
+    if not 0 <= fraction < 1:
+        raise UserError(f"partition.hold_out={fraction}: must be from 0 to below 1")
+    labels = np.asarray(labels)
+    training, held_out = [], []
+    for client, shard in enumerate(shards):
+        rng = np.random.default_rng(derive_seed(seed, "hold out", client))
+        chosen: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
+        for label in np.unique(labels[shard]):
+            of_class = rng.permutation(shard[labels[shard] == label])
+            chosen.append(of_class[: min(round(fraction * len(of_class)), len(of_class) - 1)])
+        held = np.sort(np.concatenate(chosen))
+        held_out.append(held)
+        training.append(np.setdiff1d(shard, held))
+    return training, held_out
+
+
 def _check_num_shards(num_shards: int) -> None:
     if num_shards < 1:
         raise UserError(f"partition.num_shards={num_shards}: must be at least 1")
@@ -121,6 +354,12 @@ def _check_num_shards(num_shards: int) -> None:
 PARTITIONS: dict[str, Callable[..., Shards]] = {
     "paper": paper_partition,
     "iid": iid_partition,
+    "dirichlet": dirichlet_partition,
+    "pathological": pathological_partition,
+    "shard": shard_partition,
+    "linear": linear_partition,
+    "square": square_partition,
+    "exponential": exponential_partition,
 }
 """Every partition, by the name that `partition=` takes."""
 

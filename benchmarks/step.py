@@ -1,0 +1,154 @@
+"""One training step of AlexNet at batch 4: plain, fast, and the floor of the hardware.
+
+    python benchmarks/step.py [--rounds 15] [--json FILE]
+
+Floor = operations of the step / measured rate of a matrix product
+      + three passes over the linear weights / measured read rate
+(one read in the forward pass, one read and one write in the backward pass; the write counts as a
+read, which is generous to the floor). Everything is measured in the same rounds, one after the
+other, so that a busy machine hits all alike; ratios are taken within a round, and the table shows
+medians over the rounds. With two processes, both run the same thing at the same time.
+"""
+
+import argparse
+import copy
+import json
+import multiprocessing
+import os
+import platform
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from statistics import median
+
+SETTINGS = [("1 thread", 1, 1), ("2 threads", 2, 1), ("2 processes x 1 thread", 1, 2)]
+meet: Barrier
+COLUMNS = ["gemm", "read", "plain", "fast", "momentum plain", "momentum fast"]
+
+
+def share(barrier: Barrier) -> None:
+    """Give a worker process the barrier at which all of them meet."""
+    global meet
+    meet = barrier
+
+
+def measure(threads: int, rounds: int) -> tuple[list[dict[str, float]], int, int]:
+    """Seconds of every column in each round; operations and bytes of the floor."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from torchvision.models import alexnet
+
+    from fedcats.core.fast import make_fast_step
+    from fedcats.core.training import PlainStep, Recipe
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    recipe, momentum = (
+        Recipe(
+            epochs=1,
+            batch_size=4,
+            lr=0.001,
+            momentum=m,
+            nesterov=False,
+            weight_decay=0.0,
+            step_size=0,
+            gamma=1.0,
+            drop_last=False,
+        )
+        for m in (0.0, 0.9)
+    )
+    start = alexnet(num_classes=2).train()
+    x, y = torch.randn(4, 3, 224, 224), torch.randint(0, 2, (4,))
+    with FlopCounterMode(display=False) as counter:
+        PlainStep(copy.deepcopy(start), recipe)(x, y)
+    linear = sum(
+        layer.weight.numel() for layer in start.modules() if isinstance(layer, torch.nn.Linear)
+    )
+
+    a = torch.randn(2048, 2048)
+    b = torch.randn(2048, 2048)
+    memory = torch.randn(2, 20_000_000)  # 160 MB, beyond the caches
+    steps: dict[str, Callable[[], object]] = {
+        "gemm": lambda: a @ b,
+        "read": lambda: torch.dot(memory[0], memory[1]),
+    }
+    for name, make in (("plain", PlainStep), ("fast", make_fast_step)):
+        for prefix, r in (("", recipe), ("momentum ", momentum)):
+            step = make(copy.deepcopy(start), r)
+            assert step is not None
+            steps[prefix + name] = lambda step=step: step(x, y)
+
+    found = []
+    for index in range(rounds + 1):
+        times = {}
+        for column in COLUMNS:
+            meet.wait(timeout=300)  # a process that died must not hold up the others
+            best = float("inf")
+            for _ in range(3):
+                begun = time.perf_counter()
+                steps[column]()
+                best = min(best, time.perf_counter() - begun)
+            times[column] = best
+        if index:  # the first round warms up
+            found.append(times)
+    return found, counter.get_total_flops(), 3 * 4 * linear
+
+
+def summarise(runs: list[tuple[list[dict[str, float]], int, int]]) -> dict[str, float]:
+    """Medians over processes and rounds; rates in 1e9/s, times in ms."""
+    rows = []
+    for found, operations, passes in runs:
+        for times in found:
+            gflops, gbytes = 2 * 2048**3 / times["gemm"] / 1e9, 0.16 / times["read"]
+            floor = operations / gflops / 1e9 + passes / gbytes / 1e9
+            row = {f"{c} ms": 1e3 * times[c] for c in COLUMNS[2:]}
+            row |= {"floor ms": 1e3 * floor, "GFLOP/s": gflops, "read GB/s": gbytes}
+            row |= {
+                "fast/floor": times["fast"] / floor,
+                "plain/floor": times["plain"] / floor,
+                "plain/fast": times["plain"] / times["fast"],
+                "plain/fast, momentum": times["momentum plain"] / times["momentum fast"],
+            }
+            rows.append(row)
+    return {key: median(row[key] for row in rows) for key in rows[0]}
+
+
+def cpu() -> str:
+    """Name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/step.json"))
+    options = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    table: dict[str, dict[str, float]] = {}
+    for name, threads, processes in SETTINGS:
+        barrier = context.Barrier(processes)
+        with ProcessPoolExecutor(processes, context, share, (barrier,)) as pool:
+            runs = [pool.submit(measure, threads, options.rounds) for _ in range(processes)]
+            table[name] = summarise([run.result() for run in runs])
+
+    import torch
+
+    width = max(map(len, table[SETTINGS[0][0]]))
+    print(f"{'':{width}}  " + "  ".join(f"{name:>22}" for name in table))
+    for key in table[SETTINGS[0][0]]:
+        print(f"{key:{width}}  " + "  ".join(f"{row[key]:22.2f}" for row in table.values()))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    machine = {"cpu": cpu(), "cores": os.cpu_count(), "torch": torch.__version__}
+    options.json.write_text(
+        json.dumps({"benchmark": "step", "machine": machine, "settings": table}, indent=2) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
