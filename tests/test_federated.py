@@ -49,10 +49,12 @@ class LateGrid(LocalGrid):
         super().__init__(app, num_nodes)
         self.draw = random.Random(seed)
         self.arrived: dict[str, Message] = {}
+        self.coming: list[str] = []
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         ids = list(super().push_messages(messages))
-        self.coming = self.draw.sample(ids, len(ids))
+        waiting = [*self.coming, *ids]
+        self.coming = self.draw.sample(waiting, len(waiting))
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
