@@ -16,7 +16,7 @@ EXTRA = {"data/folder": ["data.root=photos"], "experiment/paper": ["data.root=ph
 OPTIONS = sorted(
     f"{path.parent.relative_to(conf_dir())}/{path.stem}"
     for path in conf_dir().glob("*/*.yaml")
-    if path.parent.name != "hydra" and path.stem != "base"
+    if path.parent.name != "hydra"
 )
 
 

@@ -229,7 +229,9 @@ def test_order_of_the_merge(run: Go) -> None:
 
 
 def test_several_rounds_start_from_the_rules_own_merge(run: Go) -> None:
-    results, _ = run(LOCAL, "rounds=2", "train.epochs=1", "save_models=false", "strategy.beta=0.3")
+    results, _ = run(
+        LOCAL, "rounds=2", "seed=9", "train.epochs=1", "save_models=false", "strategy.beta=0.3"
+    )
     assert [row["round"] for row in results["rounds"]] == [1, 2]
     assert results["rounds"][1]["polyak"]["loss"] == results["models"]["polyak"]["loss"]
     # the first round is common to both rules, the second is not

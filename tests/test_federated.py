@@ -33,8 +33,13 @@ def train(message: Message, context: Context) -> Message:
     store = Store(Path(config["store"]))
     tensors = {"w": torch.tensor([2.0**task.client])}
     store.put(f"u{task.client}", tensors, {"examples": task.client + 1, "epochs": []})
-    info = {"key": f"u{task.client}", "reused": False, "epochs": "[]"}
-    info |= {"resumed": 0, "damaged": False}
+    info = {
+        "key": f"u{task.client}",
+        "reused": False,
+        "resumed": 0,
+        "damaged": False,
+        "epochs": "[]",
+    }
     content = {
         "arrays": ArrayRecord(),
         "metrics": MetricRecord({"num-examples": task.client + 1}),

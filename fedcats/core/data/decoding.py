@@ -46,8 +46,7 @@ def decode(content: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_size(image)
-            if image.format in ("JPEG", "MPO"):
-                _check_end_of_jpeg(content)
+            _check_end(image.format, content)
             image.load()  # verify() would let a file through that is cut off
             upright = ImageOps.exif_transpose(image)
             return _to_rgb(upright)
@@ -68,13 +67,18 @@ def _check_size(image: Image.Image) -> None:
         raise BadImage(f"decompression bomb: {width} x {height} is more than {MAX_PIXELS} pixels")
 
 
-def _check_end_of_jpeg(content: bytes) -> None:
-    """Refuse a JPEG that has no end marker after its last scan.
+def _check_end(kind: str | None, content: bytes) -> None:
+    """Refuse a JPEG without an end marker after its last scan, and a PNG without its last chunk.
 
     A download that stopped may be padded with zeros; the decoder takes those for grey pixels.
     """
-    if content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
-        raise BadImage("damaged or cut off: no end-of-image marker")
+    no_end = {
+        "JPEG": content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"),
+        "MPO": content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"),
+        "PNG": b"IEND" not in content,
+    }
+    if no_end.get(kind or "", False):
+        raise BadImage("damaged or cut off: the end is missing")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
