@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcats.core.data import iid_partition, make_partition, paper_partition
+from fedcats.core.data import hold_out, iid_partition, make_partition, paper_partition
 from fedcats.core.errors import UserError
 
 LABELS = np.array([0] * 25 + [1] * 31)
@@ -98,5 +98,144 @@ def test_same_seed_same_shards(name, params):
 
 
 def test_unknown_name():
-    with pytest.raises(UserError, match=r"partition.name=nope: must be one of paper, iid"):
+    with pytest.raises(
+        UserError, match=r"partition.name=nope: must be one of paper, iid, dirichlet"
+    ):
         make_partition("nope", LABELS, 2, 0)
+
+
+# --- shards that are not equal --------------------------------------------------------------------
+
+UNEVEN = {
+    "dirichlet": {"alpha": 0.5, "min_size": 1},
+    "pathological": {"classes_per_shard": 1, "min_size": 1},
+    "shard": {"pieces_per_shard": 2, "min_size": 1},
+    "linear": {"min_size": 1},
+    "square": {"min_size": 1},
+    "exponential": {"min_size": 1},
+}
+HALVES = np.repeat([0, 1], 50)  # sorted, as the files of a folder are
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_uneven_shards_are_disjoint_and_follow_from_the_seed(name):
+    shards = make_partition(name, HALVES, 4, 3, **UNEVEN[name])
+    assert len(shards) == 4
+    assert disjoint(shards)
+    assert all(shard.dtype == np.int64 and len(shard) >= 1 for shard in shards)
+    left_out = 4 if name == "shard" else 0  # 100 images in 8 pieces of 12
+    assert sum(len(shard) for shard in shards) == 100 - left_out
+    np.random.seed(0)
+    again = make_partition(name, HALVES, 4, 3, **UNEVEN[name])
+    other = make_partition(name, HALVES, 4, 4, **UNEVEN[name])
+    assert [shard.tolist() for shard in shards] == [shard.tolist() for shard in again]
+    assert [shard.tolist() for shard in shards] != [shard.tolist() for shard in other]
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("linear", [10, 20, 30, 40]),
+        ("square", [3, 13, 30, 54]),  # 100 * (1, 4, 9, 16) / 30, rounded down; the rest to the last
+        ("exponential", [3, 8, 23, 66]),  # 100 * exp(1 .. 4) / 84.79
+    ],
+)
+def test_quantity_skew_by_hand(name, sizes):
+    shards = make_partition(name, HALVES, 4, 0, min_size=1)
+    assert [len(shard) for shard in shards] == sizes
+    largest = HALVES[shards[-1]].mean()
+    assert 0.25 < largest < 0.75  # sorted labels would give 1.0
+
+
+def test_pathological_shards_have_so_many_classes():
+    labels = np.repeat([0, 1, 2, 3], 20)
+    shards = make_partition("pathological", labels, 8, 0, classes_per_shard=2, min_size=1)
+    assert [len(np.unique(labels[shard])) for shard in shards] == [2] * 8
+    shards = make_partition("pathological", HALVES, 4, 0, classes_per_shard=1, min_size=1)
+    assert [np.unique(HALVES[shard]).tolist() for shard in shards] == [[0], [1], [0], [1]]
+    assert [len(shard) for shard in shards] == [25] * 4
+
+
+def test_shards_of_sorted_pieces():
+    shards = make_partition("shard", HALVES, 5, 0, pieces_per_shard=2, min_size=1)
+    assert [len(shard) for shard in shards] == [20] * 5
+    per_class = [np.bincount(HALVES[shard], minlength=2).tolist() for shard in shards]
+    assert all(counts in ([20, 0], [10, 10], [0, 20]) for counts in per_class)
+
+
+def test_dirichlet_goes_from_unlike_to_alike():
+    def spread(alpha):
+        shards = make_partition("dirichlet", HALVES, 4, 0, alpha=alpha, min_size=1)
+        return np.std([HALVES[shard].mean() for shard in shards])
+
+    assert spread(0.2) > 0.2
+    assert spread(1000.0) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "num_shards", "params", "message"),
+    [
+        ("dirichlet", 4, {"alpha": 0.01, "min_size": 20}, r"fewer than partition.min_size=20; "
+         r"raise partition.alpha, or lower partition.num_shards or partition.min_size"),
+        ("dirichlet", 4, {"alpha": 0.0, "min_size": 1}, r"partition.alpha=0.0: must be a number"),
+        ("dirichlet", 4, {"alpha": float("nan"), "min_size": 1}, r"partition.alpha=nan: must be"),
+        ("pathological", 4, {"classes_per_shard": 3, "min_size": 1}, r"classes_per_shard=3: must "
+         r"be from 1 to 2, the number of classes"),
+        ("pathological", 4, {"classes_per_shard": 1, "min_size": 26}, r"at most 3 shards of"),
+        ("shard", 4, {"pieces_per_shard": 0, "min_size": 1}, r"pieces_per_shard=0: must be at lea"),
+        ("shard", 4, {"pieces_per_shard": 26, "min_size": 1}, r"would need 104 pieces, but there "
+         r"are only 100 training images"),
+        ("exponential", 9, {"min_size": 1}, r"partition=exponential: 100 training images are "
+         r"too few for 9 such shards, some would be empty; lower partition.num_shards"),
+        ("exponential", 5, {"min_size": 2}, r"shard 0 would have 1 of 100 training images, fewer "
+         r"than partition.min_size=2; lower partition.num_shards or partition.min_size"),
+        ("linear", 101, {"min_size": 1}, r"num_shards=101: there are only 100 training images, at "
+         r"most 100 shards of partition.min_size=1 would fit"),
+        ("square", 4, {"min_size": 0}, r"partition.min_size=0: must be at least 1"),
+        ("linear", 0, {"min_size": 1}, r"partition.num_shards=0: must be at least 1"),
+    ],
+)  # fmt: skip
+def test_uneven_shards_that_cannot_be(name, num_shards, params, message):
+    with pytest.raises(UserError, match=message) as error:
+        make_partition(name, HALVES, num_shards, 0, **params)
+    assert "\n" not in str(error.value)
+
+
+@given(
+    name=st.sampled_from([*UNEVEN, "iid"]),
+    counts=st.lists(st.integers(0, 30), min_size=2, max_size=4),
+    num_shards=st.integers(1, 12),
+    min_size=st.integers(1, 4),
+    seed=st.integers(0, 2**40),
+)
+@settings(deadline=None, max_examples=60)
+def test_any_uneven_partition_is_right_or_refused(name, counts, num_shards, min_size, seed):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    params = {} if name == "iid" else UNEVEN[name] | {"min_size": min_size}
+    try:
+        shards = make_partition(name, labels, num_shards, seed, **params)
+    except UserError:
+        return
+    assert len(shards) == num_shards
+    assert disjoint(shards)
+    assert all(len(shard) >= params.get("min_size", 1) for shard in shards)
+
+
+def test_hold_out_is_stratified():
+    shards = paper_partition(LABELS, num_shards=2, per_class=10, seed=0)
+    training, held_out = hold_out(LABELS, shards, 0.2, seed=0)
+    assert [np.bincount(LABELS[part]).tolist() for part in training] == [[8, 8]] * 2
+    assert [np.bincount(LABELS[part]).tolist() for part in held_out] == [[2, 2]] * 2
+    for shard, train, held in zip(shards, training, held_out, strict=True):
+        assert sorted([*train, *held]) == shard.tolist()
+
+
+def test_hold_out_of_one_image_and_of_one_class():
+    shards = [np.array([3]), np.array([0, 1, 2, 4]), np.array([26, 5])]
+    training, held_out = hold_out(LABELS, shards, 0.5, seed=0)
+    assert [len(part) for part in training] == [1, 2, 2]
+    assert [len(part) for part in held_out] == [0, 2, 0]
+    nothing = hold_out(LABELS, shards, 0.0, seed=0)
+    assert [len(part) for part in nothing[1]] == [0, 0, 0]
+    with pytest.raises(UserError, match=r"partition.hold_out=1: must be from 0 to below 1"):
+        hold_out(LABELS, shards, 1, seed=0)

@@ -18,6 +18,7 @@ from fedcats.core.data.partition import (
     make_partition,
     paper_partition,
 )
+from fedcats.core.data.sheet import contact_sheet
 from fedcats.core.data.sources import Item, Source, folder_source
 from fedcats.core.data.transforms import MEAN, STD, flip_, normalise
 
@@ -33,6 +34,7 @@ __all__ = [
     "Item",
     "NearDuplicate",
     "Source",
+    "contact_sheet",
     "decode",
     "flip_",
     "folder_source",

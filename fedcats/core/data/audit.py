@@ -182,20 +182,23 @@ def find_near_duplicates(images: Sequence[Seen]) -> tuple[tuple[NearDuplicate, .
     """
     images = [image for image in images if image.look is not None]
     looks = np.array([image.look for image in images], dtype=np.uint64)
+    contents = np.unique([image.digest for image in images], return_inverse=True)[1]
+    in_test = np.array([image.split == "test" for image in images], dtype=bool)
     pairs: list[NearDuplicate] = []
     found = 0
     for start in range(0, len(images), 512):  # blocks of rows: all pairs at once are too many
-        block = looks[start : start + 512, None] ^ looks[None, start:]
-        distances = np.bitwise_count(block)
-        for row, column in np.argwhere(distances <= NEAR):
-            first, second = images[start + row], images[start + column]
-            if column <= row or first.digest == second.digest:
-                continue
-            found += 1
-            if len(pairs) < 100 * MAX_NEAR_LISTED:
-                across = first.split != second.split
+        rows, columns = slice(start, start + 512), slice(start, None)
+        distances = np.bitwise_count(looks[rows, None] ^ looks[None, columns])
+        near = np.triu(distances <= NEAR, 1)
+        near &= contents[rows, None] != contents[None, columns]
+        across = in_test[rows, None] != in_test[None, columns]
+        found += int(np.count_nonzero(near))
+        for side in (near & across, near & ~across):
+            for row, column in np.argwhere(side)[:MAX_NEAR_LISTED]:
+                first, second = images[start + row], images[start + column]
                 distance = int(distances[row, column])
-                pairs.append(NearDuplicate(first.path, second.path, distance, across))
+                crosses = first.split != second.split
+                pairs.append(NearDuplicate(first.path, second.path, distance, crosses))
     pairs.sort(key=lambda pair: (not pair.across, pair.distance, pair.first, pair.second))
     return tuple(pairs[:MAX_NEAR_LISTED]), found
 

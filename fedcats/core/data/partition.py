@@ -295,8 +295,12 @@ def _load_all(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of classes that no shard has; documented above
             parts = [partitioner.load_partition(i) for i in range(options["num_partitions"])]
-    except ValueError as error:
-        raise UserError(f"partition={name}: {str(error).splitlines()[0]}") from None
+    except ValueError:  # the numbers were checked before, so this is what is left
+        raise UserError(
+            f"partition={name}: {len(labels)} training images are too few for "
+            f"{options['num_partitions']} such shards, some would be empty; lower "
+            "partition.num_shards"
+        ) from None
     return [np.sort(np.asarray(part["position"], dtype=np.int64)) for part in parts]
 
 
