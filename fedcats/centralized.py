@@ -24,8 +24,12 @@ class Baseline:
         self._store = store
         command = [sys.executable, "-m", "fedcats.core.update"]
         command += [str(store.root), str(events), str(os.getpid())]
+        # This very package, whichever one is installed: `flwr run` brings its own copy.
+        package = str(Path(__file__).parents[1])
+        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
             command,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -6,13 +6,11 @@ file has, their types, and what is allowed.
 
 import itertools
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -20,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fedcats.core.errors import UserError
+from fedcats.core.home import home as home
 
 MODES = ("compare", "federated", "centralized")
 
@@ -29,11 +28,6 @@ def conf_dir() -> Path:
     package = Path(__file__).resolve().parent
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
-
-
-def home() -> Path:
-    """Where data, weights and the store live: ``FEDCATS_HOME``, else the user's cache folder."""
-    return Path(os.environ.get("FEDCATS_HOME") or platformdirs.user_cache_dir("fedcats")).absolute()
 
 
 def _checked(allowed: str, test: Callable[[Any], bool]) -> Any:
@@ -93,6 +87,13 @@ class IidPartition:
 
     name: str
     num_shards: int = _number(1)
+
+
+@dataclass(frozen=True)
+class SitesPartition:
+    """A real federation: each site has its own photos. Set by the ServerApp, not by users."""
+
+    name: str
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class StoreConfig:
 
 _GROUPS: dict[str, dict[str, type]] = {
     "data": {"synthetic": SyntheticData, "folder": FolderData},
-    "partition": {"paper": PaperPartition, "iid": IidPartition},
+    "partition": {"paper": PaperPartition, "iid": IidPartition, "sites": SitesPartition},
 }
 
 

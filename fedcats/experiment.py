@@ -36,6 +36,7 @@ from fedcats.core.data import (
     prepare,
     synthetic_source,
 )
+from fedcats.core.data.parts import part_source
 from fedcats.core.errors import RunError, UserError
 from fedcats.core.merging import effective_number, make_rule
 from fedcats.core.metrics import compare, read_predictions, scores, write_predictions
@@ -43,9 +44,19 @@ from fedcats.core.models import InitialWeights, State
 from fedcats.core.seeding import derive_seed
 from fedcats.core.store import Store
 from fedcats.core.training import Recipe, predict
-from fedcats.core.update import Task, Update, put_weights, read, weights_key
+from fedcats.core.update import (
+    Task,
+    Update,
+    append_events,
+    put_weights,
+    read,
+    report_done,
+    weights_key,
+)
 from fedcats.federated.runner import default_workers, run_local, run_on_ray
+from fedcats.federated.sites import Site, find_sites
 from fedcats.federated.strategy import InOrderGrid, MergeStrategy, Plan, merge_order
+from fedcats.federated.transport import ByReference, OnTheWire, Transport, wait_for_nodes
 from fedcats.report import Progress, print_summary, write_report
 
 if TYPE_CHECKING:
@@ -64,6 +75,8 @@ class Run:
         For each client, positions in ``dataset.train``, int64.
     workers
         Processes that train, and threads that test, at once.
+    sites
+        Of a real federation; then ``dataset`` has test images only and ``shards`` are empty.
     """
 
     config: Config
@@ -77,6 +90,7 @@ class Run:
     trained_names: list[str]
     base: str = ""
     start: str = ""
+    sites: list[Site] | None = None
 
     @property
     def events(self) -> Path:
@@ -90,7 +104,10 @@ class Run:
         if self.config.mode != "federated":
             expected["centralized"] = len(self.dataset.train)
         if self.config.mode != "centralized" and self.config.rounds == 1:
-            expected |= {f"client {i}": len(shard) for i, shard in enumerate(self.shards)}
+            sizes = [len(shard) for shard in self.shards]
+            if self.sites is not None:
+                sizes = [sum(site.per_class.values()) for site in self.sites]
+            expected |= {f"client {i}": size for i, size in enumerate(sizes)}
         return expected
 
     def task(self, client: int | str, server_round: int, start: str) -> Task:
@@ -120,7 +137,8 @@ class Run:
             indices=tuple(int(i) for i in indices),
             recipe=recipe,
             threads=config.runner.threads,
-            device=self.device,
+            # A site decides by its own machine.
+            device=self.device if self.sites is None else config.runner.device,
             checkpoint_seconds=config.store.checkpoint_seconds,
         )
 
@@ -142,7 +160,7 @@ class Trained:
         self.updates.setdefault(model, update)
 
 
-def run(raw: DictConfig, folder: Path) -> dict[str, Any]:
+def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, Any]:
     """Run the experiment of a composed configuration.
 
     Parameters
@@ -151,6 +169,9 @@ def run(raw: DictConfig, folder: Path) -> dict[str, Any]:
         As Hydra composes it (see `fedcats.config.compose_config`).
     folder
         Where the results go; made when missing.
+    grid
+        Where the clients are, when Flower runs this (see `fedcats.federated.server_app`); by
+        default they are started here, as the configuration says.
 
     Returns
     -------
@@ -169,11 +190,11 @@ def run(raw: DictConfig, folder: Path) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     with Progress() as progress, _store(config, folder) as store:
         with _clock(seconds, "data"):
-            this = _prepare(config, folder, store, progress)
+            this = _prepare(config, folder, store, progress, grid)
             _write_shards(this)
             progress.expect(this.expected)
         with _clock(seconds, "training"), _follow(this.events, progress):
-            trained = _train(this)
+            trained = _train(this, grid)
         with _clock(seconds, "evaluation"):
             results = _results(this, raw, trained)
             results["models"] = _evaluate(this, trained, results, progress)
@@ -214,24 +235,39 @@ def _store(config: Config, folder: Path) -> Iterator[Store]:
             yield Store(Path(temporary))
 
 
-def _prepare(config: Config, folder: Path, store: Store, progress: Progress) -> Run:
-    source = make_source(config)
-    max_bad = (
-        {}
-        if config.data.name == "synthetic"
-        else {"max_bad_fraction": config.data.max_bad_fraction}
-    )
-    dataset = prepare(source, home() / "data", **max_bad)
+def _decoded(config: Config, source: Source, progress: Progress) -> Dataset:
+    """The images in the cache; says what the check of the files found."""
+    limits = {}
+    if config.data.name != "synthetic":
+        limits["max_bad_fraction"] = config.data.max_bad_fraction
+    dataset = prepare(source, home() / "data", **limits)
     for line in _findings(dataset):
         progress.message(line)
-    partition = asdict(config.partition)
-    shards = make_partition(
-        partition.pop("name"),
-        dataset.train.labels,
-        partition.pop("num_shards"),
-        derive_seed(config.seed, "partition"),
-        **partition,
-    )
+    return dataset
+
+
+def _prepare(
+    config: Config, folder: Path, store: Store, progress: Progress, grid: Grid | None
+) -> Run:
+    sites = None
+    if config.partition.name == "sites":
+        if grid is None:
+            raise UserError(
+                "partition.name=sites: for SuperNodes only; allowed are equal, paper, iid"
+            )
+        dataset = _decoded(config, _test_source(config), progress)
+        sites = find_sites(grid, dataset.classes)
+        order = config.strategy.order
+        if isinstance(order, list) and sorted(order) != list(range(len(sites))):
+            raise UserError(
+                f"strategy.order={order}: a list must name each site 0 .. {len(sites) - 1} once"
+            )
+        shards = [np.zeros(0, dtype=np.int64) for _ in sites]
+    else:
+        if grid is not None and config.mode != "centralized":  # before anything takes time
+            wait_for_nodes(grid, config.partition.num_shards)
+        dataset = _decoded(config, make_source(config), progress)
+        shards = deal_out(config, dataset)
     initial = models.initial_weights(
         config.model.name,
         len(dataset.classes),
@@ -257,6 +293,7 @@ def _prepare(config: Config, folder: Path, store: Store, progress: Progress) -> 
         config.runner.workers or default_workers(),
         "cuda" if cuda and config.runner.device != "cpu" else "cpu",
         names,
+        sites=sites,
     )
     _check_room(this)
     start = _part(initial.state, names)
@@ -264,6 +301,25 @@ def _prepare(config: Config, folder: Path, store: Store, progress: Progress) -> 
     this.base = put_weights(store, initial.state)
     this.start = put_weights(store, start)
     return this
+
+
+def _test_source(config: Config) -> Source:
+    """The server's test photos, in a federation where it has no others."""
+    if config.data.name == "synthetic":
+        return replace(make_source(config), train=())
+    return part_source(Path(config.data.root), "test")
+
+
+def deal_out(config: Config, dataset: Dataset) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+    """For each client, positions in ``dataset.train``, int64."""
+    partition = asdict(config.partition)
+    return make_partition(
+        partition.pop("name"),
+        dataset.train.labels,
+        partition.pop("num_shards"),
+        derive_seed(config.seed, "partition"),
+        **partition,
+    )
 
 
 def _check_room(this: Run) -> None:
@@ -312,6 +368,8 @@ def _part(state: Mapping[str, torch.Tensor], names: Sequence[str]) -> State:
 
 def _write_shards(this: Run) -> None:
     """Which file went to which client, with its content hash."""
+    if this.sites is not None:
+        return  # that is the sites' own business
     with (this.folder / "shards.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["client", "file", "label", "sha256"])
@@ -326,7 +384,7 @@ def _write_shards(this: Run) -> None:
 # --- training --------------------------------------------------------------------------------
 
 
-def _train(this: Run) -> Trained:
+def _train(this: Run, grid: Grid | None) -> Trained:
     """The baseline in a process of its own, and beside it the federation."""
     mode = this.config.mode
     trained = Trained()
@@ -344,15 +402,18 @@ def _train(this: Run) -> Trained:
             else:
                 trained.add("centralized", 1, found)
         if mode != "centralized":
-            _federate(this, trained, workers)
+            _federate(this, trained, workers, grid)
         if baseline is not None:
             damaged = key in this.store.damaged
             trained.add("centralized", 1, replace(baseline.result(), damaged=damaged))
     return trained
 
 
-def _federate(this: Run, trained: Trained, workers: int) -> None:
-    """Run the server's part on the grid that the configuration names."""
+def _federate(this: Run, trained: Trained, workers: int, grid: Grid | None) -> None:
+    """Run the server's part on Flower's grid, or on one that the configuration names."""
+    if grid is not None:
+        serve(this, trained, grid)
+        return
     clients = len(this.shards)
     tasks = [this.task(client, 1, this.start) for client in range(clients)]
     keys = [task.key(this.dataset.train.subset(task.indices)) for task in tasks]
@@ -380,7 +441,14 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
         config.strategy.on_failure,
         config.strategy.min_clients,
     )
-    in_order = cast(Grid, InOrderGrid(grid))
+    transport: Transport = ByReference(this.store, this.events)
+    poll_seconds = 0.05
+    if this.sites is not None:
+        nodes = [site.node for site in this.sites]
+        limit = int(config.store.max_gb * 1e9)
+        transport = OnTheWire(this.store, nodes, this.dataset.classes, this.initial.state, limit)
+        poll_seconds = 1.0
+    in_order = cast(Grid, InOrderGrid(grid, poll_seconds))
 
     def strategy(names: Sequence[str], first_round: int, prefix: str) -> MergeStrategy:
         keys: list[str] = []
@@ -393,13 +461,18 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
 
         def on_update(client: int, server_round: int, update: Update) -> None:
             trained.add(f"{prefix}submodel/{client}", server_round, update)
+            if this.sites is not None:  # a site's progress is seen when its update has come
+                keys.append(update.key)
+                this.store.hold(keys, "round")
+                task = this.task(client, server_round, "")
+                report_done(task, update, append_events(this.events))
 
         return MergeStrategy(
             {name: rules[name] for name in names},
             plan,
             make_task,
             this.store,
-            this.events,
+            transport,
             on_update,
             first_round,
         )
@@ -578,6 +651,21 @@ def _results(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
         counts = Counter(int(label) for label in images.labels)
         return {name: counts[label] for label, name in enumerate(classes)}
 
+    def shard(client: int) -> dict[str, Any]:
+        if this.sites is not None:
+            counts = this.sites[client].per_class
+            return {"examples": sum(counts.values()), "per_class": counts}
+        images = dataset.train.subset(this.shards[client])
+        return {
+            "examples": len(images),
+            "per_class": per_class(images),
+            "digest": images.digest,
+        }
+
+    shards = [{"client": client, **shard(client)} for client in range(len(this.shards))]
+    train = per_class(dataset.train)
+    if this.sites is not None:
+        train = {name: sum(site.per_class[name] for site in this.sites) for name in classes}
     results = {
         "schema": SCHEMA,
         "status": "complete",
@@ -599,18 +687,10 @@ def _results(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
             "note": dataset.note,
             "audit": dataset.audit.as_dict(),
             "classes": list(classes),
-            "train": per_class(dataset.train),
+            "train": train,
             "test": per_class(dataset.test),
             "digest": {"train": dataset.train.digest, "test": dataset.test.digest},
-            "shards": [
-                {
-                    "client": client,
-                    "examples": len(indices),
-                    "per_class": per_class(dataset.train.subset(indices)),
-                    "digest": dataset.train.subset(indices).digest,
-                }
-                for client, indices in enumerate(this.shards)
-            ],
+            "shards": shards,
         },
         "weights": {
             "source": this.initial.source,

@@ -11,14 +11,15 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedcats.core.errors import RunError
+from fedcats.core.errors import RunError, UserError
 from fedcats.core.merging import make_rule
 from fedcats.core.store import Store
 from fedcats.core.training import Recipe
 from fedcats.core.update import Task
-from fedcats.federated import strategy as strategy_module
+from fedcats.federated import transport
 from fedcats.federated.runner import LocalGrid
 from fedcats.federated.strategy import InOrderGrid, MergeStrategy, Plan, merge_order
+from fedcats.federated.transport import ByReference
 
 RECIPE = Recipe(1, 4, 0.1, 0.0, False, 0.0, 0, 0.1, False)
 app = ClientApp()
@@ -54,10 +55,12 @@ class LateGrid(LocalGrid):
         super().__init__(app, num_nodes)
         self.draw = random.Random(seed)
         self.arrived: dict[str, Message] = {}
+        self.coming: list[str] = []
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         ids = list(super().push_messages(messages))
-        self.coming = self.draw.sample(ids, len(ids))
+        waiting = [*self.coming, *ids]
+        self.coming = self.draw.sample(waiting, len(waiting))
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -81,7 +84,7 @@ def merge(tmp_path: Path, seed: int, order: list[int]) -> tuple[MergeStrategy, l
         Plan(order, 1.0, 0, "fail", 1),
         task,
         Store(tmp_path / "store"),
-        tmp_path / "events",
+        ByReference(Store(tmp_path / "store"), tmp_path / "events"),
         lambda client, _round, _update: seen.append(client),
     )
     grid = InOrderGrid(LateGrid(len(order), seed))
@@ -112,9 +115,9 @@ def test_the_merge_follows_the_order_of_the_plan(tmp_path: Path) -> None:
 def test_too_few_nodes_end_with_the_option_to_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(strategy_module, "NODES_TIMEOUT", 0.2)
-    with pytest.raises(RunError, match=r'2 supernodes for 3 clients.*"num-supernodes=3"'):
-        strategy_module.wait_for_nodes(LocalGrid(app, 2), 3)
+    monkeypatch.setattr(transport, "NODES_TIMEOUT", 0.2)
+    with pytest.raises(UserError, match=r'2 supernodes for 3 clients.*"num-supernodes=3"'):
+        transport.wait_for_nodes(LocalGrid(app, 2), 3)
 
 
 def test_a_reply_that_never_comes_ends_in_bounded_time() -> None:

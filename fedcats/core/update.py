@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -190,8 +190,7 @@ def compute(task: Task, store: Store, report: Report = lambda _: None) -> Update
                 )
             return replace(found, reused=False, resumed=resumed, damaged=damaged)
         store.remove(CHECKPOINT + key)  # of a process that was killed just before it did so
-    last = found.epochs[-1].loss if found.epochs else None
-    report(_event(task, len(found.epochs), last, "reused"))
+    report_done(task, found, report)
     return found
 
 
@@ -202,6 +201,16 @@ def read(store: Store, key: str) -> Update | None:
         return None
     epochs = tuple(Epoch(**epoch) for epoch in entry.meta["epochs"])
     return Update(key, entry.tensors, entry.meta["examples"], epochs, reused=True)
+
+
+def put_received(
+    store: Store, tensors: Mapping[str, Tensor], examples: int, epochs: Sequence[Epoch]
+) -> str:
+    """Keep an update that came from elsewhere, under a key of what it holds; that key."""
+    about = {"examples": examples, "epochs": [asdict(epoch) for epoch in epochs]}
+    key = content_key({"kind": "received", "tensors": models.digest(tensors), **about})
+    store.put(key, tensors, {"kind": "update", "task": "received", **about})
+    return key
 
 
 _model_of_process: dict[tuple[str, int, str], nn.Module] = {}
@@ -295,6 +304,12 @@ def _event(task: Task, epoch: int, loss: float | None, state: str) -> dict[str, 
         "loss": loss,
         "state": state,
     }
+
+
+def report_done(task: Task, update: Update, report: Report) -> None:
+    """Report a task of which only the update was seen."""
+    loss = update.epochs[-1].loss if update.epochs else None
+    report(_event(task, len(update.epochs), loss, "reused" if update.reused else "done"))
 
 
 def append_events(path: Path) -> Report:

@@ -12,11 +12,10 @@ from fedcats.core.update import Task, append_events, compute
 
 
 class FedcatsClient(NumPyClient):
-    """One virtual client.
+    """One client, with weights and photos by reference: its task names them, its reply a key.
 
-    Driver and clients share a disk in a simulation, so weights go both ways by reference: the
-    task names those to start from, the reply the key of the update in the store. No array is
-    copied through Flower and Ray.
+    In a simulation server and clients share a disk, so no array is copied through Flower and Ray.
+    For a site `fedcats.federated.transport` puts what was sent into the site's own store first.
     """
 
     def fit(
@@ -29,7 +28,8 @@ class FedcatsClient(NumPyClient):
         parameters
             Not used: the task names its weights.
         config
-            ``task`` (JSON of a `fedcats.core.update.Task`), ``store`` and ``events`` (paths).
+            ``task`` (JSON of a `fedcats.core.update.Task`), ``store`` and ``events`` (paths), and
+            where the store must not grow without limit ``store-bytes``.
 
         Returns
         -------
@@ -38,7 +38,8 @@ class FedcatsClient(NumPyClient):
             ``resumed``, ``damaged``, ``epochs`` (JSON).
         """
         task = Task.from_json(str(config["task"]))
-        store = Store(Path(str(config["store"])))
+        limit = config.get("store-bytes")
+        store = Store(Path(str(config["store"])), None if limit is None else int(limit))
         update = compute(task, store, append_events(Path(str(config["events"]))))
         return (
             [],

@@ -7,21 +7,32 @@ from flwr.clientapp import ClientApp
 from flwr.common import Scalar
 
 from fedcats.federated.client import FedcatsClient
+from fedcats.federated.sites import answer
+from fedcats.federated.transport import arrays_of, open_at_site
 
 app = ClientApp()
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """A site's answer to who it is and what it has."""
+    return Message(answer(message.content, context), reply_to=message)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """One client's part of a round; an exception becomes an error reply that the server reads."""
-    arrays = cast(ArrayRecord, message.content["arrays"]).to_numpy_ndarrays()
     config = cast(dict[str, Scalar], dict(cast(ConfigRecord, message.content["config"])))
-    arrays, examples, info = FedcatsClient().fit(arrays, config)
+    at_site = "classes" in config
+    if at_site:
+        config = open_at_site(message.content, context)
+    _, examples, info = FedcatsClient().fit([], config)
+    arrays = arrays_of(config, str(info["key"])) if at_site else ArrayRecord()
     content = RecordDict(
         {
-            "arrays": ArrayRecord(arrays),
+            "arrays": arrays,
             "metrics": MetricRecord({"num-examples": examples}),
-            "info": ConfigRecord(info),  # type: ignore[arg-type]
+            "info": ConfigRecord({**info, "examples": examples}),
         }
     )
     return Message(content, reply_to=message)

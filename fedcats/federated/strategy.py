@@ -5,10 +5,9 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import cast
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -18,9 +17,7 @@ from fedcats.core.models import State
 from fedcats.core.seeding import derive_seed
 from fedcats.core.store import Store
 from fedcats.core.update import Task, Update, put_weights, read
-
-NODES_TIMEOUT = 30.0  # seconds to wait for clients to register
-POLL_SECONDS = 0.05
+from fedcats.federated.transport import Transport
 
 
 @dataclass(frozen=True)
@@ -92,8 +89,10 @@ class MergeStrategy(Strategy):
         By name; the first one's merge is what ``start`` returns.
     make_task
         ``make_task(client, round, digest of the weights to start from)``.
-    store, events
-        Where updates are kept, and the file for progress, shared with the clients.
+    store
+        Where updates are kept.
+    transport
+        Brings weights to the clients and their updates into the store.
     on_update
         Called with each client, the round and its update, as it is folded.
     first_round
@@ -106,7 +105,7 @@ class MergeStrategy(Strategy):
     plan: Plan
     make_task: Callable[[int, int, str], Task]
     store: Store
-    events: Path
+    transport: Transport
     on_update: Callable[[int, int, Update], None] = lambda _client, _round, _update: None
     first_round: int = 1
     merged: dict[str, Merged] = field(default_factory=dict)
@@ -122,18 +121,12 @@ class MergeStrategy(Strategy):
         server_round += self.first_round - 1
         self._start = cast(State, arrays.to_torch_state_dict())
         digest = put_weights(self.store, self._start)
-        nodes = wait_for_nodes(grid, len(self.plan.order))
+        nodes = self.transport.nodes(grid, len(self.plan.order))
         self._nodes = {node: client for client, node in enumerate(nodes[: len(self.plan.order)])}
-        for client in self.plan.clients(server_round):
+        self._asked = self.plan.clients(server_round)
+        for client in self._asked:
             task = self.make_task(client, server_round, digest)
-            body = {
-                "task": task.to_json(),
-                "store": str(self.store.root),
-                "events": str(self.events),
-            }
-            content = RecordDict(
-                {"arrays": ArrayRecord(), "config": ConfigRecord({**config, **body})}
-            )
+            content = self.transport.pack(task, self._start)
             yield Message(content, dst_node_id=nodes[client], message_type=MessageType.TRAIN)
 
     def aggregate_train(
@@ -143,8 +136,9 @@ class MergeStrategy(Strategy):
         server_round += self.first_round - 1
         folds = {name: Fold(rule) for name, rule in self.rules.items()}
         clients, self.failures = [], {}
-        for reply in replies:
-            client = self._nodes[reply.metadata.src_node_id]
+        for position, reply in enumerate(replies):
+            # The SuperLink answers for a node that is lost, so such a reply has no client's id.
+            client = self._nodes.get(reply.metadata.src_node_id, self._asked[position])
             try:
                 update = self._open(reply)
                 check_update(update.tensors, like=self._start)
@@ -176,7 +170,7 @@ class MergeStrategy(Strategy):
         if reply.has_error():
             raise ValueError(_reason(reply.error.reason or str(reply.error.code)))
         info = cast(ConfigRecord, reply.content["info"])
-        update = read(self.store, str(info["key"]))
+        update = read(self.store, self.transport.unpack(reply.content))
         if update is None:
             raise ValueError("its update is not in the store")
         # What the client did, not what reading it back says.
@@ -202,20 +196,6 @@ def _reason(text: str) -> str:
     return text.split(":<'", 1)[-1].removesuffix("'>").strip() or text
 
 
-def wait_for_nodes(grid: Grid, count: int) -> list[int]:
-    """Ids of the clients' nodes, once ``count`` have registered; RunError when they do not."""
-    deadline = time.monotonic() + NODES_TIMEOUT
-    while len(nodes := sorted(grid.get_node_ids())) < count:
-        if time.monotonic() > deadline:
-            raise RunError(
-                f"{len(nodes)} supernodes for {count} clients: start the run with "
-                f'--federation-config "num-supernodes={count}" or set '
-                f"partition.num_shards={len(nodes)}"
-            )
-        time.sleep(POLL_SECONDS)
-    return nodes
-
-
 class InOrderGrid:
     """A grid whose ``send_and_receive`` yields each reply as soon as its turn comes.
 
@@ -224,8 +204,9 @@ class InOrderGrid:
     reply that comes early waits where it is (in a simulation it is a key, not a model).
     """
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Grid, poll_seconds: float = 0.05) -> None:
         self._grid = grid
+        self._poll = poll_seconds
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._grid, name)
@@ -240,7 +221,9 @@ class InOrderGrid:
         RunError
             When the reply whose turn it is does not come for ``timeout`` seconds.
         """
-        return self._replies(list(self._grid.push_messages(messages)), timeout)
+        # One by one: all messages of a round together would be all its models in memory.
+        ids = [i for message in messages for i in self._grid.push_messages([message])]
+        return self._replies(ids, timeout)
 
     def _replies(self, ids: list[str], timeout: float | None) -> Iterator[Message]:
         for number, message_id in enumerate(ids):
@@ -248,5 +231,5 @@ class InOrderGrid:
             while not (replies := list(self._grid.pull_messages([message_id]))):
                 if time.monotonic() > deadline:
                     raise RunError(f"no reply from client number {number + 1} for {timeout:.0f} s")
-                time.sleep(POLL_SECONDS)
+                time.sleep(self._poll)
             yield from replies

@@ -206,7 +206,7 @@ def prepare(
                     dataset = open_dataset(folder)
         except OSError as error:
             raise RunError(f"the image cache {cache_root} cannot be written: {error}") from None
-    _check_usable(dataset, max_bad_fraction)
+    _check_usable(dataset, source, max_bad_fraction)
     return dataset
 
 
@@ -469,7 +469,7 @@ def _in_order(
         yield future.result()
 
 
-def _check_usable(dataset: Dataset, max_bad_fraction: float) -> None:
+def _check_usable(dataset: Dataset, source: Source, max_bad_fraction: float) -> None:
     bad = dataset.audit.quarantined
     total = dataset.audit.checked
     if len(bad) > max_bad_fraction * total:
@@ -480,9 +480,10 @@ def _check_usable(dataset: Dataset, max_bad_fraction: float) -> None:
             f"{max_bad_fraction} allows: {shown}{more}"
         )
     for split in SPLITS:
-        present = np.unique(getattr(dataset, split).labels)
+        present = set(getattr(dataset, split).labels.tolist())
+        listed = {item.label for item in getattr(source, split)}  # a site may lack some
         for label, name in enumerate(dataset.classes):
-            if label not in present:
+            if label in listed - present:
                 removed = len(dataset.audit.in_test_too) if dataset.audit.removed else 0
                 why = f"; {removed} training images are in test too and were left out"
                 raise UserError(

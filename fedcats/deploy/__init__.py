@@ -1,0 +1,1 @@
+"""A real federation: its keys, certificates and start scripts, and a rehearsal on one machine."""

@@ -1,0 +1,91 @@
+"""Flower's ServerApp: the experiment of ``fedcats`` under ``flwr run``, here or on many machines.
+
+The run's configuration is one string of Hydra overrides:
+``flwr run . --stream -c 'overrides="experiment=paper data.root=/photos"'``. A SuperLink keeps the
+working directory and the environment of whoever started it, so paths must be absolute; results go
+to a folder under ``FEDCATS_HOME`` whose name is printed.
+"""
+
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid import InMemoryGrid
+from omegaconf import DictConfig, open_dict
+
+from fedcats.config import compose_config, home
+from fedcats.core.errors import RunError, UserError
+from fedcats.experiment import run
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Compose, run, and say where the results are; an error fails the run."""
+    settings = {key: str(context.run_config[key]) for key in ("overrides", "home")}
+    try:
+        raw = configuration(settings, simulated=isinstance(grid, InMemoryGrid))
+        folder = home() / "runs" / str(context.run_id)
+        print(f"fedcats: run folder: {folder}", flush=True)
+        run(raw, folder, grid)
+        print(f"fedcats: finished: {folder}", flush=True)
+    except (UserError, RunError) as error:
+        print(f"fedcats: error {error.exit_code}: {' '.join(str(error).split())}", flush=True)
+        raise error.with_traceback(None) from None
+
+
+def configuration(settings: Mapping[str, str], *, simulated: bool) -> DictConfig:
+    """The composed configuration of a run under Flower.
+
+    Parameters
+    ----------
+    settings
+        ``overrides`` (as on the command line) and ``home`` (a folder, or empty: that of the
+        environment).
+    simulated
+        Whether the clients share this machine's disk. If not, each trains on its own photos:
+        there is no partition, and no baseline.
+
+    Raises
+    ------
+    UserError
+        For what `fedcats` refuses too, for relative paths, and in a real federation for a
+        partition or a baseline.
+    """
+    overrides = shlex.split(settings["overrides"])
+    if settings["home"]:
+        _absolute("home", settings["home"])
+        os.environ["FEDCATS_HOME"] = settings["home"]
+    raw = compose_config(overrides)
+    if "root" in raw.data and raw.data._get_node("root")._value() != "???":
+        _absolute("data.root", raw.data.root)
+    if str(raw.model.weights).endswith((".safetensors", ".pth")):
+        _absolute("model.weights", raw.model.weights)
+    if not simulated:
+        for override in overrides:
+            if override.lstrip("+~").startswith("partition"):
+                raise UserError(
+                    f"{override}: does not apply to a real federation, where each SuperNode "
+                    "trains on the folder that its operator names; leave it out"
+                )
+        if raw.mode == "centralized":
+            raise UserError(
+                "mode=centralized: not possible in a real federation, where the photos stay "
+                "with the SuperNodes; allowed is mode=federated"
+            )
+        with open_dict(raw):
+            raw.mode = "federated"
+            raw.partition = {"name": "sites"}
+    return raw
+
+
+def _absolute(key: str, path: object) -> None:
+    if not Path(str(path)).expanduser().is_absolute():
+        raise UserError(
+            f"{key}={path}: a relative path; the SuperLink may have been started elsewhere, so it "
+            f"must be absolute: {key}=/path/to/{Path(str(path)).name}"
+        )
