@@ -685,7 +685,7 @@ def _results(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
         "data": {
             "source": dataset.name,
             "note": dataset.note,
-            "audit": dataset.audit.as_dict(),
+            "audit": json.loads(json.dumps(dataset.audit.as_dict())),  # tuples to lists
             "classes": list(classes),
             "train": train,
             "test": per_class(dataset.test),
