@@ -1,5 +1,6 @@
 """What was found when every file was looked at: the unusable, the doubled, the suspicious."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -72,12 +73,13 @@ class AuditReport:
     near_duplicates_found: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON; `from_dict` reads them."""
-        return asdict(self)
+        """Return what JSON can hold, lists for tuples; `from_dict` reads it."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "AuditReport":
-        """Rebuild a report from what `as_dict` gave, also by way of JSON."""
+        """Rebuild a report from what `as_dict` gave."""
         pairs = ("quarantined", "in_test_too", "duplicates", "contradictions")
         return cls(
             **{
