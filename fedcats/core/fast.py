@@ -267,8 +267,11 @@ class _LinearUpdate:
 
     def update(self, w: Tensor, v: Tensor | None, dy_t: Tensor, x: Tensor) -> None:
         """``torch.optim.SGD`` on a block of rows whose gradient is ``dy_t @ x``."""
-        if v is None and not self.weight_decay:
-            w.addmm_(dy_t, x, alpha=-self.lr)
+        if not self.weight_decay and not self.nesterov:  # the gradient is used once: never stored
+            if v is None:
+                w.addmm_(dy_t, x, alpha=-self.lr)
+            else:
+                w.add_(v.addmm_(dy_t, x, beta=self.momentum), alpha=-self.lr)
             return
         g = dy_t @ x
         if self.weight_decay:
