@@ -18,7 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fedcats.core.errors import UserError
-from fedcats.core.home import home as home
 
 MODES = ("compare", "federated", "centralized")
 

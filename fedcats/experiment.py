@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import safetensors.torch
@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 
 from fedcats import __version__
 from fedcats.centralized import Baseline
-from fedcats.config import Config, as_dict, home, load
+from fedcats.config import Config, as_dict, load
 from fedcats.core import models
 from fedcats.core.data import (
     Dataset,
@@ -36,8 +36,9 @@ from fedcats.core.data import (
     prepare,
     synthetic_source,
 )
-from fedcats.core.data.parts import part_source
+from fedcats.core.data.sources import part_source
 from fedcats.core.errors import RunError, UserError
+from fedcats.core.home import home
 from fedcats.core.merging import effective_number, make_rule
 from fedcats.core.metrics import compare, read_predictions, scores, write_predictions
 from fedcats.core.models import InitialWeights, State
@@ -55,12 +56,9 @@ from fedcats.core.update import (
 )
 from fedcats.federated.runner import default_workers, run_local, run_on_ray
 from fedcats.federated.sites import Site, find_sites
-from fedcats.federated.strategy import InOrderGrid, MergeStrategy, Plan, merge_order
+from fedcats.federated.strategy import InOrderGrid, Merged, MergeStrategy, Plan, merge_order
 from fedcats.federated.transport import ByReference, OnTheWire, Transport, wait_for_nodes
 from fedcats.report import Progress, print_summary, write_report
-
-if TYPE_CHECKING:
-    from fedcats.federated.strategy import Merged
 
 SCHEMA = 1
 
@@ -148,7 +146,7 @@ class Trained:
     """What training gave: keys in the store, and the merges of the last round by rule."""
 
     updates: dict[str, Update] = field(default_factory=dict)
-    merged: dict[str, "Merged"] = field(default_factory=dict)
+    merged: dict[str, Merged] = field(default_factory=dict)
     earlier: list[dict[str, State]] = field(default_factory=list)
     history: list[tuple[str, int, Update]] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
@@ -572,7 +570,7 @@ def _evaluate(
             done[name] = future.result()
             progress.update("test on the same images", number, len(ordered), None, "testing")
         if len(trained.earlier) > 1:
-            results["rounds"] = _score_rounds(this, trained, pool)
+            results["rounds"] = _score_rounds(this, trained, pool, done)
     progress.update("test on the same images", len(ordered), len(ordered), None, "done")
     for name, model in done.items():
         if name in trained.updates:
@@ -603,8 +601,10 @@ def _predict(this: Run, state: State) -> np.ndarray[Any, Any]:
     return predict(model, this.dataset.test)
 
 
-def _score_rounds(this: Run, trained: Trained, pool: ThreadPoolExecutor) -> list[dict[str, Any]]:
-    """The scores of each rule's merge after each round."""
+def _score_rounds(
+    this: Run, trained: Trained, pool: ThreadPoolExecutor, last: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The scores of each rule's merge after each round; ``last``: those of the last, by model."""
 
     def score(state: State) -> dict[str, Any]:
         torch.set_num_threads(this.config.runner.threads)
@@ -613,9 +613,14 @@ def _score_rounds(this: Run, trained: Trained, pool: ThreadPoolExecutor) -> list
 
     rows: list[dict[str, Any]] = []
     for number, states in enumerate(trained.earlier, 1):
-        rows.append(
-            {"round": number, **dict(zip(states, pool.map(score, states.values()), strict=True))}
-        )
+        if number < len(trained.earlier):
+            scored = dict(zip(states, pool.map(score, states.values()), strict=True))
+        else:
+            files = ("file", "predictions")
+            scored = {
+                rule: {k: v for k, v in last[rule].items() if k not in files} for rule in states
+            }
+        rows.append({"round": number, **scored})
     return rows
 
 
@@ -685,7 +690,7 @@ def _results(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
         "data": {
             "source": dataset.name,
             "note": dataset.note,
-            "audit": json.loads(json.dumps(dataset.audit.as_dict())),  # tuples to lists
+            "audit": dataset.audit.as_dict(),
             "classes": list(classes),
             "train": train,
             "test": per_class(dataset.test),

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from fedcats.config import home
+from fedcats.core.home import home
 from fedcats.core.store import Listing, Store
 
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import psutil
 
-from fedcats.config import Config, compose_config, home, load
+from fedcats.config import Config, compose_config, load
 from fedcats.core.data import prepare
 from fedcats.core.errors import RunError
+from fedcats.core.home import home
 from fedcats.deploy.files import LINK, write_federation
 from fedcats.experiment import deal_out, make_source, run
 from fedcats.federated import flower

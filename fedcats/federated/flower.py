@@ -50,7 +50,7 @@ def app_folder() -> Path:
     root = Path(__file__).resolve().parents[2]
     if not (root / "pyproject.toml").is_file():
         raise UserError(
-            "runner=flwr: needs a checkout of fedcats (pip install --editable), because flwr run "
+            "flwr run: needs a checkout of fedcats (pip install --editable), because flwr run "
             "bundles the project's folder"
         )
     return root

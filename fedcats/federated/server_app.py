@@ -16,8 +16,9 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid import InMemoryGrid
 from omegaconf import DictConfig, open_dict
 
-from fedcats.config import compose_config, home
+from fedcats.config import compose_config
 from fedcats.core.errors import RunError, UserError
+from fedcats.core.home import home
 from fedcats.experiment import run
 
 app = ServerApp()

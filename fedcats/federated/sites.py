@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedcats.core.data import Dataset, prepare
-from fedcats.core.data.parts import part_source
+from fedcats.core.data.sources import part_source
 from fedcats.core.errors import UserError
 from fedcats.core.home import home
 

@@ -9,7 +9,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.serverapp import Grid
 
-from fedcats.core.data.parts import part_source
+from fedcats.core.data.sources import part_source
 from fedcats.core.errors import UserError
 from fedcats.core.store import Store
 from fedcats.core.update import read
