@@ -13,27 +13,51 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fedcats.config import compose_config, conf_dir, hydra_error, load
+from fedcats.config import HELD_OUT, compose_config, conf_dir, hydra_error, load
 from fedcats.core.errors import RunError, UserError
+from fedcats.sweep import report_unfinished
 
 MAX_CHECKED_JOBS = 1000
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
-def job(raw: DictConfig) -> float:
-    """One run; returns the accuracy that a Hydra sweeper may maximise."""
+def job(raw: DictConfig) -> float | None:
+    """One run; returns what a Hydra sweeper may maximise, which never comes from the test images.
+
+    Returns
+    -------
+    float or None
+        Accuracy of the first rule's merge on the held-out training images, if there are any.
+    """
     from fedcats.experiment import run
 
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
+        if sweep and not load(raw).held_out and not _is_basic(HydraConfig.get().sweeper):
+            raise UserError(
+                "hold_out=0: a sweeper that chooses needs held-out training images, since the "
+                f"test images must have no part in it; set for example hold_out={HELD_OUT:g}"
+            )
         results = run(raw, Path(HydraConfig.get().runtime.output_dir))
-    except (UserError, RunError) as error:  # Hydra would print more than the one line
-        _exit(str(error), error.exit_code)
+    except (UserError, RunError) as error:
+        if sweep:  # the other jobs go on; Hydra raises it when they are done
+            print(f"fedcats: job {HydraConfig.get().job.num}: {error}", file=sys.stderr)
+            raise
+        _exit(str(error), error.exit_code)  # Hydra would print more than the one line
     name = raw.strategy.rules[0] if raw.mode != "centralized" else "centralized"
-    return float(results["models"][name]["accuracy"])
+    model = results["models"].get(name, {})
+    return float(model["validation"]["accuracy"]) if "validation" in model else None
+
+
+def _is_basic(sweeper: DictConfig) -> bool:
+    """Whether the sweeper runs every combination, and so chooses nothing."""
+    return str(sweeper.get("_target_")).endswith("BasicSweeper")
 
 
 def main() -> None:
@@ -41,7 +65,11 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, not to Hydra's printer
     try:
         check(sys.argv[1:])
-        job()
+        try:
+            job()
+        except (UserError, RunError):
+            report_unfinished()
+            raise
     except (UserError, RunError) as error:
         _exit(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
@@ -63,18 +91,24 @@ def check(arguments: list[str]) -> None:
         return
     parsed = OverridesParser.create().parse_overrides(args.overrides)
     if args.multirun:
-        choices = [
-            [f"{(o.input_line or '').split('=', 1)[0]}={v}" for v in o.sweep_string_iterator()]
-            if o.is_sweep_override()
-            else [o.input_line or ""]
-            for o in parsed
-        ]
+        choices = [_choices(override) for override in parsed]
         jobs = list(itertools.islice(itertools.product(*choices), MAX_CHECKED_JOBS))
     else:
         jobs = [tuple(args.overrides)]
     for overrides in jobs:
         own = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
         load(compose_config(own))
+
+
+def _choices(override: Override) -> list[str]:
+    """What an override stands for, one value each; of an interval both ends."""
+    line = override.input_line or ""
+    if not override.is_sweep_override():
+        return [line]
+    name, value = line.split("=", 1)[0], override.value()
+    if isinstance(value, IntervalSweep):
+        return [f"{name}={value.start}", f"{name}={value.end}"]
+    return [f"{name}={v}" for v in override.sweep_string_iterator()]
 
 
 if __name__ == "__main__":

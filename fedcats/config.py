@@ -19,7 +19,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fedcats.core.errors import UserError
 
-MODES = ("compare", "federated", "centralized")
+MODES = ("compare", "federated", "centralized", "merge")
+FOLDS = ("polyak", "fedavg", "uniform")
+HELD_OUT = 0.2  # hold_out=null means this share where something is chosen
+CHOSEN = ("soup", "best")  # need held-out images to choose on
 
 
 def conf_dir() -> Path:
@@ -128,16 +131,33 @@ class StrategyConfig:
 
     rules: list[str] = _checked(
         "a list of polyak, fedavg, uniform, each once",
-        lambda v: bool(v) and len(set(v)) == len(v) and set(v) <= {"polyak", "fedavg", "uniform"},
+        lambda v: _subset(v, {*FOLDS}),
     )
-    beta: float = _number(0, 1)
+    beta: Any = _checked("a number from 0 to 1 | auto", lambda v: v == "auto" or _is_share(v))
     order: Any = _checked(
-        "partition | reversed | shuffled | a list of all clients",
-        lambda v: v in ("partition", "reversed", "shuffled") or _distinct_integers(v),
+        "partition | reversed | shuffled | a list of all clients", lambda v: _is_order(v)
     )
     fraction: float = _number(0, 1, above=True)
     on_failure: str = _choice("fail", "survivors")
     min_clients: int = _number(1)
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """``merge``: what ``mode=merge`` evaluates; ``strategy.beta=auto`` takes one of the betas."""
+
+    rules: list[str] = _checked(
+        f"a list of {', '.join(FOLDS)}, {', '.join(CHOSEN)}, ensemble, each once",
+        lambda v: _subset(v, {*FOLDS, *CHOSEN, "ensemble"}),
+    )
+    betas: list[float] = _checked(
+        "a list of different numbers from 0 to 1",
+        lambda v: bool(v) and len({*v}) == len(v) and all(_is_share(one) for one in v),
+    )
+    orders: list[Any] = _checked(
+        "a list of partition, reversed, shuffled, or lists of all clients",
+        lambda v: bool(v) and all(_is_order(one) for one in v),
+    )
 
 
 @dataclass(frozen=True)
@@ -174,14 +194,32 @@ class Config:
     model: ModelConfig
     train: TrainConfig
     strategy: StrategyConfig
+    merge: MergeConfig
     runner: RunnerConfig
     store: StoreConfig
     paper: dict[str, Any]
     mode: str = _choice(*MODES)
     seed: int = _number(0)
     rounds: int = _number(1)
+    hold_out: float | None = _optional(_checked("a number from 0 to below 1", lambda v: 0 <= v < 1))
     save_models: bool = _checked("true | false", lambda v: isinstance(v, bool))
     verbose: bool = _checked("true | false", lambda v: isinstance(v, bool))
+
+    @property
+    def choice(self) -> str | None:
+        """What in this configuration chooses, and so needs held-out images."""
+        if self.mode == "merge":
+            chosen = [rule for rule in CHOSEN if rule in self.merge.rules]
+            return f"merge.rules={chosen}" if chosen else None
+        auto = self.strategy.beta == "auto" and "polyak" in self.strategy.rules
+        return "strategy.beta=auto" if auto and self.mode != "centralized" else None
+
+    @property
+    def held_out(self) -> float:
+        """Share of each client's images that is kept from training."""
+        if self.hold_out is None:
+            return HELD_OUT if self.choice else 0.0
+        return self.hold_out
 
 
 def load(raw: DictConfig) -> Config:
@@ -209,11 +247,29 @@ def load(raw: DictConfig) -> Config:
             values[item.name] = OmegaConf.to_object(node) if item.name == "paper" else node
     config = Config(**values)
     _check(config, "")
-    order = config.strategy.order
     shards = getattr(config.partition, "num_shards", None)
-    if isinstance(order, list) and shards is not None and sorted(order) != list(range(shards)):
+    orders = [("strategy.order", config.strategy.order)]
+    orders += [("merge.orders", order) for order in config.merge.orders]
+    for key, order in orders:
+        if isinstance(order, list) and shards is not None and sorted(order) != [*range(shards)]:
+            raise UserError(f"{key}={order}: a list must name each client 0 .. {shards - 1} once")
+    if config.mode == "merge" and config.rounds > 1:
+        raise UserError(f"rounds={config.rounds}: mode=merge merges once; allowed is 1")
+    if config.mode == "merge" and config.strategy.fraction < 1:
         raise UserError(
-            f"strategy.order={order}: a list must name each client 0 .. {shards - 1} once"
+            f"strategy.fraction={config.strategy.fraction:g}: mode=merge needs all clients; "
+            "allowed is 1"
+        )
+    if config.choice and config.held_out == 0:
+        raise UserError(
+            f"hold_out=0: {config.choice} chooses on held-out training images, never on the "
+            f"test images; allowed is a number above 0, or null for {HELD_OUT:g}"
+        )
+    if shards is None and (config.held_out or config.mode == "merge"):
+        what = config.choice or ("mode=merge" if config.mode == "merge" else "hold_out")
+        raise UserError(
+            f"{what}: not in a real federation, where the server has no training images; "
+            "allowed are a number for strategy.beta and hold_out=0"
         )
     if config.train.nesterov and config.train.momentum == 0:
         raise UserError("train.nesterov=true: needs train.momentum above 0")
@@ -244,6 +300,18 @@ def _check(config: Any, prefix: str) -> None:
                 raise UserError(
                     f"{prefix}{item.name}={value}: allowed is {item.metadata['allowed']}"
                 )
+
+
+def _is_share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+def _is_order(value: Any) -> bool:
+    return value in ("partition", "reversed", "shuffled") or _distinct_integers(value)
+
+
+def _subset(values: list[str], allowed: set[str]) -> bool:
+    return bool(values) and len({*values}) == len(values) and {*values} <= allowed
 
 
 def _distinct_integers(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import json
 import os
 import platform
@@ -32,6 +33,7 @@ from fedcats.core.data import (
     Images,
     Source,
     folder_source,
+    hold_out,
     make_partition,
     prepare,
     synthetic_source,
@@ -44,7 +46,7 @@ from fedcats.core.metrics import compare, read_predictions, scores, write_predic
 from fedcats.core.models import InitialWeights, State
 from fedcats.core.seeding import derive_seed
 from fedcats.core.store import Store
-from fedcats.core.training import Recipe, predict
+from fedcats.core.training import Recipe
 from fedcats.core.update import (
     Task,
     Update,
@@ -58,7 +60,15 @@ from fedcats.federated.runner import default_workers, run_local, run_on_ray
 from fedcats.federated.sites import Site, find_sites
 from fedcats.federated.strategy import InOrderGrid, Merged, MergeStrategy, Plan, merge_order
 from fedcats.federated.transport import ByReference, OnTheWire, Transport, wait_for_nodes
-from fedcats.report import Progress, print_summary, write_report
+from fedcats.grid import (
+    Parts,
+    SubModels,
+    choose_beta,
+    merge_grid,
+    probabilities,
+    validation_scores,
+)
+from fedcats.report import Progress, print_summary, report_grid, write_report
 
 SCHEMA = 1
 
@@ -75,6 +85,8 @@ class Run:
         Processes that train, and threads that test, at once.
     sites
         Of a real federation; then ``dataset`` has test images only and ``shards`` are empty.
+    held
+        Positions in ``dataset.train`` of the images held out from every shard, int64.
     """
 
     config: Config
@@ -89,6 +101,14 @@ class Run:
     base: str = ""
     start: str = ""
     sites: list[Site] | None = None
+    held: np.ndarray[Any, np.dtype[np.int64]] = field(
+        default_factory=lambda: np.zeros(0, dtype=np.int64)
+    )
+
+    @property
+    def validation(self) -> Images:
+        """The training images that nobody trains on; merges are chosen on them."""
+        return self.dataset.train.subset(self.held)
 
     @property
     def events(self) -> Path:
@@ -100,7 +120,7 @@ class Run:
         """What is going to be trained, and how many images an epoch of it has."""
         expected: dict[str, float] = {}
         if self.config.mode != "federated":
-            expected["centralized"] = len(self.dataset.train)
+            expected["centralized"] = len(self.dataset.train) - len(self.held)
         if self.config.mode != "centralized" and self.config.rounds == 1:
             sizes = [len(shard) for shard in self.shards]
             if self.sites is not None:
@@ -113,7 +133,7 @@ class Run:
         config = self.config
         recipe = Recipe(**asdict(config.train))
         if client == "centralized":
-            indices = np.arange(len(self.dataset.train))
+            indices = np.setdiff1d(np.arange(len(self.dataset.train)), self.held)
             name = "centralized"
             recipe = replace(recipe, epochs=recipe.epochs * config.rounds)
         else:
@@ -143,19 +163,35 @@ class Run:
 
 @dataclass
 class Trained:
-    """What training gave: keys in the store, and the merges of the last round by rule."""
+    """What training gave: keys in the store, and the merges of the last round by rule.
+
+    ``beta`` is polyak's; with ``strategy.beta=auto`` ``betas`` has the accuracy of each candidate
+    on the held-out images.
+    """
 
     updates: dict[str, Update] = field(default_factory=dict)
     merged: dict[str, Merged] = field(default_factory=dict)
-    earlier: list[dict[str, State]] = field(default_factory=list)
+    earlier: list[dict[str, Merged]] = field(default_factory=list)
     history: list[tuple[str, int, Update]] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
+    beta: float | None = None
+    betas: dict[str, float] = field(default_factory=dict)
 
     def add(self, model: str, server_round: int, update: Update) -> None:
         """Remember an update without its tensors: they are in the store."""
         update = replace(update, tensors={})
         self.history.append((model, server_round, update))
         self.updates.setdefault(model, update)
+
+    def own(self) -> SubModels:
+        """The clients' models of the first round."""
+        own = {
+            int(model.split("/")[1]): update
+            for model, update in self.updates.items()
+            if model.startswith("submodel/")
+        }
+        updates = [own[client] for client in sorted(own)]
+        return SubModels([update.key for update in updates], [u.examples for u in updates])
 
 
 def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, Any]:
@@ -197,12 +233,18 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, An
             results = _results(this, raw, trained)
             results["models"] = _evaluate(this, trained, results, progress)
             results["comparison"] = _compare(this, results["models"])
+            if config.mode == "merge":
+                with ThreadPoolExecutor(this.workers) as pool:
+                    results["grid"] = merge_grid(this, trained.own(), progress, pool)
     results["seconds"] = {**seconds, "total": time.perf_counter() - started}
     _write_history(folder, trained)
     _write_json(folder / "results.json", results)
     this.events.unlink(missing_ok=True)
-    write_report(folder, results)
-    print_summary(results, folder)
+    if config.mode == "merge":
+        report_grid(folder, results)
+    else:
+        write_report(folder, results)
+        print_summary(results, folder)
     return results
 
 
@@ -247,7 +289,7 @@ def _decoded(config: Config, source: Source, progress: Progress) -> Dataset:
 def _prepare(
     config: Config, folder: Path, store: Store, progress: Progress, grid: Grid | None
 ) -> Run:
-    sites = None
+    sites, held = None, np.zeros(0, dtype=np.int64)
     if config.partition.name == "sites":
         if grid is None:
             raise UserError(
@@ -266,6 +308,15 @@ def _prepare(
             wait_for_nodes(grid, config.partition.num_shards)
         dataset = _decoded(config, make_source(config), progress)
         shards = deal_out(config, dataset)
+        if config.held_out:
+            seed = derive_seed(config.seed, "validation")
+            shards, parts = hold_out(dataset.train.labels, shards, config.held_out, seed)
+            held = np.sort(np.concatenate(parts))
+            if not len(held):
+                raise UserError(
+                    f"hold_out={config.held_out:g}: nothing is held out of shards this small; "
+                    "allowed is a larger share, or fewer clients"
+                )
     initial = models.initial_weights(
         config.model.name,
         len(dataset.classes),
@@ -292,6 +343,7 @@ def _prepare(
         "cuda" if cuda and config.runner.device != "cpu" else "cpu",
         names,
         sites=sites,
+        held=held,
     )
     _check_room(this)
     start = _part(initial.state, names)
@@ -391,7 +443,7 @@ def _train(this: Run, grid: Grid | None) -> Trained:
         workers = this.workers
         if mode != "federated":
             task = this.task("centralized", 1, this.start)
-            key = task.key(this.dataset.train)
+            key = task.key(this.dataset.train.subset(task.indices))
             this.store.hold([key], "baseline")
             found = read(this.store, key)
             if found is None:
@@ -417,6 +469,14 @@ def _federate(this: Run, trained: Trained, workers: int, grid: Grid | None) -> N
     keys = [task.key(this.dataset.train.subset(task.indices)) for task in tasks]
     this.store.hold(keys, "clients")
     nothing_to_train = this.config.rounds == 1 and all(key in this.store for key in keys)
+    if this.config.mode == "merge" and nothing_to_train:
+        found = [read(this.store, key) for key in keys]
+        if all(found):
+            report = append_events(this.events)
+            for client, update in enumerate(cast(list[Update], found)):
+                trained.add(f"submodel/{client}", 1, update)
+                report_done(tasks[client], update, report)
+            return
 
     def main(grid: Grid) -> None:
         serve(this, trained, grid)
@@ -430,7 +490,9 @@ def _federate(this: Run, trained: Trained, workers: int, grid: Grid | None) -> N
 def serve(this: Run, trained: Trained, grid: Grid) -> None:
     """The server: all rules share the first round's training, then each goes its own way."""
     config = this.config
-    rules = {name: make_rule(name, beta=config.strategy.beta) for name in config.strategy.rules}
+    auto = config.strategy.beta == "auto" and "polyak" in config.strategy.rules
+    beta = 0.5 if config.strategy.beta == "auto" else float(config.strategy.beta)
+    rules = {name: make_rule(name, beta=beta) for name in config.strategy.rules}
     clients = len(this.shards)
     plan = Plan(
         merge_order(config.strategy.order, clients, config.seed),
@@ -480,7 +542,13 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
     shared.start(in_order, start, num_rounds=1, timeout=cast(float, None))
     trained.merged = dict(shared.merged)
     trained.failures = {f"round 1, client {c}": why for c, why in shared.failures.items()}
-    trained.earlier = [{name: merged.state for name, merged in shared.merged.items()}]
+    if auto and config.mode != "merge":
+        with ThreadPoolExecutor(this.workers) as pool:
+            chosen = choose_beta(this, trained.own(), trained.merged["polyak"].clients, pool)
+        beta, trained.betas, trained.merged["polyak"] = chosen
+        rules["polyak"] = make_rule("polyak", beta=beta)  # in the rounds to come, too
+    trained.beta = beta
+    trained.earlier = [dict(trained.merged)]
     for server_round in range(2, config.rounds + 1):
         trained.earlier.append({})
         for name in rules:
@@ -488,7 +556,7 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
             start = ArrayRecord(trained.merged[name].state)
             one.start(in_order, start, num_rounds=1, timeout=cast(float, None))
             trained.merged[name] = one.merged[name]
-            trained.earlier[-1][name] = one.merged[name].state
+            trained.earlier[-1][name] = one.merged[name]
             trained.failures |= {
                 f"round {server_round}, client {c} ({name})": why for c, why in one.failures.items()
             }
@@ -532,35 +600,42 @@ def _evaluate(
     this: Run, trained: Trained, results: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
     """Test every model on the same photos; write predictions and weights."""
-    jobs: dict[str, Callable[[], State]] = {}
+    merges = {} if this.config.mode == "merge" else trained.merged
+    jobs: dict[str, tuple[Parts, Callable[[], State]]] = {}
     for name, update in trained.updates.items():
         if name == "centralized" or name.startswith("submodel/"):
-            jobs[name] = lambda key=update.key: _stored(this.store, key)  # type: ignore[misc]
-    for name, merged in trained.merged.items():
-        jobs[name] = lambda state=merged.state: state  # type: ignore[misc]
+            jobs[name] = (
+                Parts((update.key,)),
+                lambda key=update.key: _stored(this.store, key),  # type: ignore[misc]
+            )
+    for name, merged in merges.items():
+        jobs[name] = (_parts(merged), lambda state=merged.state: state)  # type: ignore[misc]
     ordered = sorted(jobs, key=_model_order)
 
     def test(name: str) -> dict[str, Any]:
-        torch.set_num_threads(this.config.runner.threads)
-        state = this.initial.state | jobs[name]()
-        probabilities = _predict(this, state)
-        file = name.replace("/", "-")
+        parts, state = jobs[name][0], functools.cache(jobs[name][1])
         test_images = this.dataset.test
+        predicted = probabilities(this, parts, test_images, state)
+        file = name.replace("/", "-")
         predictions = f"predictions/{file}.csv"
         write_predictions(
             this.folder / predictions,
             test_images.files,
             test_images.labels,
-            probabilities,
+            predicted,
             this.dataset.classes,
         )
-        model = scores(test_images.labels, probabilities, this.dataset.classes)
+        model = scores(test_images.labels, predicted, this.dataset.classes)
         model |= {"file": None, "predictions": predictions}
-        if this.config.save_models:
+        if len(this.held):
+            on_held = probabilities(this, parts, this.validation, state)
+            model["validation"] = validation_scores(this, on_held)
+        if this.config.save_models and this.config.mode != "merge":
             model["file"] = f"models/{file}.safetensors"
             path = this.folder / model["file"]
             path.parent.mkdir(exist_ok=True)
-            safetensors.torch.save_file(state, path, {"classes": json.dumps(this.dataset.classes)})
+            whole = this.initial.state | state()
+            safetensors.torch.save_file(whole, path, {"classes": json.dumps(this.dataset.classes)})
         return model
 
     with ThreadPoolExecutor(this.workers) as pool:
@@ -575,11 +650,15 @@ def _evaluate(
     for name, model in done.items():
         if name in trained.updates:
             model["training"] = _training(trained.updates[name])
-        if name in trained.merged:
-            merged = trained.merged[name]
+        if name in merges:
+            merged = merges[name]
             model["clients"] = merged.clients
             model["effective_weights"] = merged.effective_weights
             model["n_eff"] = effective_number(merged.effective_weights)
+            if name == "polyak":
+                model["beta"] = trained.beta
+                if trained.betas:
+                    model["beta_chosen_from"] = trained.betas
     return done
 
 
@@ -596,9 +675,8 @@ def _stored(store: Store, key: str) -> State:
     return update.tensors
 
 
-def _predict(this: Run, state: State) -> np.ndarray[Any, Any]:
-    model = models.empty(this.config.model.name, len(this.dataset.classes), state).to(this.device)
-    return predict(model, this.dataset.test)
+def _parts(merged: Merged) -> Parts:
+    return Parts(tuple(merged.keys), tuple(merged.steps))
 
 
 def _score_rounds(
@@ -606,19 +684,19 @@ def _score_rounds(
 ) -> list[dict[str, Any]]:
     """The scores of each rule's merge after each round; ``last``: those of the last, by model."""
 
-    def score(state: State) -> dict[str, Any]:
-        torch.set_num_threads(this.config.runner.threads)
+    def score(merged: Merged) -> dict[str, Any]:
         test = this.dataset.test
-        return scores(test.labels, _predict(this, this.initial.state | state), this.dataset.classes)
+        predicted = probabilities(this, _parts(merged), test, lambda: merged.state)
+        return scores(test.labels, predicted, this.dataset.classes)
 
     rows: list[dict[str, Any]] = []
-    for number, states in enumerate(trained.earlier, 1):
+    for number, merges in enumerate(trained.earlier, 1):
         if number < len(trained.earlier):
-            scored = dict(zip(states, pool.map(score, states.values()), strict=True))
+            scored = dict(zip(merges, pool.map(score, merges.values()), strict=True))
         else:
             files = ("file", "predictions")
             scored = {
-                rule: {k: v for k, v in last[rule].items() if k not in files} for rule in states
+                rule: {k: v for k, v in last[rule].items() if k not in files} for rule in merges
             }
         rows.append({"round": number, **scored})
     return rows
@@ -668,7 +746,8 @@ def _results(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
         }
 
     shards = [{"client": client, **shard(client)} for client in range(len(this.shards))]
-    train = per_class(dataset.train)
+    used = np.setdiff1d(np.arange(len(dataset.train)), this.held)
+    train = per_class(dataset.train.subset(used))
     if this.sites is not None:
         train = {name: sum(site.per_class[name] for site in this.sites) for name in classes}
     results = {
@@ -694,6 +773,7 @@ def _results(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
             "classes": list(classes),
             "train": train,
             "test": per_class(dataset.test),
+            "held_out": per_class(this.validation),
             "digest": {"train": dataset.train.digest, "test": dataset.test.digest},
             "shards": shards,
         },

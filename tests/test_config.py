@@ -22,7 +22,17 @@ OPTIONS = sorted(
 
 def test_there_is_a_yaml_for_every_group() -> None:
     groups = {option.split("/")[0] for option in OPTIONS}
-    expected = {"data", "partition", "model", "train", "strategy", "runner", "experiment", "paper"}
+    expected = {
+        "data",
+        "partition",
+        "model",
+        "train",
+        "strategy",
+        "runner",
+        "experiment",
+        "paper",
+        "search",
+    }
     assert groups == expected
 
 
@@ -54,7 +64,12 @@ def test_defaults_are_the_papers() -> None:
     [
         ("train.lr=nan", "train.lr=nan: allowed is a number above 0"),
         ("train.lr=0", "train.lr=0.0: allowed is a number above 0"),
-        ("strategy.beta=1.5", "strategy.beta=1.5: allowed is a number from 0 to 1"),
+        ("strategy.beta=1.5", "strategy.beta=1.5: allowed is a number from 0 to 1 | auto"),
+        ("strategy.beta=auto hold_out=0", "hold_out=0: strategy.beta=auto chooses on held-out"),
+        ("hold_out=1", "hold_out=1: allowed is null or a number from 0 to below 1"),
+        ("mode=merge rounds=2", "rounds=2: mode=merge merges once; allowed is 1"),
+        ("mode=merge merge.betas=[0.5,2]", "merge.betas=[0.5, 2.0]: allowed is a list of"),
+        ("merge.orders=[[0,1]]", "merge.orders=[0, 1]: a list must name each client 0 .. 9 once"),
         ("rounds=-3", "rounds=-3: allowed is a number from 1"),
         ("rounds=two", "rounds=two: allowed is a number from 1"),
         ("seed=1.5", "seed=1.5: allowed is a number from 0"),
@@ -77,7 +92,7 @@ def test_defaults_are_the_papers() -> None:
 )
 def test_mistakes_name_the_key_and_what_is_allowed(override: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
-        load(compose_config([override]))
+        load(compose_config(override.split()))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

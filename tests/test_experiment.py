@@ -17,6 +17,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from fedcats.core.errors import RunError, UserError
 from fedcats.core.metrics import read_predictions, scores
+from fedcats.core.store import Store
 from fedcats.federated import client as client_module
 
 Go = Callable[..., tuple[dict[str, Any], Path]]
@@ -179,13 +180,13 @@ def test_the_same_run_again_trains_nothing(run: Go) -> None:
 
 def test_a_damaged_entry_is_noticed_and_computed_anew(run: Go, home: Path) -> None:
     _, a = run(LOCAL, "seed=4", folder="a")
-    entries = [p for p in (home / "store").glob("*.safetensors") if p.stat().st_size > 10_000]
-    for path in sorted(entries, key=lambda p: p.stat().st_mtime)[-3:]:
-        content = bytearray(path.read_bytes())
+    updates = [e for e in Store(home / "store").entries() if e.meta["kind"] == "update"]
+    for entry in updates[-3:]:
+        content = bytearray(entry.path.read_bytes())
         content[-1] ^= 1
-        path.write_bytes(content)
+        entry.path.write_bytes(content)
     again, b = run(LOCAL, "seed=4", folder="b")
-    assert again["store"]["trained"]
+    assert sorted(again["store"]["damaged"]) == ["centralized", "submodel/0", "submodel/1"]
     assert model_bytes(a) == model_bytes(b)
 
 

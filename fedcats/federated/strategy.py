@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedcats.core.errors import RunError
-from fedcats.core.merging import Fold, Rule, check_update
+from fedcats.core.merging import Fold, Rule, check_update, effective_weights
 from fedcats.core.models import State
 from fedcats.core.seeding import derive_seed
 from fedcats.core.store import Store
@@ -28,15 +28,21 @@ class Merged:
     ----------
     state
         The merged tensors by state-dict key.
-    clients
-        Who was merged, in that order.
-    effective_weights
-        Share of each of them in the result.
+    clients, keys
+        Who was merged, in that order, and the keys of their updates in the store.
+    steps
+        Of the fold.
     """
 
     state: State
     clients: list[int]
-    effective_weights: list[float]
+    keys: list[str]
+    steps: list[float]
+
+    @property
+    def effective_weights(self) -> list[float]:
+        """Share of each client in the result."""
+        return effective_weights(self.steps)
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ class MergeStrategy(Strategy):
         """Fold the replies, which come in the order of the merge (see `InOrderGrid`)."""
         server_round += self.first_round - 1
         folds = {name: Fold(rule) for name, rule in self.rules.items()}
-        clients, self.failures = [], {}
+        clients, keys, self.failures = [], [], {}
         for position, reply in enumerate(replies):
             # The SuperLink answers for a node that is lost, so such a reply has no client's id.
             client = self._nodes.get(reply.metadata.src_node_id, self._asked[position])
@@ -153,6 +159,7 @@ class MergeStrategy(Strategy):
             for fold in folds.values():
                 fold.add(update.tensors, update.examples)
             clients.append(client)
+            keys.append(update.key)
             self.on_update(client, server_round, update)
         if len(clients) < self.plan.min_clients:
             raise RunError(
@@ -160,8 +167,7 @@ class MergeStrategy(Strategy):
                 f"{self.plan.min_clients}; failed: {self.failures}"
             )
         self.merged = {
-            name: Merged(fold.result(), list(clients), fold.effective_weights)
-            for name, fold in folds.items()
+            name: Merged(fold.result(), clients, keys, fold.steps) for name, fold in folds.items()
         }
         first = next(iter(self.merged.values()))
         return ArrayRecord(first.state), MetricRecord({"clients": len(clients)})

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 MEASURES = ("accuracy", "precision", "recall", "f1", "loss")
-FIXED = ("job", "model", *MEASURES, "n")
+FIXED = ("job", "model", *MEASURES, "n", "validation")
 REFERENCES = ("centralized", "best_submodel")
 _PANELS = 4  # more groups than this share one panel
 _ROWS = 40  # no heat map and no dot plot with more rows
@@ -73,9 +73,29 @@ def sweep_rows(jobs: Iterable[tuple[Mapping[str, Any], Results]]) -> list[dict[s
                 for key, value in parameters.items()
             }
             row = {**kept, "model": name, **{key: model[key] for key in (*MEASURES, "n")}}
+            if "validation" in model:
+                row["validation"] = model["validation"]["accuracy"]
             if row not in rows:
                 rows.append(row)
     return rows
+
+
+def report_grid(folder: Path, results: Results) -> None:
+    """The page and the summary of ``mode=merge``, from ``results["grid"]``."""
+    given = results["grid"]
+    merges = [{k: v for k, v in row.items() if k in FIXED or "." in k} for row in given["rows"]]
+    for row in merges:
+        if "validation" in row:
+            row["validation"] = row["validation"]["accuracy"]
+    rows = [*sweep_rows([({}, results)]), *merges]
+    warnings = view.warnings(results)
+    write_sweep_report(folder, rows, warnings=warnings)
+    store = results["store"]
+    note = (
+        f"{given['points']} combinations, {len(merges)} different models. "
+        f"{len(store['trained'])} trained, {len(store['reused'])} taken from the store."
+    )
+    print_sweep(rows, folder, warnings=warnings, note=note)
 
 
 def write_sweep_report(folder: Path, rows: Sequence[Row], *, warnings: Sequence[str] = ()) -> None:
@@ -135,6 +155,7 @@ def print_sweep(
     console: Console | None = None,
     *,
     warnings: Sequence[str] = (),
+    note: str = "",
 ) -> None:
     """Print the points, the answer and, as the last line, the absolute path of the folder."""
     from rich.console import Console
@@ -146,6 +167,8 @@ def print_sweep(
     out.print(to_rich(points_table(rows)))
     out.print()
     out.print(Text(" ".join(sweep_verdict(rows)), style="bold"))
+    if note:
+        out.print(Text(note))
     out.print(str(folder.resolve()), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -153,7 +176,10 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows, parameters first; a parameter without bearing is an empty field."""
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(
-            stream, [*_parameters(rows), *FIXED[1:]], lineterminator="\n", extrasaction="ignore"
+            stream,
+            [*_parameters(rows), *(key for key in FIXED[1:] if any(key in row for row in rows))],
+            lineterminator="\n",
+            extrasaction="ignore",
         )
         writer.writeheader()
         writer.writerows(rows)
@@ -164,25 +190,48 @@ def sweep_verdict(rows: Sequence[Row]) -> list[str]:
     models = _merged(rows)
     if not models:
         return ["This sweep merged nothing."]
+    if all("validation" in row for row in models):
+        return _chosen_verdict(models, rows)
     best = max(models, key=lambda row: row["accuracy"])
     worst = min(models, key=lambda row: row["accuracy"])
-    text = (
-        f"Of {len(models)} merged models {_name(best, rows)} has the highest accuracy, "
-        f"{view.percent(best['accuracy'])}; {_name(worst, rows)} has the lowest, "
-        f"{view.percent(worst['accuracy'])}."
-    )
+    if best["accuracy"] == worst["accuracy"]:
+        text = (
+            f"All {len(models)} merged models have an accuracy of {view.percent(best['accuracy'])}."
+        )
+    else:
+        text = (
+            f"Of {len(models)} merged models {_name(best, rows)} has the highest accuracy, "
+            f"{view.percent(best['accuracy'])}; {_name(worst, rows)} has the lowest, "
+            f"{view.percent(worst['accuracy'])}."
+        )
+    return [
+        text,
+        f"{_beside(best, rows)}The best of many, picked on the test set itself, flatters: a "
+        "setting is to be chosen on held-out training pictures and then tested once.",
+    ]
+
+
+def _chosen_verdict(models: Sequence[Row], rows: Sequence[Row]) -> list[str]:
+    """The choice on held-out training pictures, and what the test says of it."""
+    merges = [row for row in models if row["model"] != "ensemble"]  # that is no merge
+    chosen = max(merges or models, key=lambda row: row["validation"])
+    return [
+        f"Of {len(models)} models {_name(chosen, rows)} is chosen: it has the highest accuracy on "
+        f"the held-out training pictures, {view.percent(chosen['validation'])}. On the test "
+        f"pictures, which had no part in the choice, it has {view.percent(chosen['accuracy'])}.",
+        _beside(chosen, rows).strip(),
+    ]
+
+
+def _beside(chosen: Row, rows: Sequence[Row]) -> str:
+    """The reference models that the chosen one is to be compared with."""
     beside = []
     for model in REFERENCES:
-        found = [row for row in rows if row["model"] == model and _fits(row, best, rows)]
+        found = [row for row in rows if row["model"] == model and _fits(row, chosen, rows)]
         if found:
             top = max(found, key=lambda row: row["accuracy"])
             beside.append(f"{_title(model)} {view.percent(top['accuracy'])}")
-    compared = f"To compare: {', '.join(beside)}. " if beside else ""
-    return [
-        text,
-        f"{compared}The best of many, picked on the test set itself, flatters: a setting is "
-        "to be chosen on held-out training pictures and then tested once.",
-    ]
+    return f"To compare: {', '.join(beside)}. " if beside else ""
 
 
 def points_table(rows: Sequence[Row]) -> Table:

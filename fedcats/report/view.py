@@ -22,9 +22,8 @@ TITLES = {
     "fedavg": "FedAvg",
     "uniform": "plain mean",
     "soup": "greedy soup",
-    "greedy_soup": "greedy soup",
     "best_submodel": "best sub-model",
-    "best_single": "best sub-model",
+    "best": "best sub-model, chosen",
     "ensemble": "logit ensemble",
 }
 

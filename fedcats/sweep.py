@@ -1,0 +1,80 @@
+"""A sweep's own report: Hydra calls it when the last job has ended, whichever launcher ran them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from fedcats.core.errors import UserError
+
+
+class SweepReport(Callback):
+    """Writes ``sweep.csv``, ``sweep.html`` and ``figures/`` into the sweep's folder.
+
+    Attributes
+    ----------
+    unfinished
+        Folder of the sweep that was started and is not yet reported; None otherwise.
+    """
+
+    unfinished: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Remember where; a sweep with a failed job does not come to `on_multirun_end`."""
+        SweepReport.unfinished = Path(config.hydra.sweep.dir).absolute()
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """All jobs are done."""
+        report_unfinished()
+
+
+def report_unfinished() -> None:
+    """Report the sweep of this process, as far as its jobs have results."""
+    folder, SweepReport.unfinished = SweepReport.unfinished, None
+    if folder is not None and (jobs := read_jobs(folder)):
+        from fedcats.report import print_sweep, sweep_rows, view, write_sweep_report
+
+        rows = sweep_rows((parameters, results) for parameters, results in jobs.values())
+        results = [results for _, results in jobs.values()]
+        warnings = list(dict.fromkeys(line for one in results for line in view.warnings(one)))
+        write_sweep_report(folder, rows, warnings=warnings)
+        trained = sum(len(one["store"]["trained"]) for one in results)
+        reused = sum(len(one["store"]["reused"]) for one in results)
+        note = f"{len(jobs)} jobs: {trained} trained, {reused} taken from the store."
+        print_sweep(rows, folder, warnings=warnings, note=note)
+
+
+def read_jobs(folder: Path) -> dict[str, tuple[Mapping[str, Any], dict[str, Any]]]:
+    """The finished jobs of a sweep: by folder's name what was set on each, and its results.
+
+    Raises
+    ------
+    UserError
+        When a file in a job's folder cannot be read.
+    """
+    jobs: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*/results.json"), key=_number):
+        try:
+            results = json.loads(path.read_text(encoding="utf-8"))
+            overrides = OmegaConf.load(path.parent / ".hydra" / "overrides.yaml")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path.parent}: not a job of a sweep: {error}") from error
+        if "grid" not in results:  # a job with mode=merge has its own page
+            parsed = OverridesParser.create().parse_overrides([str(one) for one in overrides])
+            parameters = {str(one.key_or_group): _plain(one.value()) for one in parsed}
+            jobs[path.parent.name] = (parameters, results)
+    return jobs
+
+
+def _plain(value: Any) -> Any:
+    """A value that can stand in a table."""
+    return value if isinstance(value, int | float | str) else str(value)
+
+
+def _number(path: Path) -> tuple[int, str]:
+    name = path.parent.name
+    return (int(name) if name.isdigit() else 1 << 30, name)
