@@ -50,7 +50,7 @@ class Small(nn.Module):
             nn.Conv2d(16, 64, 3, padding=1),
             nn.ReLU(inplace=True),
         )
-        self.hidden = nn.Linear(64 * 8 * 8, 50, bias=bias)  # 16 kB a row: blocks of 32 and 18 rows
+        self.hidden = nn.Linear(64 * 8 * 8, 50, bias=bias)  # 16 kB a row: blocks of 16 rows and 2
         self.dropout = nn.Dropout(0.5)
         self.head = nn.Linear(50, 2, bias=bias)
 
@@ -158,6 +158,13 @@ def test_same_bits_in_every_run():
     first, second = (run(fast, small(), MOMENTUM, steps=5) for _ in range(2))
     assert first[1] == second[1]
     assert all(torch.equal(first[0][k], second[0][k]) for k in first[0])
+
+
+def test_two_threads_compute_the_same_up_to_rounding():
+    one, *_ = run(fast, small(), NESTEROV, steps=2)
+    torch.set_num_threads(2)
+    two, *_ = run(fast, small(), NESTEROV, steps=2)
+    assert ulps(two, one) <= 8
 
 
 @pytest.mark.parametrize("size", [1, 16, 17, 40])

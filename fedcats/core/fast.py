@@ -8,8 +8,8 @@ and write in the backward pass:
 
 - a linear layer updates its weight inside its own backward pass, ``W <- W - lr * dY^T X``, and
   never stores the gradient;
-- forward and backward walk the weight in blocks of rows that fit in the cache, so the gradient of
-  the input (which needs the *old* weight) and the update share one read.
+- with one thread, forward and backward walk the weight in blocks of rows that fit in the cache, so
+  the gradient of the input (which needs the *old* weight) and the update share one read.
 
 Besides, images travel in channels-last layout, which saves the convolutions their reordering and
 makes pooling ten times faster. Everything else (convolutions, biases, normalisation) goes
@@ -30,9 +30,9 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from fedcats.core.training import Recipe
 
-# Bytes of a weight that one block holds: half of a common per-core L2 cache, so that the second
-# use of a block is served from there. 600 kB is 16 rows of AlexNet's first linear layer.
-BLOCK_BYTES = 600 * 1024
+# Bytes of a weight that one block holds, so that its second use is served from a core's L2 cache;
+# 300 kB is 8 rows of AlexNet's first linear layer.
+BLOCK_BYTES = 300 * 1024
 
 # Above this batch size a linear layer is no longer bound by memory, and small blocks only cost.
 BLOCK_BATCH = 16
@@ -242,8 +242,13 @@ class _LinearUpdate:
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def rows(self, batch: int) -> int:
-        """Rows of the weight in one block."""
-        if batch > BLOCK_BATCH or self.module.weight.device.type != "cpu":
+        """Rows of the weight in one block.
+
+        Several threads take the weight whole: their blocks would gain nothing (98 ms a step either
+        way on two cores), and a thousand meetings of the threads cost seconds on a busy machine.
+        """
+        threads = torch.get_num_threads()
+        if threads > 1 or batch > BLOCK_BATCH or self.module.weight.device.type != "cpu":
             return self.module.out_features
         return max(8, BLOCK_BYTES // (4 * self.module.in_features) // 8 * 8)
 
@@ -262,8 +267,11 @@ class _LinearUpdate:
 
     def update(self, w: Tensor, v: Tensor | None, dy_t: Tensor, x: Tensor) -> None:
         """``torch.optim.SGD`` on a block of rows whose gradient is ``dy_t @ x``."""
-        if v is None and not self.weight_decay:
-            w.addmm_(dy_t, x, alpha=-self.lr)
+        if not self.weight_decay and not self.nesterov:  # the gradient is used once: never stored
+            if v is None:
+                w.addmm_(dy_t, x, alpha=-self.lr)
+            else:
+                w.add_(v.addmm_(dy_t, x, beta=self.momentum), alpha=-self.lr)
             return
         g = dy_t @ x
         if self.weight_decay:
