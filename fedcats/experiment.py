@@ -351,6 +351,12 @@ def deal_out(config: Config, dataset: Dataset) -> list[np.ndarray[Any, np.dtype[
     )
 
 
+def class_counts(images: Images, classes: Sequence[str]) -> dict[str, int]:
+    """How many images of each class there are."""
+    counts = Counter(int(label) for label in images.labels)
+    return {name: counts[label] for label, name in enumerate(classes)}
+
+
 def _check_room(this: Run) -> None:
     """UserError when the store's limit cannot hold what a run needs at one time."""
     config, store = this.config, this.store
@@ -696,10 +702,6 @@ def _compare(this: Run, done: dict[str, Any]) -> dict[str, Any]:
 def _results(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
     dataset, classes = this.dataset, this.dataset.classes
 
-    def per_class(images: Images) -> dict[str, int]:
-        counts = Counter(int(label) for label in images.labels)
-        return {name: counts[label] for label, name in enumerate(classes)}
-
     def shard(client: int) -> dict[str, Any]:
         if this.sites is not None:
             counts = this.sites[client].per_class
@@ -707,12 +709,12 @@ def _results(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
         images = dataset.train.subset(this.shards[client])
         return {
             "examples": len(images),
-            "per_class": per_class(images),
+            "per_class": class_counts(images, classes),
             "digest": images.digest,
         }
 
     shards = [{"client": client, **shard(client)} for client in range(len(this.shards))]
-    train = per_class(dataset.train)
+    train = class_counts(dataset.train, classes)
     if this.sites is not None:
         train = {name: sum(site.per_class[name] for site in this.sites) for name in classes}
     results = {
@@ -737,7 +739,7 @@ def _results(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
             "audit": dataset.audit.as_dict(),
             "classes": list(classes),
             "train": train,
-            "test": per_class(dataset.test),
+            "test": class_counts(dataset.test, classes),
             "in_several_shards": [
                 [{"client": client, "file": file} for client, file in group]
                 for group in shared_between_shards(dataset.train, this.shards)
