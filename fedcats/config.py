@@ -46,6 +46,10 @@ def _number(low: float, high: float = math.inf, *, above: bool = False) -> Any:
     )
 
 
+def _share() -> Any:
+    return _checked("a number between 0 and 1", lambda v: 0 < v < 1)
+
+
 def _choice(*values: str) -> Any:
     return _checked(" | ".join(values), lambda v: v in values)
 
@@ -64,14 +68,57 @@ class SyntheticData:
     test_per_class: int = _number(1)
 
 
+def _is_counts(value: Any) -> bool:
+    return set(value) == {"train", "test"} and all(
+        part and all(type(n) is int and n >= 1 for n in part) for part in value.values()
+    )
+
+
 @dataclass(frozen=True)
-class FolderData:
-    """``data=folder``: real photos in class folders."""
+class PhotoData:
+    """What every source of photos has; see `fedcats.core.data.folder_source`."""
 
     name: str
-    root: str
-    test_fraction: float = _checked("a number between 0 and 1", lambda v: 0 < v < 1)
+    limit: int | None = _optional(_number(1))
+    counts: dict[str, list[int]] | None = _optional(
+        _checked("{train: [..], test: [..]}, a number from 1 for each class", _is_counts)
+    )
     max_bad_fraction: float = _number(0, 1)
+    keep_duplicates: bool = _checked("true | false", lambda v: isinstance(v, bool))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderData(PhotoData):
+    """``data=folder`` and ``data=kaggle``: photos in a folder or a zip archive."""
+
+    root: str
+    test_fraction: float = _share()
+
+
+@dataclass(frozen=True)
+class PetImagesData(PhotoData):
+    """``data=petimages``: downloaded."""
+
+    test_fraction: float = _share()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubData(PhotoData):
+    """``data=hub`` and ``data=cats_vs_dogs``: tables of the Hugging Face hub."""
+
+    repo: str
+    image: str
+    label: str
+    train_split: str
+    test_split: str | None
+    test_fraction: float = _share()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OxfordPetsData(PhotoData):
+    """``data=oxford_pets``: downloaded, or as torchvision has it in ``root``."""
+
+    root: str | None
 
 
 @dataclass(frozen=True)
@@ -89,6 +136,36 @@ class IidPartition:
 
     name: str
     num_shards: int = _number(1)
+
+
+@dataclass(frozen=True)
+class SkewedPartition:
+    """``partition=linear``, ``square`` and ``exponential``: shards of different size."""
+
+    name: str
+    num_shards: int = _number(1)
+    min_size: int = _number(1)
+
+
+@dataclass(frozen=True)
+class DirichletPartition(SkewedPartition):
+    """``partition=dirichlet``: each class divided in random proportions."""
+
+    alpha: float = _number(0, above=True)
+
+
+@dataclass(frozen=True)
+class PathologicalPartition(SkewedPartition):
+    """``partition=pathological``: a few classes only in each shard."""
+
+    classes_per_shard: int = _number(1)
+
+
+@dataclass(frozen=True)
+class ShardPartition(SkewedPartition):
+    """``partition=shard``: pieces of the images sorted by class."""
+
+    pieces_per_shard: int = _number(1)
 
 
 @dataclass(frozen=True)
@@ -180,8 +257,24 @@ class StoreConfig:
 
 
 _GROUPS: dict[str, dict[str, type]] = {
-    "data": {"synthetic": SyntheticData, "folder": FolderData},
-    "partition": {"paper": PaperPartition, "iid": IidPartition, "sites": SitesPartition},
+    "data": {
+        "synthetic": SyntheticData,
+        "folder": FolderData,
+        "petimages": PetImagesData,
+        "hub": HubData,
+        "oxford_pets": OxfordPetsData,
+    },
+    "partition": {
+        "paper": PaperPartition,
+        "iid": IidPartition,
+        "dirichlet": DirichletPartition,
+        "pathological": PathologicalPartition,
+        "shard": ShardPartition,
+        "linear": SkewedPartition,
+        "square": SkewedPartition,
+        "exponential": SkewedPartition,
+        "sites": SitesPartition,
+    },
 }
 
 
@@ -273,6 +366,12 @@ def load(raw: DictConfig) -> Config:
         )
     if config.train.nesterov and config.train.momentum == 0:
         raise UserError("train.nesterov=true: needs train.momentum above 0")
+    data = config.data
+    if isinstance(data, PhotoData) and data.limit is not None and data.counts is not None:
+        raise UserError(
+            f"data.limit={data.limit}: only one of data.limit and data.counts can be set; "
+            "data.counts=null takes the limit"
+        )
     return config
 
 

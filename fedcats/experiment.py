@@ -26,17 +26,17 @@ from omegaconf import DictConfig
 
 from fedcats import __version__
 from fedcats.centralized import Baseline
-from fedcats.config import Config, as_dict, load
+from fedcats.config import Config, PhotoData, as_dict, load
 from fedcats.core import models
 from fedcats.core.data import (
     Dataset,
     Images,
     Source,
-    folder_source,
+    catalogue,
     hold_out,
     make_partition,
     prepare,
-    synthetic_source,
+    shared_between_shards,
 )
 from fedcats.core.data.sources import part_source
 from fedcats.core.errors import RunError, UserError
@@ -122,11 +122,15 @@ class Run:
         if self.config.mode != "federated":
             expected["centralized"] = len(self.dataset.train) - len(self.held)
         if self.config.mode != "centralized" and self.config.rounds == 1:
-            sizes = [len(shard) for shard in self.shards]
-            if self.sites is not None:
-                sizes = [sum(site.per_class.values()) for site in self.sites]
-            expected |= {f"client {i}": size for i, size in enumerate(sizes)}
+            expected |= {f"client {i}": size for i, size in enumerate(self.sizes)}
         return expected
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many training images each client has."""
+        if self.sites is not None:
+            return [sum(site.per_class.values()) for site in self.sites]
+        return [len(shard) for shard in self.shards]
 
     def task(self, client: int | str, server_round: int, start: str) -> Task:
         """What a client does in a round (or the baseline, with all images)."""
@@ -251,13 +255,22 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, An
 # --- before training -------------------------------------------------------------------------
 
 
-def make_source(config: Config) -> Source:
-    """Where the images come from."""
-    data = config.data
-    if data.name == "synthetic":
-        seed = derive_seed(config.seed, "drawings")
-        return synthetic_source(data.train_per_class, data.test_per_class, seed)
-    return folder_source(Path(data.root), data.test_fraction, derive_seed(config.seed, "split"))
+def make_source(config: Config, progress: Progress) -> Source:
+    """Where the images come from; downloaded now where that is needed."""
+
+    def on_download(there: int, total: int) -> None:
+        state = "done" if there == total else "loading"
+        progress.update("download, MB", there // 10**6, total // 10**6, None, state)
+
+    params = asdict(config.data)
+    name = params.pop("name")
+    for key in ("max_bad_fraction", "keep_duplicates"):  # of the decoding
+        params.pop(key, None)
+    seed = derive_seed(config.seed, "drawings" if name == "synthetic" else "split")
+    downloads = home() / "downloads"
+    return catalogue.make_source(
+        name, seed=seed, downloads=downloads, on_download=on_download, **params
+    )
 
 
 @contextlib.contextmanager
@@ -275,12 +288,18 @@ def _store(config: Config, folder: Path) -> Iterator[Store]:
             yield Store(Path(temporary))
 
 
-def _decoded(config: Config, source: Source, progress: Progress) -> Dataset:
+def decoded(config: Config, source: Source, progress: Progress) -> Dataset:
     """The images in the cache; says what the check of the files found."""
-    limits = {}
-    if config.data.name != "synthetic":
-        limits["max_bad_fraction"] = config.data.max_bad_fraction
-    dataset = prepare(source, home() / "data", **limits)
+    options: dict[str, Any] = {}
+    if isinstance(config.data, PhotoData):
+        options["max_bad_fraction"] = config.data.max_bad_fraction
+        options["keep_duplicates"] = config.data.keep_duplicates
+
+    def on_progress(done: int, total: int) -> None:
+        state = "done" if done == total else "decoding"
+        progress.update("images", done, total, None, state)
+
+    dataset = prepare(source, home() / "data", on_progress=on_progress, **options)
     for line in _findings(dataset):
         progress.message(line)
     return dataset
@@ -293,9 +312,9 @@ def _prepare(
     if config.partition.name == "sites":
         if grid is None:
             raise UserError(
-                "partition.name=sites: for SuperNodes only; allowed are equal, paper, iid"
+                "partition.name=sites: for SuperNodes only; allowed are the options of partition"
             )
-        dataset = _decoded(config, _test_source(config), progress)
+        dataset = decoded(config, _test_source(config, progress), progress)
         sites = find_sites(grid, dataset.classes)
         order = config.strategy.order
         if isinstance(order, list) and sorted(order) != list(range(len(sites))):
@@ -306,8 +325,14 @@ def _prepare(
     else:
         if grid is not None and config.mode != "centralized":  # before anything takes time
             wait_for_nodes(grid, config.partition.num_shards)
-        dataset = _decoded(config, make_source(config), progress)
+        dataset = decoded(config, make_source(config, progress), progress)
         shards = deal_out(config, dataset)
+        if shared := shared_between_shards(dataset.train, shards):
+            where = " = ".join(f"{file} (client {client})" for client, file in shared[0])
+            progress.message(
+                f"{len(shared)} photos are in several shards, e.g. {where} "
+                "(all of them: results.json, data.in_several_shards)"
+            )
         if config.held_out:
             seed = derive_seed(config.seed, "validation")
             shards, parts = hold_out(dataset.train.labels, shards, config.held_out, seed)
@@ -346,6 +371,7 @@ def _prepare(
         held=held,
     )
     _check_room(this)
+    _check_sizes(this)
     start = _part(initial.state, names)
     store.hold([weights_key(models.digest(state)) for state in (initial.state, start)])
     this.base = put_weights(store, initial.state)
@@ -353,10 +379,15 @@ def _prepare(
     return this
 
 
-def _test_source(config: Config) -> Source:
+def _test_source(config: Config, progress: Progress) -> Source:
     """The server's test photos, in a federation where it has no others."""
     if config.data.name == "synthetic":
-        return replace(make_source(config), train=())
+        return replace(make_source(config, progress), train=())
+    if config.data.name != "folder" or config.data.limit or config.data.counts:
+        raise UserError(
+            f"data.name={config.data.name}: in a real federation the server's test photos come "
+            "from data=folder, all of them (without data.limit and data.counts)"
+        )
     return part_source(Path(config.data.root), "test")
 
 
@@ -370,6 +401,12 @@ def deal_out(config: Config, dataset: Dataset) -> list[np.ndarray[Any, np.dtype[
         derive_seed(config.seed, "partition"),
         **partition,
     )
+
+
+def class_counts(images: Images, classes: Sequence[str]) -> dict[str, int]:
+    """How many images of each class there are."""
+    counts = Counter(int(label) for label in images.labels)
+    return {name: counts[label] for label, name in enumerate(classes)}
 
 
 def _check_room(this: Run) -> None:
@@ -392,6 +429,19 @@ def _check_room(this: Run) -> None:
             f"({count} updates of {update / 1e6:.0f} MB, checkpoints, initial weights); allowed "
             "is more than that, or store.enabled=false"
         )
+
+
+def _check_sizes(this: Run) -> None:
+    """UserError when a client would train on nothing."""
+    train = this.config.train
+    if not train.drop_last or this.config.mode == "centralized":
+        return
+    for client, size in enumerate(this.sizes):
+        if size < train.batch_size:
+            raise UserError(
+                f"train.drop_last=true: client {client} has {size} training images, fewer than "
+                f"train.batch_size={train.batch_size}, and would train on nothing"
+            )
 
 
 def _findings(dataset: Dataset) -> list[str]:
@@ -730,10 +780,6 @@ def _compare(this: Run, done: dict[str, Any]) -> dict[str, Any]:
 def _results(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
     dataset, classes = this.dataset, this.dataset.classes
 
-    def per_class(images: Images) -> dict[str, int]:
-        counts = Counter(int(label) for label in images.labels)
-        return {name: counts[label] for label, name in enumerate(classes)}
-
     def shard(client: int) -> dict[str, Any]:
         if this.sites is not None:
             counts = this.sites[client].per_class
@@ -741,13 +787,13 @@ def _results(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
         images = dataset.train.subset(this.shards[client])
         return {
             "examples": len(images),
-            "per_class": per_class(images),
+            "per_class": class_counts(images, classes),
             "digest": images.digest,
         }
 
     shards = [{"client": client, **shard(client)} for client in range(len(this.shards))]
     used = np.setdiff1d(np.arange(len(dataset.train)), this.held)
-    train = per_class(dataset.train.subset(used))
+    train = class_counts(dataset.train.subset(used), classes)
     if this.sites is not None:
         train = {name: sum(site.per_class[name] for site in this.sites) for name in classes}
     results = {
@@ -772,8 +818,12 @@ def _results(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
             "audit": dataset.audit.as_dict(),
             "classes": list(classes),
             "train": train,
-            "test": per_class(dataset.test),
-            "held_out": per_class(this.validation),
+            "test": class_counts(dataset.test, classes),
+            "held_out": class_counts(this.validation, classes),
+            "in_several_shards": [
+                [{"client": client, "file": file} for client, file in group]
+                for group in shared_between_shards(dataset.train, this.shards)
+            ],
             "digest": {"train": dataset.train.digest, "test": dataset.test.digest},
             "shards": shards,
         },

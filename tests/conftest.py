@@ -40,7 +40,8 @@ def run(tmp_path: Path) -> Callable[..., tuple[dict[str, Any], Path]]:
     from fedcats.experiment import run as run_experiment
 
     def go(*overrides: str, folder: str = "run") -> tuple[dict[str, Any], Path]:
-        drawings = [] if "data=folder" in overrides else TINY_DRAWINGS
+        photos = any(override.startswith("data=") for override in overrides)
+        drawings = [] if photos else TINY_DRAWINGS
         raw = compose_config([*TINY, *drawings, *overrides])
         return run_experiment(raw, tmp_path / folder), tmp_path / folder
 

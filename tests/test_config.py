@@ -2,17 +2,26 @@
 
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from fedcats.config import compose_config, conf_dir, load
 from fedcats.core import models
+from fedcats.core.data import make_partition
 from fedcats.core.errors import UserError
 from fedcats.core.merging import make_rule
 from fedcats.core.training import Recipe
 
-EXTRA = {"data/folder": ["data.root=photos"], "experiment/paper": ["data.root=photos"]}
+ROOT = ["data.root=photos"]
+EXTRA = {
+    "data/folder": ROOT,
+    "data/kaggle": ROOT,
+    "data/hub": ["data.repo=photos"],
+    "experiment/paper": ROOT,
+}
+PHOTOS = ["data=folder", *ROOT]
 OPTIONS = sorted(
     f"{path.parent.relative_to(conf_dir())}/{path.stem}"
     for path in conf_dir().glob("*/*.yaml")
@@ -43,11 +52,23 @@ def test_every_option_composes_and_builds(option: str) -> None:
     assert models.build(config.model.name, 2)
     assert Recipe(**vars(config.train)).epochs >= 1
     assert [make_rule(rule, beta=config.strategy.beta) for rule in config.strategy.rules]
+    shards = make_partition(labels=[0, 1] * 15_000, seed=0, **asdict(config.partition))
+    assert len(shards) == 10
 
 
 def test_every_option_says_what_it_is() -> None:
     for path in conf_dir().rglob("*.yaml"):
         assert path.read_text().startswith("# "), path
+
+
+@pytest.mark.parametrize("name", ["kaggle", "petimages", "cats_vs_dogs"])
+def test_the_papers_own_photos_come_in_its_counts(name: str) -> None:
+    config = load(compose_config([f"data={name}", *EXTRA.get(f"data/{name}", [])]))
+    assert config.data.counts == {"train": [999, 1004], "test": [506, 507]}
+    config = load(
+        compose_config([f"data={name}", *EXTRA.get(f"data/{name}", []), "data.counts=null"])
+    )
+    assert config.data.counts is None
 
 
 def test_defaults_are_the_papers() -> None:
@@ -93,6 +114,35 @@ def test_defaults_are_the_papers() -> None:
 def test_mistakes_name_the_key_and_what_is_allowed(override: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         load(compose_config(override.split()))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([*PHOTOS, "data.limit=0"], "data.limit=0: allowed is null or a number from 1"),
+        (
+            [*PHOTOS, "data.counts={train:[9]}"],
+            "data.counts={'train': [9]}: allowed is null or {",
+        ),
+        (
+            [*PHOTOS, "data.counts={train:[9,0],test:[1,1]}"],
+            "allowed is null or {train: [..]",
+        ),
+        ([*PHOTOS, "data.counts=9"], "data.counts: "),
+        ([*PHOTOS, "data.test_fraction=1"], "data.test_fraction=1.0: allowed is a number between"),
+        ([*PHOTOS, "data.keep_duplicates=maybe"], "data.keep_duplicates: "),
+        (["data=kaggle", *ROOT, "data.limit=9"], "only one of data.limit and data.counts can be"),
+        (["data=hub"], "data.repo: a value is needed"),
+        (["partition=dirichlet", "partition.alpha=0"], "partition.alpha=0.0: allowed is a number"),
+        (["partition=square", "partition.min_size=0"], "partition.min_size=0: allowed is a number"),
+        (["partition=square", "partition.alpha=1"], "partition.alpha: no such key"),
+    ],
+)
+def test_mistakes_in_sources_and_partitions(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(compose_config(overrides))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

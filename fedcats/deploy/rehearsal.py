@@ -17,12 +17,12 @@ from typing import Any
 import psutil
 
 from fedcats.config import Config, compose_config, load
-from fedcats.core.data import prepare
 from fedcats.core.errors import RunError
 from fedcats.core.home import home
 from fedcats.deploy.files import LINK, write_federation
-from fedcats.experiment import deal_out, make_source, run
+from fedcats.experiment import deal_out, decoded, make_source, run
 from fedcats.federated import flower
+from fedcats.report import Progress
 
 _MARK = "FEDCATS_REHEARSAL"
 _START_SECONDS = 90.0
@@ -212,8 +212,9 @@ def write_photos(config: Config, folder: Path) -> tuple[list[Path], Path]:
     -------
     (folders of the sites, folder of the server)
     """
-    source = make_source(config)
-    dataset = prepare(source, home() / "data")
+    progress = Progress()
+    source = make_source(config, progress)
+    dataset = decoded(config, source, progress)
     parts = {
         f"site-{number}": ("train", dataset.train.subset(indices))
         for number, indices in enumerate(deal_out(config, dataset))

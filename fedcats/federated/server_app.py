@@ -62,7 +62,7 @@ def configuration(settings: Mapping[str, str], *, simulated: bool) -> DictConfig
         _absolute("home", settings["home"])
         os.environ["FEDCATS_HOME"] = settings["home"]
     raw = compose_config(overrides)
-    if "root" in raw.data and raw.data._get_node("root")._value() != "???":
+    if "root" in raw.data and raw.data._get_node("root")._value() not in ("???", None):
         _absolute("data.root", raw.data.root)
     if str(raw.model.weights).endswith((".safetensors", ".pth")):
         _absolute("model.weights", raw.model.weights)

@@ -30,6 +30,7 @@ from fedcats.report.view import Model, Results
 INK, MUTED, GRID, PAPER = "#1f2328", "#6e7781", "#d8dee4", "#ffffff"
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#e69f00"
 CENTRALIZED, RULES, OWN = BLUE, (VERMILLION, GREEN, PURPLE, ORANGE), MUTED
+BARS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, MUTED)  # one for each class, if so few
 MARKS = ("s", "^", "v", "P")  # one for each merge rule; centralized is a circle
 
 # On the page the drawings follow its light or dark theme: each colour becomes a CSS variable.
@@ -180,6 +181,10 @@ def run_figures(results: Results, folder: Path) -> list[Drawn]:
             "weights": (
                 "How much of each client's weights is in each merged model.",
                 lambda: weights(results),
+            ),
+            "who-has-what": (
+                f"How many training {what} of each class each client has.",
+                lambda: who_has_what(results),
             ),
             "rounds": (
                 "The merged models after each round; dashed: the centralized model.",
@@ -378,6 +383,60 @@ def weights(results: Results) -> Figure | None:
     ax.grid(axis="x", visible=False)
     ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=2, borderaxespad=0.2)
     return figure
+
+
+def who_has_what(results: Results, *, always: bool = False) -> Figure | None:
+    """Training images of each class at each client; None where all have the same (or always)."""
+    shards = results["data"].get("shards") or []
+    classes = results["data"]["classes"]
+    counts = [[shard["per_class"].get(name, 0) for name in classes] for shard in shards]
+    if not counts or (not always and all(row == counts[0] for row in counts)):
+        return None
+    labels = [str(shard["client"]) for shard in shards]
+    height = 1.3 + 0.28 * min(len(shards), 2 * MANY)
+    figure = Figure(figsize=(7.2, height), layout="constrained")
+    ax = figure.subplots()
+    if len(classes) <= len(BARS):
+        _stacked(ax, counts, classes)
+        ax.set_xlabel("training images")
+        figure.legend(loc="outside upper left", ncols=len(classes))
+    else:
+        _cells(ax, counts)
+        turned = max(map(len, classes)) > 3
+        ax.set_xticks(range(len(classes)), map(_short, classes), rotation=90 if turned else 0)
+    step = -(-len(shards) // (2 * MANY))
+    ax.set_yticks(range(0, len(shards), step), labels[::step])
+    ax.set_ylim(len(shards) - 0.4, -0.6)
+    ax.set_ylabel("client")
+    ax.grid(axis="y", visible=False)
+    return figure
+
+
+def _stacked(ax: Axes, counts: list[list[int]], classes: Sequence[str]) -> None:
+    """Draw a bar for each client, a colour for each class."""
+    left = [0] * len(counts)
+    for k, name in enumerate(classes):
+        widths = [row[k] for row in counts]
+        ax.barh(range(len(counts)), widths, 0.8, left=left, color=BARS[k], label=_short(name))
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    if len(counts) <= MANY:
+        for i, row in enumerate(counts):
+            text = " + ".join(map(str, row))
+            ax.text(left[i], i, f"  {text}", va="center", fontsize=8)
+        ax.set_xlim(right=1.18 * max(left))
+
+
+def _cells(ax: Axes, counts: list[list[int]]) -> None:
+    """Draw a cell for each client and class, the darker the more images."""
+    most = max(map(max, counts))
+    for i, row in enumerate(counts):
+        for k, count in enumerate(row):
+            shade = 0.05 + 0.75 * count / most if count else 0.0
+            ax.add_patch(Rectangle((k - 0.5, i - 0.5), 1, 1, facecolor=BLUE, alpha=shade))
+            if len(row) <= MANY and len(counts) <= MANY:
+                ax.text(k, i, str(count), ha="center", va="center", fontsize=8)
+    ax.set_xlim(-0.5, len(counts[0]) - 0.5)
+    ax.grid(visible=False)
 
 
 def rounds(results: Results) -> Figure | None:

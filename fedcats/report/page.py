@@ -143,6 +143,7 @@ REPORT = """\
 {% if tables.cost %}{{ to_html(tables.cost) }}{% endif %}
 {% if tables.shards %}
 <h2>Shards and their weights</h2>
+{{ figure(figures["who-has-what"]) }}
 {{ figure(figures.weights) }}
 {{ to_html(tables.shards) }}
 {% endif %}

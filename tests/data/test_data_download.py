@@ -140,7 +140,7 @@ def nobody(monkeypatch):
             "petimages",
             {"test_fraction": 0.25},
             r"127.0.0.1:\d+ cannot be reached for kagglecatsanddogs_5340.zip \(.*refused\): get "
-            r"kagglecatsanddogs_5340.zip elsewhere and use data=folder data.root=kaggle",
+            r"kagglecatsanddogs_5340.zip elsewhere and use data=kaggle data.root=kaggle",
         ),
         (
             "oxford_pets",

@@ -61,7 +61,7 @@ def petimages_source(
         When it cannot be downloaded.
     """
     instead = (
-        "get kagglecatsanddogs_5340.zip elsewhere and use data=folder "
+        "get kagglecatsanddogs_5340.zip elsewhere and use data=kaggle "
         "data.root=kagglecatsanddogs_5340.zip"
     )
     archive = downloads / "kagglecatsanddogs_5340.zip"
@@ -162,7 +162,7 @@ def _download_oxford_pets(downloads: Path, on_download: OnBytes | None) -> Path:
     base = downloads / "oxford-iiit-pet"
     if base.is_dir():
         return base
-    instead = "unpack it elsewhere as torchvision does and name the folder: data.root=.."
+    instead = "unpack it elsewhere as torchvision does and name the folder: data.root=FOLDER"
     part = downloads / "oxford-iiit-pet.part"
     shutil.rmtree(part, ignore_errors=True)
     for name, md5 in OXFORD_MD5.items():

@@ -1,0 +1,138 @@
+"""The command ``fedcats-data``: decode a data set, check its files, look at who gets what."""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedcats.config import Config, PhotoData, compose_config, load
+from fedcats.core.data import AuditReport, Dataset, contact_sheet
+from fedcats.core.errors import RunError, UserError
+
+COMMANDS = {
+    "prepare": "download and decode into FEDCATS_HOME, so that runs find it there",
+    "check": "all that is wrong with the files; fails when data.max_bad_fraction is exceeded",
+    "show": "write a contact sheet of each shard, and a figure of who has what",
+}
+LARGEST_SHEET = 400  # images; the first ones of a larger shard
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; 0, or the exit code of the error that is printed in one line."""
+    parser = argparse.ArgumentParser(
+        prog="fedcats-data",
+        description="Decode a data set, check its files, look at who gets what.",
+        epilog="overrides: as after fedcats, e.g. data=folder data.root=DIR partition=dirichlet",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("overrides", nargs="*", help="as after fedcats")
+        if name == "show":
+            command.add_argument(
+                "--out", type=Path, default=Path("shards"), help="folder to write to (shards)"
+            )
+    chosen = parser.parse_args(arguments)
+    try:
+        config = load(compose_config(chosen.overrides))
+        if chosen.command == "show":
+            show(config, chosen.out)
+        else:
+            check(config, findings=chosen.command == "check")
+    except (UserError, RunError) as error:
+        print(f"fedcats-data: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("fedcats-data: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def check(config: Config, *, findings: bool) -> Dataset:
+    """Decode; print what there is, and with ``findings`` all that is wrong with it.
+
+    Raises
+    ------
+    UserError
+        When there are more unusable files than ``data.max_bad_fraction`` allows, after printing.
+    """
+    strict = config.data
+    if findings and isinstance(strict, PhotoData):
+        lenient = replace(config, data=replace(strict, max_bad_fraction=1.0))
+        for line in report(_decoded(lenient).audit):
+            print(line)
+    dataset = _decoded(config)
+    for split in ("train", "test"):
+        labels = Counter(getattr(dataset, split).labels.tolist())
+        counts = (f"{labels[label]:,} {name}" for label, name in enumerate(dataset.classes))
+        print(f"{split}: {', '.join(counts)}")
+    print(dataset.path)
+    return dataset
+
+
+def report(audit: AuditReport) -> Iterator[str]:
+    """Every finding in lines; the first says how many files were looked at."""
+    kept = "left out of training" if audit.removed else "kept in training"
+    more = audit.near_duplicates_found - len(audit.near_duplicates)
+    sections: list[tuple[str, Sequence[Any], str]] = [
+        ("files cannot be used and are left out", audit.quarantined, ": "),
+        ("files do not look like images and are ignored", audit.ignored, ""),
+        (f"training images are test images too, {kept}", audit.in_test_too, " = "),
+        ("groups of the same image in several classes", audit.contradictions, " = "),
+        ("groups of the same image in one part", audit.duplicates, " = "),
+        (
+            f"pairs look alike (perceptual hash){f', and {more} more' if more else ''}",
+            [
+                (pair.first, f"{pair.second}{'  (training and test)' if pair.across else ''}")
+                for pair in audit.near_duplicates
+            ],
+            " ~ ",
+        ),
+    ]
+    yield f"{audit.checked} files checked"
+    for what, entries, between in sections:
+        if entries:
+            yield f"{len(entries)} {what}:"
+        for entry in entries:
+            yield f"  {entry if isinstance(entry, str) else between.join(entry)}"
+
+
+def show(config: Config, out: Path) -> None:
+    """Write ``shard-<client>.png`` for each client, ``who-has-what.png`` and ``.svg``."""
+    from fedcats.experiment import class_counts, deal_out
+    from fedcats.report import figures
+
+    dataset = _decoded(config)
+    shards = deal_out(config, dataset)
+    out.mkdir(parents=True, exist_ok=True)
+    for old in out.glob("shard-[0-9]*.png"):
+        old.unlink()
+    digits = len(str(len(shards) - 1))
+    counts: list[dict[str, Any]] = []
+    for client, indices in enumerate(shards):
+        images = dataset.train.subset(indices)
+        counts.append({"client": client, "per_class": class_counts(images, dataset.classes)})
+        by_class = images.labels.argsort(kind="stable")[:LARGEST_SHEET]
+        sheet = contact_sheet(images, by_class)
+        sheet.save(out / f"shard-{client:0{digits}}.png", optimize=True)
+        listed = ", ".join(f"{number} {name}" for name, number in counts[-1]["per_class"].items())
+        print(f"client {client}: {listed}")
+    data = {"data": {"classes": list(dataset.classes), "shards": counts}}
+    caption = "How many training images of each class each client has."
+    figures.write(out, {"who-has-what": (caption, lambda: figures.who_has_what(data, always=True))})
+    print(out.resolve())
+
+
+def _decoded(config: Config) -> Dataset:
+    from fedcats.experiment import decoded, make_source
+    from fedcats.report import Progress
+
+    with Progress() as progress:
+        return decoded(config, make_source(config, progress), progress)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
