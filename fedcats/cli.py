@@ -26,10 +26,17 @@ MAX_CHECKED_JOBS = 1000
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def job(raw: DictConfig) -> float:
     """One run; returns the accuracy that a Hydra sweeper may maximise."""
-    from fedcats.experiment import run
-
+    job_info = HydraConfig.get()
+    folder = Path(job_info.runtime.output_dir)
     try:
-        results = run(raw, Path(HydraConfig.get().runtime.output_dir))
+        if raw.runner.name == "flwr":
+            from fedcats.federated.flower import run_on_superlink
+
+            results = run_on_superlink(raw, list(job_info.overrides.task), folder)
+        else:
+            from fedcats.experiment import run
+
+            results = run(raw, folder)
     except (UserError, RunError) as error:  # Hydra would print more than the one line
         _exit(str(error), error.exit_code)
     name = raw.strategy.rules[0] if raw.mode != "centralized" else "centralized"

@@ -151,6 +151,13 @@ class RunnerConfig:
 
 
 @dataclass(frozen=True)
+class FlwrRunner(RunnerConfig):
+    """``runner=flwr``: the run is submitted to a SuperLink."""
+
+    superlink: str = _checked("the name of a connection in Flower's config.toml", bool)
+
+
+@dataclass(frozen=True)
 class StoreConfig:
     """``store``: finished updates, kept for the next run."""
 
@@ -162,6 +169,7 @@ class StoreConfig:
 _GROUPS: dict[str, dict[str, type]] = {
     "data": {"synthetic": SyntheticData, "folder": FolderData},
     "partition": {"paper": PaperPartition, "iid": IidPartition, "sites": SitesPartition},
+    "runner": {"ray": RunnerConfig, "local": RunnerConfig, "flwr": FlwrRunner},
 }
 
 
@@ -174,7 +182,7 @@ class Config:
     model: ModelConfig
     train: TrainConfig
     strategy: StrategyConfig
-    runner: RunnerConfig
+    runner: Any
     store: StoreConfig
     paper: dict[str, Any]
     mode: str = _choice(*MODES)

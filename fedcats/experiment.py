@@ -183,6 +183,8 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, An
     """
     started = time.perf_counter()
     config = load(raw)
+    if config.runner.name == "flwr" and grid is None:
+        raise UserError("runner=flwr: from the command line only; allowed here are ray, local")
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
@@ -202,7 +204,8 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, An
     _write_json(folder / "results.json", results)
     this.events.unlink(missing_ok=True)
     write_report(folder, results)
-    print_summary(results, folder)
+    if config.runner.name != "flwr":  # there, whoever submitted the run prints it
+        print_summary(results, folder)
     return results
 
 
@@ -399,6 +402,7 @@ def _train(this: Run, grid: Grid | None) -> Trained:
                 workers = max(1, workers - 1)  # the baseline keeps one core busy
             else:
                 trained.add("centralized", 1, found)
+                report_done(task, found, append_events(this.events))
         if mode != "centralized":
             _federate(this, trained, workers, grid)
         if baseline is not None:
