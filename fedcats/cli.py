@@ -35,19 +35,26 @@ def job(raw: DictConfig) -> float | None:
     float or None
         Accuracy of the first rule's merge on the held-out training images, if there are any.
     """
-    from fedcats.experiment import run
-
-    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    sweep = hydra_config.mode == RunMode.MULTIRUN
     try:
-        if sweep and not load(raw).held_out and not _is_basic(HydraConfig.get().sweeper):
+        if sweep and not load(raw).held_out and not _is_basic(hydra_config.sweeper):
             raise UserError(
                 "hold_out=0: a sweeper that chooses needs held-out training images, since the "
                 f"test images must have no part in it; set for example hold_out={HELD_OUT:g}"
             )
-        results = run(raw, Path(HydraConfig.get().runtime.output_dir))
+        if raw.runner.name == "flwr":
+            from fedcats.federated.flower import run_on_superlink
+
+            results = run_on_superlink(raw, list(hydra_config.overrides.task), folder)
+        else:
+            from fedcats.experiment import run
+
+            results = run(raw, folder)
     except (UserError, RunError) as error:
         if sweep:  # the other jobs go on; Hydra raises it when they are done
-            print(f"fedcats: job {HydraConfig.get().job.num}: {error}", file=sys.stderr)
+            print(f"fedcats: job {hydra_config.job.num}: {error}", file=sys.stderr)
             raise
         _exit(str(error), error.exit_code)  # Hydra would print more than the one line
     name = raw.strategy.rules[0] if raw.mode != "centralized" else "centralized"

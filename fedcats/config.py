@@ -248,6 +248,13 @@ class RunnerConfig:
 
 
 @dataclass(frozen=True)
+class FlwrRunner(RunnerConfig):
+    """``runner=flwr``: the run is submitted to a SuperLink."""
+
+    superlink: str = _checked("the name of a connection in Flower's config.toml", bool)
+
+
+@dataclass(frozen=True)
 class StoreConfig:
     """``store``: finished updates, kept for the next run."""
 
@@ -275,6 +282,7 @@ _GROUPS: dict[str, dict[str, type]] = {
         "exponential": SkewedPartition,
         "sites": SitesPartition,
     },
+    "runner": {"ray": RunnerConfig, "local": RunnerConfig, "flwr": FlwrRunner},
 }
 
 
@@ -288,7 +296,7 @@ class Config:
     train: TrainConfig
     strategy: StrategyConfig
     merge: MergeConfig
-    runner: RunnerConfig
+    runner: Any
     store: StoreConfig
     paper: dict[str, Any]
     mode: str = _choice(*MODES)

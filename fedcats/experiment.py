@@ -68,7 +68,7 @@ from fedcats.grid import (
     probabilities,
     validation_scores,
 )
-from fedcats.report import Progress, print_summary, report_grid, write_report
+from fedcats.report import Progress, print_summary, write_report
 
 SCHEMA = 1
 
@@ -223,6 +223,8 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, An
     """
     started = time.perf_counter()
     config = load(raw)
+    if config.runner.name == "flwr" and grid is None:
+        raise UserError("runner=flwr: from the command line only; allowed here are ray, local")
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
@@ -244,10 +246,8 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, An
     _write_history(folder, trained)
     _write_json(folder / "results.json", results)
     this.events.unlink(missing_ok=True)
-    if config.mode == "merge":
-        report_grid(folder, results)
-    else:
-        write_report(folder, results)
+    write_report(folder, results)
+    if config.runner.name != "flwr":  # there, whoever submitted the run prints it
         print_summary(results, folder)
     return results
 
@@ -501,6 +501,7 @@ def _train(this: Run, grid: Grid | None) -> Trained:
                 workers = max(1, workers - 1)  # the baseline keeps one core busy
             else:
                 trained.add("centralized", 1, found)
+                report_done(task, found, append_events(this.events))
         if mode != "centralized":
             _federate(this, trained, workers, grid)
         if baseline is not None:

@@ -4,8 +4,11 @@ Flower's own command line is the interface: it exits with 0 however a run ends, 
 to is read from ``flwr list``.
 """
 
+import contextlib
 import json
 import os
+import re
+import secrets
 import shlex
 import subprocess
 import sys
@@ -16,11 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
+from fedcats.config import load
 from fedcats.core.errors import RunError, UserError
+from fedcats.core.home import home
+from fedcats.federated.runner import default_workers
 
 RUN_FOLDER = "fedcats: run folder: "
 """What the ServerApp prints before the folder of a run."""
 
+_ERROR = re.compile(r"fedcats: error (\d): (.*)")
+_FLOWERS_OWN = re.compile(r"\x1b\[|Successfully installed |$")  # lines of Flower and Ray: coloured
 _FIRST_CONTACT = 60.0
 _GIVE_UP = 300.0  # seconds without a SuperLink
 
@@ -37,12 +47,15 @@ class Outcome:
         What Flower says about it.
     folder
         Where the results are on the machine of the ServerApp, as far as it said so.
+    error
+        The exit code and the line with which fedcats itself ended the run.
     """
 
     run_id: str
     status: str
     details: str
     folder: Path | None
+    error: tuple[int, str] | None = None
 
 
 def app_folder() -> Path:
@@ -56,12 +69,96 @@ def app_folder() -> Path:
     return root
 
 
+def run_on_superlink(raw: DictConfig, overrides: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Submit an experiment (``runner=flwr``), follow it, and take its results.
+
+    Parameters
+    ----------
+    raw
+        The composed configuration.
+    overrides
+        From which the ServerApp composes it again.
+    folder
+        Where the results go; the machine of the SuperLink must see it too.
+
+    Returns
+    -------
+    dict
+        What ``results.json`` holds.
+
+    Raises
+    ------
+    UserError, RunError
+        With the run's own line when it failed. When this is interrupted, so is the run.
+    """
+    from fedcats.report import print_summary
+
+    config = load(raw)
+    link, workers = config.runner.superlink, config.runner.workers or default_workers()
+    if config.mode == "compare":
+        workers = max(1, workers - 1)  # the baseline keeps one core busy
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    results = folder / "results.json"
+    results.unlink(missing_ok=True)  # of an earlier run
+    ticket = folder / f".run-{secrets.token_hex(8)}"
+    ticket.touch()
+    running = False
+
+    def show(line: str) -> None:
+        nonlocal running
+        if line.startswith("fedcats: "):
+            running = line.startswith(RUN_FOLDER)  # after an error there are only tracebacks
+        elif config.verbose or (running and not _FLOWERS_OWN.match(line)):
+            print(line, file=sys.stderr, flush=True)
+
+    try:
+        run_id = submit(
+            link,
+            [*overrides, *_absolute_paths(raw)],
+            home=home(),
+            ticket=ticket,
+            supernodes=getattr(config.partition, "num_shards", None),
+            workers=workers,
+        )
+        print(f"run {run_id} on runner.superlink={link}", file=sys.stderr, flush=True)
+        try:
+            outcome = follow(run_id, link, show)
+        except KeyboardInterrupt:
+            with contextlib.suppress(RunError):
+                _flwr(["stop", run_id, link, "--format", "json"], None)
+            raise
+    finally:
+        ticket.unlink()
+    if outcome.error:
+        code, text = outcome.error
+        raise (UserError if code == UserError.exit_code else RunError)(text)
+    if outcome.status != "completed" or not results.is_file():
+        raise RunError(f"run {run_id} {outcome.status}: {outcome.details or 'without results'}")
+    taken: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
+    print_summary(taken, folder)
+    return taken
+
+
+def _absolute_paths(raw: DictConfig) -> list[str]:
+    """Overrides that replace relative paths: the SuperLink was started elsewhere."""
+    paths = {}
+    if "root" in raw.data:
+        paths["data.root"] = raw.data.root
+    if str(raw.model.weights).endswith((".safetensors", ".pth")):
+        paths["model.weights"] = raw.model.weights
+    quoted = {key: str(Path(path).absolute()).replace("'", "\\'") for key, path in paths.items()}
+    return [f"{key}='{path}'" for key, path in quoted.items()]
+
+
 def submit(
     link: str,
     overrides: Sequence[str],
     *,
     home: Path | None = None,
+    ticket: Path | None = None,
     supernodes: int | None = None,
+    workers: int | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> str:
     """Submit a run; its id.
@@ -74,12 +171,20 @@ def submit(
         As after ``fedcats`` on the command line.
     home
         ``FEDCATS_HOME`` of the run; by default that of the SuperLink.
+    ticket
+        A file in the folder for the results; by default that is one under ``FEDCATS_HOME``.
     supernodes
-        How many to simulate; None where they are real.
+        How many to simulate; where they are real, Flower does not look at it.
+    workers
+        How many of them train at once; by default one for each core.
     environment
         Beside or instead of this process's own, e.g. ``FLWR_HOME``.
     """
-    settings = {"overrides": shlex.join(overrides), "home": "" if home is None else str(home)}
+    settings = {
+        "overrides": shlex.join(overrides),
+        "home": str(home or ""),
+        "ticket": str(ticket or ""),
+    }
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.toml"
         # A JSON string is a TOML string too.
@@ -87,6 +192,8 @@ def submit(
         command = ["run", str(app_folder()), link, "--format", "json", "--run-config", str(file)]
         if supernodes is not None:
             resources = f"num-supernodes={supernodes} client-resources-num-cpus=1"
+            if workers is not None:
+                resources += f" init-args-num-cpus={workers}"
             command += ["--federation-config", resources]
         answer = _flwr(command, environment)
     return str(answer["run-id"])
@@ -100,6 +207,7 @@ def follow(
 ) -> Outcome:
     """Wait for the end of a run; each line of its log goes to ``on_line`` once."""
     folder: Path | None = None
+    error: tuple[int, str] | None = None
     seen = 0
     lost: float | None = None
     while True:
@@ -119,6 +227,8 @@ def follow(
                 _, found, where = line.rstrip("\n").partition(RUN_FOLDER)
                 if found:
                     folder = Path(where)
+                if found_error := _ERROR.match(line):
+                    error = int(found_error[1]), found_error[2]
                 on_line(line.rstrip("\n"))
         finally:
             log.kill()
@@ -128,7 +238,7 @@ def follow(
             status, _, sub_status = str(run["runs"][0]["status"]).partition(":")
             if status == "finished":
                 details = str(run["runs"][0].get("status-details", ""))
-                return Outcome(run_id, sub_status, details, folder)
+                return Outcome(run_id, sub_status, details, folder, error)
             lost = None
         except RunError:
             lost = time.monotonic() if lost is None else lost
@@ -168,5 +278,7 @@ def _flwr(arguments: list[str], environment: Mapping[str, str] | None) -> dict[s
         answer = {}
     if done.returncode or not answer.get("success"):
         text = str(answer.get("error-message") or done.stderr.strip() or done.stdout.strip())
+        if "not found in the Flower configuration" in text:
+            raise UserError(f"runner.superlink: {text[text.index('SuperLink connection') :]}")
         raise RunError(f"flwr {arguments[0]}: {' '.join(text.split()) or 'no answer'}")
     return answer

@@ -3,10 +3,11 @@
 The run's configuration is one string of Hydra overrides:
 ``flwr run . --stream -c 'overrides="experiment=paper data.root=/photos"'``. A SuperLink keeps the
 working directory and the environment of whoever started it, so paths must be absolute; results go
-to a folder under ``FEDCATS_HOME`` whose name is printed.
+to a folder under ``FEDCATS_HOME`` whose name is printed, or to that of ``fedcats runner=flwr``.
 """
 
 import os
+import platform
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,16 +28,35 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Compose, run, and say where the results are; an error fails the run."""
-    settings = {key: str(context.run_config[key]) for key in ("overrides", "home")}
+    settings = {key: str(context.run_config[key]) for key in ("overrides", "home", "ticket")}
     try:
         raw = configuration(settings, simulated=isinstance(grid, InMemoryGrid))
-        folder = home() / "runs" / str(context.run_id)
+        folder = run_folder(settings["ticket"], context.run_id)
         print(f"fedcats: run folder: {folder}", flush=True)
         run(raw, folder, grid)
         print(f"fedcats: finished: {folder}", flush=True)
     except (UserError, RunError) as error:
         print(f"fedcats: error {error.exit_code}: {' '.join(str(error).split())}", flush=True)
         raise error.with_traceback(None) from None
+
+
+def run_folder(ticket: str, run_id: int) -> Path:
+    """Where the results go: the folder in which whoever submitted the run left a ticket.
+
+    Raises
+    ------
+    UserError
+        When that folder is on a disk that this machine does not see.
+    """
+    if not ticket:
+        return home() / "runs" / str(run_id)
+    if not Path(ticket).is_file():
+        raise UserError(
+            f"hydra.run.dir={Path(ticket).parent}: not there on {platform.node()}, where the "
+            "SuperLink runs the server; runner=flwr needs a run folder that both machines see, "
+            "flwr run leaves the results with the server"
+        )
+    return Path(ticket).parent
 
 
 def configuration(settings: Mapping[str, str], *, simulated: bool) -> DictConfig:

@@ -23,8 +23,14 @@ def write_report(folder: Path, results: Results) -> None:
         it; ``history.csv`` is read from it if it is there.
     results
         The results dict (``results.json``, schema 1). No key of ``models`` is required, and
-        neither are ``comparison``, ``paper``, ``rounds``, ``store`` and ``failures``.
+        neither are ``comparison``, ``paper``, ``rounds``, ``store`` and ``failures``. With
+        ``grid`` (``mode=merge``) the page is that of a sweep.
     """
+    if "grid" in results:
+        from fedcats.report.sweep import grid_rows, write_sweep_report
+
+        write_sweep_report(folder, grid_rows(results), warnings=view.warnings(results))
+        return
     from fedcats.report.figures import run_figures
 
     drawn = run_figures(results, folder)

@@ -80,22 +80,15 @@ def sweep_rows(jobs: Iterable[tuple[Mapping[str, Any], Results]]) -> list[dict[s
     return rows
 
 
-def report_grid(folder: Path, results: Results) -> None:
-    """The page and the summary of ``mode=merge``, from ``results["grid"]``."""
-    given = results["grid"]
-    merges = [{k: v for k, v in row.items() if k in FIXED or "." in k} for row in given["rows"]]
+def grid_rows(results: Results) -> list[dict[str, Any]]:
+    """The rows of ``mode=merge``: the references, then ``results["grid"]``."""
+    merges = [
+        {k: v for k, v in row.items() if k in FIXED or "." in k} for row in results["grid"]["rows"]
+    ]
     for row in merges:
         if "validation" in row:
             row["validation"] = row["validation"]["accuracy"]
-    rows = [*sweep_rows([({}, results)]), *merges]
-    warnings = view.warnings(results)
-    write_sweep_report(folder, rows, warnings=warnings)
-    store = results["store"]
-    note = (
-        f"{given['points']} combinations, {len(merges)} different models. "
-        f"{len(store['trained'])} trained, {len(store['reused'])} taken from the store."
-    )
-    print_sweep(rows, folder, warnings=warnings, note=note)
+    return [*sweep_rows([({}, results)]), *merges]
 
 
 def write_sweep_report(folder: Path, rows: Sequence[Row], *, warnings: Sequence[str] = ()) -> None:

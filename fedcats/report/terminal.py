@@ -246,6 +246,14 @@ def print_summary(results: Results, folder: Path, console: Console | None = None
     from rich.text import Text
 
     out = Console() if console is None else console
+    if "grid" in results:
+        from fedcats.report.sweep import grid_rows, print_sweep
+
+        rows, grid = grid_rows(results), results["grid"]
+        note = f"{grid['points']} combinations, {len(grid['rows'])} different models. "
+        warnings = view.warnings(results)
+        print_sweep(rows, folder, out, warnings=warnings, note=note + _store_note(results))
+        return
     for warning in view.warnings(results):
         out.print(Text(warning, style="yellow"))
         out.print()
@@ -258,17 +266,24 @@ def print_summary(results: Results, folder: Path, console: Console | None = None
             out.print(tables.to_rich(table))
             out.print()
     out.print(Text(" ".join(view.verdict(results)), style="bold"))
-    store = results.get("store") or {}
-    if store:
-        count = {key: len(value) for key, value in store.items() if isinstance(value, list | dict)}
-        text = f"{count.get('trained', 0)} trained, {count.get('reused', 0)} taken from the store."
-        if resumed := count.get("resumed"):
-            text += f" {resumed} went on from a checkpoint."
-        if damaged := count.get("damaged"):
-            text += f" {damaged} trained anew because the store's entry was damaged."
+    if text := _store_note(results):
         out.print(text, highlight=False)
     # one line whatever the width, so that it can be copied
     out.print(str(folder.resolve()), markup=False, highlight=False, soft_wrap=True)
+
+
+def _store_note(results: Results) -> str:
+    """What was trained and what was found; empty without a store."""
+    store = results.get("store") or {}
+    if not store:
+        return ""
+    count = {key: len(value) for key, value in store.items() if isinstance(value, list | dict)}
+    text = f"{count.get('trained', 0)} trained, {count.get('reused', 0)} taken from the store."
+    if resumed := count.get("resumed"):
+        text += f" {resumed} went on from a checkpoint."
+    if damaged := count.get("damaged"):
+        text += f" {damaged} trained anew because the store's entry was damaged."
+    return text
 
 
 def _minutes(seconds: float) -> str:

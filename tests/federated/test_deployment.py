@@ -7,6 +7,7 @@ comes last.
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from fedcats.deploy.files import write_federation
 from fedcats.deploy.rehearsal import Loopback, at_sites, compare_models, free_port, write_photos
 from fedcats.experiment import run
 from fedcats.federated import flower
+from fedcats.federated.server_app import run_folder
 
 TINY = [
     "mode=federated",
@@ -123,6 +125,73 @@ def test_mistakes_under_flwr_run_name_the_option(simulator: dict[str, str]) -> N
     outcome = flower.follow(missing, "sim", environment=simulator)
     assert outcome.status == "failed"
     assert "data.root=/nowhere/photos: does not exist" in outcome.details
+
+
+def start(simulator: dict[str, str], *overrides: str, cwd: Path) -> subprocess.Popen[str]:
+    """``fedcats runner=flwr`` on the simulator."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "fedcats.cli", "runner=flwr", "runner.superlink=sim", *overrides],
+        cwd=cwd,
+        env={**os.environ, **simulator, "FEDCATS_HOME": str(cwd / "home")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_the_flwr_runner_brings_the_results_back(simulator: dict[str, str], tmp_path: Path) -> None:
+    three = ["partition.num_shards=3", "partition.per_class=2", "train.lr=0.002"]
+    options = [*TINY, *three, "save_models=true", "hydra.run.dir=there"]
+    process = start(simulator, *options, cwd=tmp_path)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert out.splitlines()[-1] == str(tmp_path / "there")
+    assert "client 2: done" in err
+    assert "INFO" not in err
+    here = simulation(tmp_path / "here", *three)
+    assert len(compare_models(here, tmp_path / "there")) == 4
+    for file in ("results.json", "report.html", "shards.csv", "predictions/polyak.csv"):
+        assert (tmp_path / "there" / file).is_file()
+    assert not list((tmp_path / "there").glob(".run-*"))
+
+
+def test_the_flwr_runner_ends_as_the_run_does(simulator: dict[str, str], tmp_path: Path) -> None:
+    mistakes = {
+        ("data=folder", "data.root=nowhere"): f"data.root={tmp_path}/nowhere: does not exist",
+        ("runner.superlink=nix",): "runner.superlink: SuperLink connection 'nix' not found",
+    }
+    for overrides, message in mistakes.items():
+        process = start(simulator, "model.weights=none", *overrides, cwd=tmp_path)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (2, "")
+        assert err.splitlines()[-1].startswith(f"fedcats: {message}")
+        assert "Traceback" not in err
+
+
+def test_results_need_a_folder_that_the_server_sees(tmp_path: Path) -> None:
+    ticket = tmp_path / "run" / ".run-1"
+    with pytest.raises(UserError, match=rf"hydra.run.dir={tmp_path}/run: not there on"):
+        run_folder(str(ticket), 7)
+    ticket.parent.mkdir()
+    ticket.touch()
+    assert run_folder(str(ticket), 7) == tmp_path / "run"
+    assert run_folder("", 7).parts[-2:] == ("runs", "7")
+
+
+def test_an_interrupt_stops_the_run_at_the_superlink(
+    simulator: dict[str, str], tmp_path: Path
+) -> None:
+    process = start(simulator, *TINY, *LONG, "train.epochs=1000", cwd=tmp_path)
+    assert process.stderr is not None
+    run_id = process.stderr.readline().split()[1]
+    wait_until(lambda: list((tmp_path / "home/store").glob("part-*")))
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (
+        err == "fedcats: interrupted; finished work is kept, the same command goes on from there\n"
+    )
+    assert flower.follow(run_id, "sim", environment=simulator).status == "stopped"
 
 
 # --- the files of a federation ---------------------------------------------------------------
