@@ -292,6 +292,9 @@ def curves(rows: Sequence[Row]) -> Figure | None:
         axes[-1][column].set_xlabel(_short(x))
     for ax, measure in zip(axes[:, 0], view.SCORES, strict=True):
         ax.set_ylabel(measure)
+        low, high = ax.get_ylim()
+        if high - low < 0.01:  # all the same: no axis in 1e-17
+            ax.set_ylim((low + high) / 2 - 0.05, (low + high) / 2 + 0.05)
     handles = [
         Line2D([], [], color=RULES[i % len(RULES)], marker=MARKS[i % len(MARKS)], label=label)
         for i, key in enumerate(keys)
