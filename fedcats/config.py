@@ -6,6 +6,7 @@ file has, their types, and what is allowed.
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -248,6 +249,15 @@ class RunnerConfig:
 
 
 @dataclass(frozen=True)
+class RayRunner(RunnerConfig):
+    """``runner=ray``: here, or on a cluster that runs already."""
+
+    address: str | None = _optional(
+        _checked("host:port", lambda v: re.fullmatch(r"[^:/]+:[0-9]+", v) is not None)
+    )
+
+
+@dataclass(frozen=True)
 class FlwrRunner(RunnerConfig):
     """``runner=flwr``: the run is submitted to a SuperLink."""
 
@@ -282,7 +292,7 @@ _GROUPS: dict[str, dict[str, type]] = {
         "exponential": SkewedPartition,
         "sites": SitesPartition,
     },
-    "runner": {"ray": RunnerConfig, "local": RunnerConfig, "flwr": FlwrRunner},
+    "runner": {"ray": RayRunner, "local": RunnerConfig, "flwr": FlwrRunner},
 }
 
 

@@ -56,7 +56,7 @@ from fedcats.core.update import (
     report_done,
     weights_key,
 )
-from fedcats.federated.runner import default_workers, run_local, run_on_ray
+from fedcats.federated.runner import check_cluster, default_workers, run_local, run_on_ray
 from fedcats.federated.sites import Site, find_sites
 from fedcats.federated.strategy import InOrderGrid, Merged, MergeStrategy, Plan, merge_order
 from fedcats.federated.transport import ByReference, OnTheWire, Transport, wait_for_nodes
@@ -376,7 +376,15 @@ def _prepare(
     store.hold([weights_key(models.digest(state)) for state in (initial.state, start)])
     this.base = put_weights(store, initial.state)
     this.start = put_weights(store, start)
+    if grid is None and config.mode in ("compare", "federated") and (address := _address(config)):
+        with tempfile.NamedTemporaryFile(dir=store.root, prefix=".shared-", suffix=".tmp") as file:
+            check_cluster(address, [dataset.path, folder, Path(file.name)])
     return this
+
+
+def _address(config: Config) -> str | None:
+    """Of the Ray cluster on which the clients are to run."""
+    return cast(str | None, getattr(config.runner, "address", None))
 
 
 def _test_source(config: Config, progress: Progress) -> Source:
@@ -535,7 +543,13 @@ def _federate(this: Run, trained: Trained, workers: int, grid: Grid | None) -> N
     if this.config.runner.name == "local" or nothing_to_train:
         run_local(main, clients, verbose=this.config.verbose)
     else:
-        run_on_ray(main, clients, min(workers, clients), verbose=this.config.verbose)
+        run_on_ray(
+            main,
+            clients,
+            min(workers, clients),
+            address=_address(this.config),
+            verbose=this.config.verbose,
+        )
 
 
 def serve(this: Run, trained: Trained, grid: Grid) -> None:

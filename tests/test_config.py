@@ -108,6 +108,7 @@ def test_defaults_are_the_papers() -> None:
         ("model.weights=nowhere.pth", "model.weights=nowhere.pth: allowed is auto | imagenet"),
         ("partition.num_shards=0", "partition.num_shards=0: allowed is a number from 1"),
         ("runner.threads=0", "runner.threads=0: allowed is a number from 1"),
+        ("runner.address=auto", "runner.address=auto: allowed is null or host:port"),
         ("store.max_gb=0", "store.max_gb=0.0: allowed is a number above 0"),
     ],
 )

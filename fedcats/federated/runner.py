@@ -3,8 +3,11 @@
 import contextlib
 import logging
 import os
+import socket
+import sys
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -13,11 +16,14 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedcats.core.errors import RunError
+from fedcats.core.errors import RunError, UserError
 from fedcats.federated.client_app import app as client_app
 
 Main = Callable[[Grid], None]
 """What the server does with a grid: fedcats' ServerApp without Flower's context."""
+
+_CONNECT_SECONDS = 5.0
+_CHECK_SECONDS = 60.0  # until a node has started a worker
 
 
 def run_local(main: Main, num_clients: int, *, verbose: bool = False) -> None:
@@ -26,8 +32,92 @@ def run_local(main: Main, num_clients: int, *, verbose: bool = False) -> None:
         main(LocalGrid(client_app, num_clients))
 
 
-def run_on_ray(main: Main, num_clients: int, workers: int, *, verbose: bool = False) -> None:
-    """Run ``num_clients`` virtual clients on ``workers`` Ray actors.
+def check_cluster(address: str, paths: Sequence[Path]) -> None:
+    """See that every node of a Ray cluster that can run clients sees the same files as this one.
+
+    Parameters
+    ----------
+    address
+        ``host:port`` of the cluster; this machine must be one of its nodes.
+    paths
+        Files and folders that all nodes need at the same place.
+
+    Raises
+    ------
+    UserError
+        When there is no such cluster, or naming a node and what it lacks.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    host, _, port = address.rpartition(":")
+    where = f"runner.address={address}"
+    try:  # Ray itself tries for minutes
+        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"{where}: no Ray cluster there ({error}); ray start --head --port={port} starts one"
+        ) from error
+    names = [str(path) for path in paths]
+    with _quiet(False):
+        try:
+            ray.init(
+                address,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
+            )
+            everyone: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+            nodes = [n for n in everyone if n["Alive"] and n["Resources"].get("CPU", 0) >= 1]
+            if not nodes:
+                raise UserError(f"{where}: no node of this cluster has a CPU for clients")
+            look = ray.remote(num_cpus=0, max_retries=0)(_lacking)
+            answers = [
+                look.options(
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                ).remote(names)
+                for node in nodes
+            ]
+            for node, answer in zip(nodes, answers, strict=True):
+                name = node["NodeManagerAddress"]
+                if node["NodeName"] != name:
+                    name = f"{node['NodeName']} ({name})"
+                try:
+                    lacking = ray.get(answer, timeout=_CHECK_SECONDS)
+                except Exception as error:
+                    last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+                    raise UserError(f"{where}: node {name} cannot run fedcats: {last[0]}") from None
+                if lacking:
+                    raise UserError(
+                        f"{where}: node {name} does not see {', '.join(lacking)}; photos, store "
+                        "(FEDCATS_HOME) and run folder must be on a disk that all nodes share"
+                    )
+        except (RuntimeError, ConnectionError, ValueError) as error:
+            raise UserError(f"{where}: cannot be used: {error}") from error
+        finally:
+            ray.shutdown()
+
+
+def _lacking(paths: Sequence[str]) -> list[str]:
+    """Runs on a node: which of the paths are not there."""
+    return [path for path in paths if not Path(path).exists()]
+
+
+def run_on_ray(
+    main: Main,
+    num_clients: int,
+    workers: int,
+    *,
+    address: str | None = None,
+    verbose: bool = False,
+) -> None:
+    """Run ``num_clients`` virtual clients on ``workers`` Ray actors, or on those of a cluster.
+
+    Parameters
+    ----------
+    address
+        ``host:port`` of a Ray cluster that runs already (see `check_cluster`); each of its CPUs
+        is a worker then.
 
     Raises
     ------
@@ -50,14 +140,13 @@ def run_on_ray(main: Main, num_clients: int, workers: int, *, verbose: bool = Fa
             raised.append(error)
             raise
 
+    # Only messages without arrays pass through Ray's object store.
+    own = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 128 * 2**20}
     backend: dict[str, Any] = {
         "init_args": {
-            "num_cpus": workers,
-            "include_dashboard": False,
+            **(own if address is None else {"address": address}),
             "log_to_driver": verbose,
             "logging_level": logging.INFO if verbose else logging.CRITICAL,
-            # Only messages without arrays pass through Ray's object store.
-            "object_store_memory": 128 * 2**20,
         },
         # A dead actor must come back: Flower's pool would go on giving clients to it.
         "client_resources": {"num_cpus": 1, "max_restarts": -1},
