@@ -217,6 +217,8 @@ class StrategyConfig:
     fraction: float = _number(0, 1, above=True)
     on_failure: str = _choice("fail", "survivors")
     min_clients: int = _number(1)
+    timeout: float = _number(0, above=True)
+    max_norm: float | None = _optional(_number(0, above=True))
 
 
 @dataclass(frozen=True)

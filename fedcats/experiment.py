@@ -56,7 +56,7 @@ from fedcats.core.update import (
     report_done,
     weights_key,
 )
-from fedcats.federated.runner import default_workers, run_local, run_on_ray
+from fedcats.federated.runner import LocalGrid, default_workers, run_local, run_on_ray
 from fedcats.federated.sites import Site, find_sites
 from fedcats.federated.strategy import InOrderGrid, Merged, MergeStrategy, Plan, merge_order
 from fedcats.federated.transport import ByReference, OnTheWire, Transport, wait_for_nodes
@@ -551,15 +551,28 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
         config.seed,
         config.strategy.on_failure,
         config.strategy.min_clients,
+        config.strategy.max_norm,
     )
-    transport: Transport = ByReference(this.store, this.events)
+    hangs: float | None = config.strategy.timeout
+    if this.sites is None and isinstance(grid, LocalGrid):
+        hangs = None  # clients run in this very process
+    transport: Transport = ByReference(this.store, this.events, hangs)
     poll_seconds = 0.05
     if this.sites is not None:
         nodes = [site.node for site in this.sites]
         limit = int(config.store.max_gb * 1e9)
-        transport = OnTheWire(this.store, nodes, this.dataset.classes, this.initial.state, limit)
+        transport = OnTheWire(
+            this.store,
+            nodes,
+            this.dataset.classes,
+            this.initial.state,
+            limit,
+            config.strategy.timeout,
+        )
         poll_seconds = 1.0
     in_order = cast(Grid, InOrderGrid(grid, poll_seconds))
+    # A client that hangs ends its own process; this is for one that cannot even do that.
+    patience = None if hangs is None else hangs * (config.train.epochs + 1) * clients
 
     def strategy(names: Sequence[str], first_round: int, prefix: str) -> MergeStrategy:
         keys: list[str] = []
@@ -582,6 +595,7 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
             {name: rules[name] for name in names},
             plan,
             make_task,
+            this.sizes,
             this.store,
             transport,
             on_update,
@@ -590,7 +604,7 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
 
     shared = strategy(list(rules), 1, "")
     start = ArrayRecord(_part(this.initial.state, this.trained_names))
-    shared.start(in_order, start, num_rounds=1, timeout=cast(float, None))
+    shared.start(in_order, start, num_rounds=1, timeout=cast(float, patience))
     trained.merged = dict(shared.merged)
     trained.failures = {f"round 1, client {c}": why for c, why in shared.failures.items()}
     if auto and config.mode != "merge":
@@ -605,7 +619,7 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
         for name in rules:
             one = strategy([name], server_round, f"{name}/")
             start = ArrayRecord(trained.merged[name].state)
-            one.start(in_order, start, num_rounds=1, timeout=cast(float, None))
+            one.start(in_order, start, num_rounds=1, timeout=cast(float, patience))
             trained.merged[name] = one.merged[name]
             trained.earlier[-1][name] = one.merged[name]
             trained.failures |= {
