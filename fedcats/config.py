@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fedcats.core.errors import UserError
+from fedcats.core.robust import ROBUST
 
 MODES = ("compare", "federated", "centralized", "merge")
 FOLDS = ("polyak", "fedavg", "uniform")
@@ -207,9 +208,11 @@ class StrategyConfig:
     """``strategy``: the merge rules and what happens around them."""
 
     rules: list[str] = _checked(
-        "a list of polyak, fedavg, uniform, each once",
-        lambda v: _subset(v, {*FOLDS}),
+        f"a list of {', '.join((*FOLDS, *ROBUST))}, each once",
+        lambda v: _subset(v, {*FOLDS, *ROBUST}),
     )
+    trim: float = _checked("a number from 0 to below 0.5", lambda v: 0 <= v < 0.5)
+    malicious: int = _number(0)
     beta: Any = _checked("a number from 0 to 1 | auto", lambda v: v == "auto" or _is_share(v))
     order: Any = _checked(
         "partition | reversed | shuffled | a list of all clients", lambda v: _is_order(v)
@@ -374,6 +377,14 @@ def load(raw: DictConfig) -> Config:
             f"{what}: not in a real federation, where the server has no training images; "
             "allowed are a number for strategy.beta and hold_out=0"
         )
+    if "krum" in config.strategy.rules and shards is not None:
+        need = 2 * config.strategy.malicious + 3
+        asked = max(1, math.floor(config.strategy.fraction * shards + 0.5))
+        if asked < need:
+            raise UserError(
+                f"strategy.rules: krum with strategy.malicious={config.strategy.malicious} needs "
+                f"at least {need} clients in a round, there are {asked}"
+            )
     if config.train.nesterov and config.train.momentum == 0:
         raise UserError("train.nesterov=true: needs train.momentum above 0")
     data = config.data

@@ -41,9 +41,10 @@ from fedcats.core.data import (
 from fedcats.core.data.sources import part_source
 from fedcats.core.errors import RunError, UserError
 from fedcats.core.home import home
-from fedcats.core.merging import effective_number, make_rule
+from fedcats.core.merging import Rule, effective_number, make_rule
 from fedcats.core.metrics import compare, read_predictions, scores, write_predictions
 from fedcats.core.models import InitialWeights, State
+from fedcats.core.robust import ROBUST, Robust
 from fedcats.core.seeding import derive_seed
 from fedcats.core.store import Store
 from fedcats.core.training import Recipe
@@ -543,7 +544,12 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
     config = this.config
     auto = config.strategy.beta == "auto" and "polyak" in config.strategy.rules
     beta = 0.5 if config.strategy.beta == "auto" else float(config.strategy.beta)
-    rules = {name: make_rule(name, beta=beta) for name in config.strategy.rules}
+    rules: dict[str, Rule | Robust] = {
+        name: Robust(name, config.strategy.trim, config.strategy.malicious)
+        if name in ROBUST
+        else make_rule(name, beta=beta)
+        for name in config.strategy.rules
+    }
     clients = len(this.shards)
     plan = Plan(
         merge_order(config.strategy.order, clients, config.seed),
@@ -718,8 +724,9 @@ def _evaluate(
         if name in merges:
             merged = merges[name]
             model["clients"] = merged.clients
-            model["effective_weights"] = merged.effective_weights
-            model["n_eff"] = effective_number(merged.effective_weights)
+            if merged.steps:
+                model["effective_weights"] = merged.effective_weights
+                model["n_eff"] = effective_number(merged.effective_weights)
             if name == "polyak":
                 model["beta"] = trained.beta
                 if trained.betas:
@@ -741,7 +748,7 @@ def _stored(store: Store, key: str) -> State:
 
 
 def _parts(merged: Merged) -> Parts:
-    return Parts(tuple(merged.keys), tuple(merged.steps))
+    return Parts(tuple(merged.keys), tuple(merged.steps), merged.rule)
 
 
 def _score_rounds(
@@ -788,7 +795,7 @@ def _compare(this: Run, done: dict[str, Any]) -> dict[str, Any]:
             seed=derive_seed(this.config.seed, "bootstrap"),
         )
         for name, model in done.items()
-        if "effective_weights" in model
+        if "clients" in model
     }
 
 

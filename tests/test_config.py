@@ -102,7 +102,7 @@ def test_defaults_are_the_papers() -> None:
         ("data=imagenet", "Could not find 'data/imagenet'; allowed are"),
         ("data=folder", "data.root: a value is needed, data.root="),
         ("mode=both", "mode=both: allowed is compare | federated | centralized"),
-        ("strategy.rules=[median]", "strategy.rules=['median']: allowed is a list of"),
+        ("strategy.rules=[mean]", "strategy.rules=['mean']: allowed is a list of"),
         ("strategy.order=[0,1]", "strategy.order=[0, 1]: a list must name each client 0 .. 9"),
         ("strategy.order=random", "strategy.order=random: allowed is partition | reversed"),
         ("model.weights=nowhere.pth", "model.weights=nowhere.pth: allowed is auto | imagenet"),

@@ -23,6 +23,7 @@ from flwr.serverapp.strategy import Strategy
 from fedcats.core.errors import RunError
 from fedcats.core.merging import Fold, Rule, check_update, effective_weights
 from fedcats.core.models import State
+from fedcats.core.robust import Robust
 from fedcats.core.seeding import derive_seed
 from fedcats.core.store import Store
 from fedcats.core.update import Task, Update, put_weights, read
@@ -40,13 +41,16 @@ class Merged:
     clients, keys
         Who was merged, in that order, and the keys of their updates in the store.
     steps
-        Of the fold.
+        Of the fold; empty where the rule is none.
+    rule
+        Says then what it is.
     """
 
     state: State
     clients: list[int]
     keys: list[str]
     steps: list[float]
+    rule: str = ""
 
     @property
     def effective_weights(self) -> list[float]:
@@ -99,7 +103,7 @@ def merge_order(order: str | Sequence[int], num_clients: int, seed: int) -> list
 
 @dataclass
 class MergeStrategy(Strategy):
-    """Merges by one or more rules from one training; see `fedcats.core.merging.Fold`.
+    """Merges by one or more rules from one training; see `Fold` and `Robust`.
 
     Attributes
     ----------
@@ -121,7 +125,7 @@ class MergeStrategy(Strategy):
         Results of the last round: the merges by rule, and the reason by client left out.
     """
 
-    rules: Mapping[str, Rule]
+    rules: Mapping[str, Rule | Robust]
     plan: Plan
     make_task: Callable[[int, int, str], Task]
     sizes: Sequence[int]
@@ -155,7 +159,9 @@ class MergeStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Fold the replies, which come in the order of the merge (see `InOrderGrid`)."""
         server_round += self.first_round - 1
-        folds = {name: Fold(rule) for name, rule in self.rules.items()}
+        folds = {
+            name: Fold(rule) for name, rule in self.rules.items() if not isinstance(rule, Robust)
+        }
         clients, keys, self.failures = [], [], {}
         for position, reply in enumerate(replies):
             # The SuperLink answers for a node that is lost, so such a reply has no client's id.
@@ -186,9 +192,16 @@ class MergeStrategy(Strategy):
                 f"round {server_round}: {len(clients)} clients finished, strategy.min_clients is "
                 f"{self.plan.min_clients}; failed: {self.failures}"
             )
-        self.merged = {
-            name: Merged(fold.result(), clients, keys, fold.steps) for name, fold in folds.items()
-        }
+        self.merged = {}
+        for name, rule in self.rules.items():
+            if isinstance(rule, Robust):
+                try:
+                    state, steps = rule.merge([self.store.path(key) for key in keys])
+                except ValueError as error:
+                    raise RunError(f"round {server_round}: {error}") from error
+                self.merged[name] = Merged(state, clients, keys, steps, rule.label)
+            else:
+                self.merged[name] = Merged(folds[name].result(), clients, keys, folds[name].steps)
         first = next(iter(self.merged.values()))
         return ArrayRecord(first.state), MetricRecord({"clients": len(clients)})
 

@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 
 from fedcats.core.errors import RunError
 from fedcats.core.merging import Fold, make_rule
+from fedcats.core.robust import Robust
 from fedcats.core.store import Store
 from fedcats.core.training import Recipe
 from fedcats.core.update import Task, compute
@@ -30,6 +31,7 @@ Go = Callable[..., tuple[dict[str, Any], Path]]
 RECIPE = Recipe(1, 4, 0.1, 0.0, False, 0.0, 0, 0.1, False)
 SIZES = [3 + client for client in range(10)]
 RULES = ("polyak", "fedavg", "uniform")
+MEDIAN = Robust("median", 0.0, 0)
 
 
 def tensors(client: int) -> dict[str, torch.Tensor]:
@@ -108,7 +110,7 @@ def merge(
         )
 
     strategy = MergeStrategy(
-        {name: make_rule(name, beta=0.3) for name in RULES},
+        {name: make_rule(name, beta=0.3) for name in RULES} | {"median": MEDIAN},
         Plan(range(10), 1.0, 0, on_failure, min_clients, max_norm=20.0),
         task,
         SIZES,
@@ -133,6 +135,9 @@ def test_survivors_are_merged_as_if_they_were_alone(tmp_path: Path, kind: str, c
         merged = strategy.merged[name]
         assert merged.clients == survivors
         assert safetensors.torch.save(merged.state) == safetensors.torch.save(alone.result())
+    paths = [tmp_path / f"store/u{client}.safetensors" for client in survivors]
+    alone, _ = MEDIAN.merge(paths)
+    assert all(torch.equal(strategy.merged["median"].state[name], alone[name]) for name in alone)
     assert set(strategy.failures) == faulty
     assert all(KINDS[kind] in why for why in strategy.failures.values())
 
