@@ -336,6 +336,13 @@ def load(raw: DictConfig) -> Config:
     UserError
         Naming the key, its value and what is allowed.
     """
+    try:
+        return _load(raw)
+    except OmegaConfBaseException as error:  # such as ${..} without that key
+        raise UserError(_one_line(error, "")) from error
+
+
+def _load(raw: DictConfig) -> Config:
     values: dict[str, Any] = {}
     for item in fields(Config):
         node = raw[item.name]
@@ -446,7 +453,9 @@ def _one_line(error: Exception, where: str) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     key = getattr(error, "full_key", None)
     text = lines[0] if lines else type(error).__name__
-    key = f"{key}" if f"{key}".startswith(f"{where}.") else f"{where}.{key}"
+    key = f"{key}" if f"{key}".startswith(f"{where}.") or not where else f"{where}.{key}"
+    if getattr(error, "full_key", None) is None and not where:
+        return text
     if isinstance(error, MissingMandatoryValue):
         return f"{key}: a value is needed, {key}=..."
     return f"{key}: {text}"
@@ -464,7 +473,7 @@ def compose_config(overrides: list[str]) -> DictConfig:
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             return compose("config", overrides=overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(hydra_error(error)) from error
 
 
