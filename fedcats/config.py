@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fedcats.core.errors import UserError
+from fedcats.core.robust import ROBUST
 
 MODES = ("compare", "federated", "centralized", "merge")
 FOLDS = ("polyak", "fedavg", "uniform")
@@ -208,9 +209,11 @@ class StrategyConfig:
     """``strategy``: the merge rules and what happens around them."""
 
     rules: list[str] = _checked(
-        "a list of polyak, fedavg, uniform, each once",
-        lambda v: _subset(v, {*FOLDS}),
+        f"a list of {', '.join((*FOLDS, *ROBUST))}, each once",
+        lambda v: _subset(v, {*FOLDS, *ROBUST}),
     )
+    trim: float = _checked("a number from 0 to below 0.5", lambda v: 0 <= v < 0.5)
+    malicious: int = _number(0)
     beta: Any = _checked("a number from 0 to 1 | auto", lambda v: v == "auto" or _is_share(v))
     order: Any = _checked(
         "partition | reversed | shuffled | a list of all clients", lambda v: _is_order(v)
@@ -218,6 +221,8 @@ class StrategyConfig:
     fraction: float = _number(0, 1, above=True)
     on_failure: str = _choice("fail", "survivors")
     min_clients: int = _number(1)
+    timeout: float = _number(0, above=True)
+    max_norm: float | None = _optional(_number(0, above=True))
 
 
 @dataclass(frozen=True)
@@ -341,6 +346,13 @@ def load(raw: DictConfig) -> Config:
     UserError
         Naming the key, its value and what is allowed.
     """
+    try:
+        return _load(raw)
+    except OmegaConfBaseException as error:  # such as ${..} without that key
+        raise UserError(_one_line(error, "")) from error
+
+
+def _load(raw: DictConfig) -> Config:
     values: dict[str, Any] = {}
     for item in fields(Config):
         node = raw[item.name]
@@ -382,6 +394,14 @@ def load(raw: DictConfig) -> Config:
             f"{what}: not in a real federation, where the server has no training images; "
             "allowed are a number for strategy.beta and hold_out=0"
         )
+    if "krum" in config.strategy.rules and shards is not None:
+        need = 2 * config.strategy.malicious + 3
+        asked = max(1, math.floor(config.strategy.fraction * shards + 0.5))
+        if asked < need:
+            raise UserError(
+                f"strategy.rules: krum with strategy.malicious={config.strategy.malicious} needs "
+                f"at least {need} clients in a round, there are {asked}"
+            )
     if config.train.nesterov and config.train.momentum == 0:
         raise UserError("train.nesterov=true: needs train.momentum above 0")
     data = config.data
@@ -443,7 +463,9 @@ def _one_line(error: Exception, where: str) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     key = getattr(error, "full_key", None)
     text = lines[0] if lines else type(error).__name__
-    key = f"{key}" if f"{key}".startswith(f"{where}.") else f"{where}.{key}"
+    key = f"{key}" if f"{key}".startswith(f"{where}.") or not where else f"{where}.{key}"
+    if getattr(error, "full_key", None) is None and not where:
+        return text
     if isinstance(error, MissingMandatoryValue):
         return f"{key}: a value is needed, {key}=..."
     return f"{key}: {text}"
@@ -461,7 +483,7 @@ def compose_config(overrides: list[str]) -> DictConfig:
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             return compose("config", overrides=overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(hydra_error(error)) from error
 
 

@@ -41,9 +41,10 @@ from fedcats.core.data import (
 from fedcats.core.data.sources import part_source
 from fedcats.core.errors import RunError, UserError
 from fedcats.core.home import home
-from fedcats.core.merging import effective_number, make_rule
+from fedcats.core.merging import Rule, effective_number, make_rule
 from fedcats.core.metrics import compare, read_predictions, scores, write_predictions
 from fedcats.core.models import InitialWeights, State
+from fedcats.core.robust import ROBUST, Robust
 from fedcats.core.seeding import derive_seed
 from fedcats.core.store import Store
 from fedcats.core.training import Recipe
@@ -56,7 +57,13 @@ from fedcats.core.update import (
     report_done,
     weights_key,
 )
-from fedcats.federated.runner import check_cluster, default_workers, run_local, run_on_ray
+from fedcats.federated.runner import (
+    LocalGrid,
+    check_cluster,
+    default_workers,
+    run_local,
+    run_on_ray,
+)
 from fedcats.federated.sites import Site, find_sites
 from fedcats.federated.strategy import InOrderGrid, Merged, MergeStrategy, Plan, merge_order
 from fedcats.federated.transport import ByReference, OnTheWire, Transport, wait_for_nodes
@@ -557,7 +564,12 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
     config = this.config
     auto = config.strategy.beta == "auto" and "polyak" in config.strategy.rules
     beta = 0.5 if config.strategy.beta == "auto" else float(config.strategy.beta)
-    rules = {name: make_rule(name, beta=beta) for name in config.strategy.rules}
+    rules: dict[str, Rule | Robust] = {
+        name: Robust(name, config.strategy.trim, config.strategy.malicious)
+        if name in ROBUST
+        else make_rule(name, beta=beta)
+        for name in config.strategy.rules
+    }
     clients = len(this.shards)
     plan = Plan(
         merge_order(config.strategy.order, clients, config.seed),
@@ -565,15 +577,28 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
         config.seed,
         config.strategy.on_failure,
         config.strategy.min_clients,
+        config.strategy.max_norm,
     )
-    transport: Transport = ByReference(this.store, this.events)
+    hangs: float | None = config.strategy.timeout
+    if this.sites is None and isinstance(grid, LocalGrid):
+        hangs = None  # clients run in this very process
+    transport: Transport = ByReference(this.store, this.events, hangs)
     poll_seconds = 0.05
     if this.sites is not None:
         nodes = [site.node for site in this.sites]
         limit = int(config.store.max_gb * 1e9)
-        transport = OnTheWire(this.store, nodes, this.dataset.classes, this.initial.state, limit)
+        transport = OnTheWire(
+            this.store,
+            nodes,
+            this.dataset.classes,
+            this.initial.state,
+            limit,
+            config.strategy.timeout,
+        )
         poll_seconds = 1.0
     in_order = cast(Grid, InOrderGrid(grid, poll_seconds))
+    # A client that hangs ends its own process; this is for one that cannot even do that.
+    patience = None if hangs is None else hangs * (config.train.epochs + 1) * clients
 
     def strategy(names: Sequence[str], first_round: int, prefix: str) -> MergeStrategy:
         keys: list[str] = []
@@ -596,6 +621,7 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
             {name: rules[name] for name in names},
             plan,
             make_task,
+            this.sizes,
             this.store,
             transport,
             on_update,
@@ -604,7 +630,7 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
 
     shared = strategy(list(rules), 1, "")
     start = ArrayRecord(_part(this.initial.state, this.trained_names))
-    shared.start(in_order, start, num_rounds=1, timeout=cast(float, None))
+    shared.start(in_order, start, num_rounds=1, timeout=cast(float, patience))
     trained.merged = dict(shared.merged)
     trained.failures = {f"round 1, client {c}": why for c, why in shared.failures.items()}
     if auto and config.mode != "merge":
@@ -619,7 +645,7 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
         for name in rules:
             one = strategy([name], server_round, f"{name}/")
             start = ArrayRecord(trained.merged[name].state)
-            one.start(in_order, start, num_rounds=1, timeout=cast(float, None))
+            one.start(in_order, start, num_rounds=1, timeout=cast(float, patience))
             trained.merged[name] = one.merged[name]
             trained.earlier[-1][name] = one.merged[name]
             trained.failures |= {
@@ -718,8 +744,9 @@ def _evaluate(
         if name in merges:
             merged = merges[name]
             model["clients"] = merged.clients
-            model["effective_weights"] = merged.effective_weights
-            model["n_eff"] = effective_number(merged.effective_weights)
+            if merged.steps:
+                model["effective_weights"] = merged.effective_weights
+                model["n_eff"] = effective_number(merged.effective_weights)
             if name == "polyak":
                 model["beta"] = trained.beta
                 if trained.betas:
@@ -741,7 +768,7 @@ def _stored(store: Store, key: str) -> State:
 
 
 def _parts(merged: Merged) -> Parts:
-    return Parts(tuple(merged.keys), tuple(merged.steps))
+    return Parts(tuple(merged.keys), tuple(merged.steps), merged.rule)
 
 
 def _score_rounds(
@@ -788,7 +815,7 @@ def _compare(this: Run, done: dict[str, Any]) -> dict[str, Any]:
             seed=derive_seed(this.config.seed, "bootstrap"),
         )
         for name, model in done.items()
-        if "effective_weights" in model
+        if "clients" in model
     }
 
 

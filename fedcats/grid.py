@@ -37,10 +37,14 @@ _MEMORY = 8e9  # bytes of merged models that a grid holds at a time
 
 @dataclass(frozen=True)
 class Parts:
-    """What a model is the fold of: keys of updates in the store, in order, and the steps."""
+    """What a model is the fold of: keys of updates in the store, in order, and the steps.
+
+    A merge that is no fold has no steps, and ``rule`` says what it is.
+    """
 
     keys: tuple[str, ...]
     steps: tuple[float, ...] = (1.0,)
+    rule: str = ""
 
 
 def probabilities(
@@ -80,7 +84,7 @@ def _predictions_key(this: Run, parts: Parts, images: Images) -> str:
             "model": [config.model.name, len(this.dataset.classes)],
             "base": this.base,
             "updates": parts.keys,
-            "steps": parts.steps,
+            "steps": parts.steps or parts.rule,
             "images": images.digest,
             "normalise": [MEAN, STD],
             "threads": config.runner.threads,

@@ -270,6 +270,27 @@ def test_several_rounds_start_from_the_rules_own_merge(run: Go) -> None:
     assert results["models"]["polyak"]["file"] is None
 
 
+def test_robust_rules_beside_the_others(run: Go) -> None:
+    five = [LOCAL, "partition.num_shards=5", "data.train_per_class=10"]
+    rules = "strategy.rules=[fedavg,median,trimmed_mean,krum]"
+    results, folder = run(*five, rules, "rounds=2", "train.epochs=1")
+    merged = [name for name in results["models"] if "clients" in results["models"][name]]
+    assert merged == ["fedavg", "median", "trimmed_mean", "krum"]
+    assert set(results["comparison"]) == set(merged)
+    assert "effective_weights" not in results["models"]["median"]
+    assert sorted(results["models"]["krum"]["effective_weights"]) == [0.0] * 4 + [1.0]
+    assert len({path.read_bytes() for path in (folder / "models").glob("[fmtk]*")}) == 4
+    once, folder = run(*five, rules, "train.epochs=1", folder="once")
+    own = [weights(folder, f"submodel-{i}") for i in range(5)]
+    for name, value in weights(folder, "median").items():
+        stack = np.stack([one[name].numpy() for one in own])
+        assert np.array_equal(value.numpy(), np.median(stack, axis=0)), name
+    krum = once["models"]["krum"]["effective_weights"].index(1.0)
+    assert torch.equal(weights(folder, "krum")["classifier.1.bias"], own[krum]["classifier.1.bias"])
+    with pytest.raises(UserError, match=r"krum with .*malicious=2 needs at least 7 clients"):
+        run(*five, rules, "strategy.malicious=2", "train.epochs=1", folder="few")
+
+
 def test_a_share_of_the_clients(run: Go) -> None:
     results, _ = run(LOCAL, "partition.num_shards=4", "strategy.fraction=0.5", "mode=federated")
     clients = results["models"]["fedavg"]["clients"]

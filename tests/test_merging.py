@@ -149,3 +149,13 @@ def test_updates_that_must_not_be_merged(update: dict[str, torch.Tensor], messag
         check_update(update, like={"w": torch.zeros(2, 3)})
     assert message in str(caught.value)
     check_update({"w": torch.ones(2, 3)}, like={"w": torch.zeros(2, 3)})
+
+
+def test_an_update_too_far_from_its_start() -> None:
+    like = {"w": torch.ones(2, 3), "b": torch.zeros(1)}
+    update = {"w": torch.full((2, 3), 3.0), "b": torch.ones(1)}  # sqrt(6 * 4 + 1) = 5
+    check_update(update, like, max_norm=5.0)
+    with pytest.raises(
+        ValueError, match=r"its update is 5 from where it started, .*max_norm is 4.99"
+    ):
+        check_update(update, like, max_norm=4.99)

@@ -4,6 +4,7 @@ Every merge here is the same streaming fold over the clients' updates, ``w <- w 
 starting at ``w = w_1``. A rule is a function that says how large the step ``s_i`` is.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -120,7 +121,9 @@ def effective_number(weights: Sequence[float]) -> float:
     return 1.0 / sum(weight * weight for weight in weights)
 
 
-def check_update(update: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
+def check_update(
+    update: Mapping[str, Tensor], like: Mapping[str, Tensor], max_norm: float | None = None
+) -> None:
     """Refuse an update that must not be merged.
 
     Parameters
@@ -128,12 +131,15 @@ def check_update(update: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> No
     update
         What a client sent.
     like
-        Tensors with the keys, shapes and dtypes that it must have.
+        Where it started: it must have the same keys, shapes and dtypes.
+    max_norm
+        Largest L2 norm, over all tensors together, of its difference from there.
 
     Raises
     ------
     ValueError
-        For missing or unknown keys, another shape or dtype, and values that are not finite.
+        For missing or unknown keys, another shape or dtype, values that are not finite, and a
+        larger norm.
     """
     missing, unknown = sorted(like.keys() - update.keys()), sorted(update.keys() - like.keys())
     if missing or unknown:
@@ -147,3 +153,10 @@ def check_update(update: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> No
             raise ValueError(f"{name} has dtype {value.dtype}, not {like[name].dtype}")
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"{name} has values that are not finite")
+    if max_norm is not None:
+        differences = (update[name].double() - like[name].double() for name in like)
+        norm = math.sqrt(sum(float((difference**2).sum()) for difference in differences))
+        if norm > max_norm:
+            raise ValueError(
+                f"its update is {norm:.6g} from where it started, strategy.max_norm is {max_norm:g}"
+            )

@@ -1,14 +1,42 @@
 """The client: trains the model on its own shard and gives back the update."""
 
+import contextlib
+import faulthandler
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from flwr.client import NumPyClient
 from flwr.common import NDArrays, Scalar
 
 from fedcats.core.store import Store
-from fedcats.core.update import Task, append_events, compute
+from fedcats.core.update import Report, Task, append_events, compute
+
+
+@contextlib.contextmanager
+def _watch(report: Report, timeout: float | None) -> Iterator[Report]:
+    """End this process when ``timeout`` seconds pass without a report: nobody else could.
+
+    The interpreter's own timer does that, whatever the thread that hangs is doing.
+    """
+    if timeout is None:
+        yield report
+        return
+
+    def watched(event: dict[str, Any]) -> None:
+        if event["state"] == "waiting":  # for another process that has the same task
+            faulthandler.cancel_dump_traceback_later()
+        else:
+            faulthandler.dump_traceback_later(timeout, exit=True, file=2)
+        report(event)
+
+    faulthandler.dump_traceback_later(timeout, exit=True, file=2)
+    try:
+        yield watched
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 class FedcatsClient(NumPyClient):
@@ -28,8 +56,9 @@ class FedcatsClient(NumPyClient):
         parameters
             Not used: the task names its weights.
         config
-            ``task`` (JSON of a `fedcats.core.update.Task`), ``store`` and ``events`` (paths), and
-            where the store must not grow without limit ``store-bytes``.
+            ``task`` (JSON of a `fedcats.core.update.Task`), ``store`` and ``events`` (paths);
+            where the store must not grow without limit ``store-bytes``, and where this process is
+            the client's alone ``timeout``.
 
         Returns
         -------
@@ -40,7 +69,10 @@ class FedcatsClient(NumPyClient):
         task = Task.from_json(str(config["task"]))
         limit = config.get("store-bytes")
         store = Store(Path(str(config["store"])), None if limit is None else int(limit))
-        update = compute(task, store, append_events(Path(str(config["events"]))))
+        report = append_events(Path(str(config["events"])))
+        timeout = config.get("timeout")
+        with _watch(report, None if timeout is None else float(timeout)) as watched:
+            update = compute(task, store, watched)
         return (
             [],
             update.examples,

@@ -5,11 +5,13 @@ import logging
 import os
 import socket
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import psutil
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID
@@ -24,6 +26,7 @@ Main = Callable[[Grid], None]
 
 _CONNECT_SECONDS = 5.0
 _CHECK_SECONDS = 60.0  # until a node has started a worker
+_RESTARTING = "The actor is restarting"  # Ray's words
 
 
 def run_local(main: Main, num_clients: int, *, verbose: bool = False) -> None:
@@ -129,16 +132,19 @@ def run_on_ray(
 
     raised: list[BaseException] = []
     finished: list[bool] = []
+    over, ended = threading.Event(), threading.Event()
     server_app = ServerApp()
 
     @server_app.main()
     def run(grid: Grid, context: Context) -> None:
         try:
-            main(grid)
+            main(cast(Grid, RayGrid(grid)))
             finished.append(True)
         except BaseException as error:
             raised.append(error)
             raise
+        finally:
+            over.set()
 
     # Only messages without arrays pass through Ray's object store.
     own = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 128 * 2**20}
@@ -148,9 +154,12 @@ def run_on_ray(
             "log_to_driver": verbose,
             "logging_level": logging.INFO if verbose else logging.CRITICAL,
         },
-        # A dead actor must come back: Flower's pool would go on giving clients to it.
+        # A dead actor must come back: Flower's pool goes on giving clients to it (see `RayGrid`).
         "client_resources": {"num_cpus": 1, "max_restarts": -1},
     }
+    # Flower would wait for every client that still works, and for ever for one that hangs.
+    reaper = threading.Thread(target=_end_busy_actors, args=(over, ended), daemon=True)
+    reaper.start()
     with _quiet(verbose):
         try:
             run_simulation(server_app, client_app, num_clients, backend_config=backend)
@@ -158,12 +167,25 @@ def run_on_ray(
             if not raised:
                 raise RunError(f"the simulation failed: {error}") from error
         finally:
+            over.set()
             if ray.is_initialized():
                 ray.shutdown()
+            ended.set()
+            reaper.join()
     if raised:
         raise raised[0]
     if not finished:
         raise RunError("the simulation ended before the server had finished")
+
+
+def _end_busy_actors(over: threading.Event, ended: threading.Event) -> None:
+    """Once the server's part is ``over``, kill what its clients still do, until all has ended."""
+    over.wait()
+    while not ended.wait(0.5):
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if process.cmdline()[:1] == ["ray::ClientAppActor.run"]:
+                    process.kill()
 
 
 @contextlib.contextmanager
@@ -181,6 +203,47 @@ def _quiet(verbose: bool) -> Iterator[None]:
         for logger, (old_level, propagate) in zip(loggers, before, strict=True):
             logger.setLevel(old_level)
             logger.propagate = propagate
+
+
+class RayGrid:
+    """Asks a client again when its actor was just being restarted, because another one died in it.
+
+    Flower's pool gives clients to such an actor too; Ray refuses them before they have begun.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._sent: dict[str, Message] = {}
+        self._again: dict[str, str] = {}
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._grid, name)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Push, and remember what was sent: it is small, nothing of it are arrays."""
+        ids = []
+        for message in messages:
+            (message_id,) = self._grid.push_messages([message])
+            self._sent[message_id] = message
+            ids.append(message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pull the replies of clients that have begun."""
+        replies = []
+        for message_id in message_ids:
+            for reply in self._grid.pull_messages([self._again.get(message_id, message_id)]):
+                if reply.has_error() and _RESTARTING in (reply.error.reason or ""):
+                    old = self._sent[message_id]
+                    new = Message(
+                        old.content,
+                        dst_node_id=old.metadata.dst_node_id,
+                        message_type=old.metadata.message_type,
+                    )
+                    (self._again[message_id],) = self._grid.push_messages([new])
+                else:
+                    replies.append(reply)
+        return replies
 
 
 class LocalGrid(Grid):

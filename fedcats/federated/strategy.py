@@ -7,13 +7,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    MessageType,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedcats.core.errors import RunError
 from fedcats.core.merging import Fold, Rule, check_update, effective_weights
 from fedcats.core.models import State
+from fedcats.core.robust import Robust
 from fedcats.core.seeding import derive_seed
 from fedcats.core.store import Store
 from fedcats.core.update import Task, Update, put_weights, read
@@ -31,13 +41,16 @@ class Merged:
     clients, keys
         Who was merged, in that order, and the keys of their updates in the store.
     steps
-        Of the fold.
+        Of the fold; empty where the rule is none.
+    rule
+        Says then what it is.
     """
 
     state: State
     clients: list[int]
     keys: list[str]
     steps: list[float]
+    rule: str = ""
 
     @property
     def effective_weights(self) -> list[float]:
@@ -57,6 +70,8 @@ class Plan:
         Share of them that takes part in a round, drawn for each round from the seed.
     on_failure, min_clients
         ``fail``, or ``survivors`` and the number of them that is needed.
+    max_norm
+        Bound of an update's distance from where it started; see `check_update`.
     """
 
     order: Sequence[int]
@@ -64,6 +79,7 @@ class Plan:
     seed: int
     on_failure: str
     min_clients: int
+    max_norm: float | None = None
 
     def clients(self, server_round: int) -> list[int]:
         """The clients of a round, in the order of the merge."""
@@ -87,7 +103,7 @@ def merge_order(order: str | Sequence[int], num_clients: int, seed: int) -> list
 
 @dataclass
 class MergeStrategy(Strategy):
-    """Merges by one or more rules from one training; see `fedcats.core.merging.Fold`.
+    """Merges by one or more rules from one training; see `Fold` and `Robust`.
 
     Attributes
     ----------
@@ -95,6 +111,8 @@ class MergeStrategy(Strategy):
         By name; the first one's merge is what ``start`` returns.
     make_task
         ``make_task(client, round, digest of the weights to start from)``.
+    sizes
+        How many images each client has: a reply with another number is refused.
     store
         Where updates are kept.
     transport
@@ -107,9 +125,10 @@ class MergeStrategy(Strategy):
         Results of the last round: the merges by rule, and the reason by client left out.
     """
 
-    rules: Mapping[str, Rule]
+    rules: Mapping[str, Rule | Robust]
     plan: Plan
     make_task: Callable[[int, int, str], Task]
+    sizes: Sequence[int]
     store: Store
     transport: Transport
     on_update: Callable[[int, int, Update], None] = lambda _client, _round, _update: None
@@ -140,14 +159,21 @@ class MergeStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Fold the replies, which come in the order of the merge (see `InOrderGrid`)."""
         server_round += self.first_round - 1
-        folds = {name: Fold(rule) for name, rule in self.rules.items()}
+        folds = {
+            name: Fold(rule) for name, rule in self.rules.items() if not isinstance(rule, Robust)
+        }
         clients, keys, self.failures = [], [], {}
         for position, reply in enumerate(replies):
             # The SuperLink answers for a node that is lost, so such a reply has no client's id.
             client = self._nodes.get(reply.metadata.src_node_id, self._asked[position])
             try:
                 update = self._open(reply)
-                check_update(update.tensors, like=self._start)
+                if update.examples != self.sizes[client]:
+                    raise ValueError(
+                        f"it says that it has {update.examples} examples, but it has "
+                        f"{self.sizes[client]}"
+                    )
+                check_update(update.tensors, self._start, self.plan.max_norm)
             except ValueError as error:
                 if self.plan.on_failure == "fail":
                     raise RunError(
@@ -166,26 +192,43 @@ class MergeStrategy(Strategy):
                 f"round {server_round}: {len(clients)} clients finished, strategy.min_clients is "
                 f"{self.plan.min_clients}; failed: {self.failures}"
             )
-        self.merged = {
-            name: Merged(fold.result(), clients, keys, fold.steps) for name, fold in folds.items()
-        }
+        self.merged = {}
+        for name, rule in self.rules.items():
+            if isinstance(rule, Robust):
+                try:
+                    state, steps = rule.merge([self.store.path(key) for key in keys])
+                except ValueError as error:
+                    raise RunError(f"round {server_round}: {error}") from error
+                self.merged[name] = Merged(state, clients, keys, steps, rule.label)
+            else:
+                self.merged[name] = Merged(folds[name].result(), clients, keys, folds[name].steps)
         first = next(iter(self.merged.values()))
         return ArrayRecord(first.state), MetricRecord({"clients": len(clients)})
 
     def _open(self, reply: Message) -> Update:
+        """The update of a reply; ValueError for whatever is wrong with it."""
         if reply.has_error():
             raise ValueError(_reason(reply.error.reason or str(reply.error.code)))
-        info = cast(ConfigRecord, reply.content["info"])
-        update = read(self.store, self.transport.unpack(reply.content))
-        if update is None:
-            raise ValueError("its update is not in the store")
-        # What the client did, not what reading it back says.
-        return replace(
-            update,
-            reused=bool(info["reused"]),
-            resumed=int(cast(int, info["resumed"])),
-            damaged=bool(info["damaged"]),
-        )
+        try:
+            info = cast(ConfigRecord, reply.content["info"])
+            update = read(self.store, self.transport.unpack(reply.content))
+            if update is None:
+                raise ValueError("its update is not in the store")
+            examples = info["examples"]
+            if type(examples) is not int:
+                raise ValueError(f"its number of examples is {examples!r}")
+            # What the client says and did, not what reading it back says.
+            return replace(
+                update,
+                examples=examples,
+                reused=bool(info["reused"]),
+                resumed=int(cast(int, info["resumed"])),
+                damaged=bool(info["damaged"]),
+            )
+        except KeyError as error:
+            raise ValueError(f"its reply lacks {error}") from error
+        except (TypeError, ArithmeticError) as error:
+            raise ValueError(f"its reply cannot be read: {error}") from error
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -198,8 +241,12 @@ class MergeStrategy(Strategy):
 
 
 def _reason(text: str) -> str:
-    """The client's own words out of Flower's ``<class '..'>:<'..'>``."""
-    return text.split(":<'", 1)[-1].removesuffix("'>").strip() or text
+    """The client's own words in one line, out of Flower's ``<class '..'>:<'..'>``."""
+    kind, _, said = text.partition(":<'")
+    if kind.startswith("<class 'ray.exceptions.Actor"):  # a page that does not know it either
+        return "its process ended: killed, out of memory, or hanging for strategy.timeout"
+    said = (said or text).removesuffix("'>").rpartition("occurred. Message: ")[2]  # Ray's traceback
+    return " ".join(said.split()) or text
 
 
 class InOrderGrid:
@@ -222,20 +269,30 @@ class InOrderGrid:
     ) -> Iterator[Message]:
         """Push all messages now; yield the replies in the order of the messages.
 
-        Raises
-        ------
-        RunError
-            When the reply whose turn it is does not come for ``timeout`` seconds.
+        One whose turn it is and that does not come for ``timeout`` seconds is an error reply.
         """
         # One by one: all messages of a round together would be all its models in memory.
-        ids = [i for message in messages for i in self._grid.push_messages([message])]
-        return self._replies(ids, timeout)
+        sent = [
+            (message_id, message.metadata)
+            for message in messages
+            for message_id in self._grid.push_messages([message])
+        ]
+        return self._replies(sent, timeout)
 
-    def _replies(self, ids: list[str], timeout: float | None) -> Iterator[Message]:
-        for number, message_id in enumerate(ids):
+    def _replies(
+        self, sent: list[tuple[str, Metadata]], timeout: float | None
+    ) -> Iterator[Message]:
+        for message_id, metadata in sent:
             deadline = math.inf if timeout is None else time.monotonic() + timeout
             while not (replies := list(self._grid.pull_messages([message_id]))):
                 if time.monotonic() > deadline:
-                    raise RunError(f"no reply from client number {number + 1} for {timeout:.0f} s")
+                    asked = Message(
+                        RecordDict(),
+                        dst_node_id=metadata.dst_node_id,
+                        message_type=metadata.message_type,
+                    )
+                    error = Error(code=0, reason=f"no reply for {timeout:.0f} s")
+                    replies = [Message(error, reply_to=asked)]
+                    break
                 time.sleep(self._poll)
             yield from replies

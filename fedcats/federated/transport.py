@@ -6,6 +6,7 @@ weights, and the server the same thing, a key in its store; `FedcatsClient` does
 
 import json
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -67,10 +68,14 @@ class ByReference:
     ----------
     store, events
         Shared with the clients.
+    timeout
+        Seconds without a finished epoch after which a client ends its own process; None where
+        that process is the server's too.
     """
 
     store: Store
     events: Path
+    timeout: float | None
 
     def nodes(self, grid: Grid, count: int) -> Sequence[int]:
         """Any nodes: the task says everything, so it does not matter which takes it."""
@@ -78,16 +83,21 @@ class ByReference:
 
     def pack(self, task: Task, start: State) -> RecordDict:
         """The task, and where store and events are."""
-        body: dict[str, str | int] = {
+        body: dict[str, str | int | float] = {
             "task": task.to_json(),
             "store": str(self.store.root),
             "events": str(self.events),
         }
+        if self.timeout is not None:
+            body["timeout"] = self.timeout
         return RecordDict({"arrays": ArrayRecord(), "config": ConfigRecord(body)})  # type: ignore[arg-type]
 
     def unpack(self, content: RecordDict) -> str:
-        """The key that the client names."""
-        return str(cast(ConfigRecord, content["info"])["key"])
+        """The key that the client names; never a path."""
+        key = str(cast(ConfigRecord, content["info"])["key"])
+        if not re.fullmatch(r"[\w-]+", key):
+            raise ValueError(f"its reply names the update {key!r}, which is no key")
+        return key
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,8 @@ class OnTheWire:
         The full initial state: what the start weights leave out is sent beside them.
     store_bytes
         How much a site's own store may hold.
+    timeout
+        Seconds without a finished epoch after which a client ends its own process.
     """
 
     store: Store
@@ -113,6 +125,7 @@ class OnTheWire:
     classes: tuple[str, ...]
     base: State
     store_bytes: int
+    timeout: float
 
     def nodes(self, grid: Grid, count: int) -> Sequence[int]:
         """Those that were there at the start; the SuperLink answers for one that is lost."""
@@ -120,10 +133,11 @@ class OnTheWire:
 
     def pack(self, task: Task, start: State) -> RecordDict:
         """The task, the weights, and the names that the site's folders must have."""
-        body: dict[str, str | int] = {
+        body: dict[str, str | int | float] = {
             "task": task.to_json(),
             "classes": json.dumps(self.classes),
             "store-bytes": self.store_bytes,
+            "timeout": self.timeout,
         }
         frozen = {name: value for name, value in self.base.items() if name not in start}
         return RecordDict(
@@ -141,7 +155,7 @@ class OnTheWire:
             examples = int(cast(int, cast(ConfigRecord, content["info"])["examples"]))
             epochs = json.loads(str(cast(ConfigRecord, content["info"])["epochs"]))
             return put_received(self.store, tensors, examples, [Epoch(**one) for one in epochs])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             raise ValueError(f"its reply cannot be read: {error}") from error
 
 
@@ -175,6 +189,7 @@ def open_at_site(content: RecordDict, context: Context) -> dict[str, Scalar]:
         "store": str(store.root),
         "store-bytes": int(cast(int, config["store-bytes"])),
         "events": os.devnull,
+        "timeout": float(cast(float, config["timeout"])),
     }
 
 

@@ -117,7 +117,7 @@ def reply_of(tensors: dict[str, torch.Tensor], **info: object) -> RecordDict:
 
 def test_an_update_is_kept_under_a_key_of_the_servers_own(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    wire = OnTheWire(store, [1], CLASSES, {}, 1)
+    wire = OnTheWire(store, [1], CLASSES, {}, 1, 60.0)
     tensors = {"w": torch.tensor([1.0, -0.0]), "n": torch.tensor(7)}
     key = wire.unpack(reply_of(tensors))
     assert len(key) == 64
@@ -134,7 +134,7 @@ def test_an_update_is_kept_under_a_key_of_the_servers_own(tmp_path: Path) -> Non
 def test_a_reply_that_cannot_be_read_is_the_clients_fault(
     tmp_path: Path, info: dict[str, object]
 ) -> None:
-    wire = OnTheWire(Store(tmp_path), [1], CLASSES, {}, 1)
+    wire = OnTheWire(Store(tmp_path), [1], CLASSES, {}, 1, 60.0)
     with pytest.raises(ValueError, match="reply cannot be read"):
         wire.unpack(reply_of({"w": torch.ones(1)}, **info))
 

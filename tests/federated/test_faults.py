@@ -1,0 +1,244 @@
+"""Clients that break, each kind with 1 to 9 of 10, and what a run does then."""
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import safetensors.torch
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedcats.core.errors import RunError
+from fedcats.core.merging import Fold, make_rule
+from fedcats.core.robust import Robust
+from fedcats.core.store import Store
+from fedcats.core.training import Recipe
+from fedcats.core.update import Task, compute
+from fedcats.federated import client as client_module
+from fedcats.federated import client_app, runner
+from fedcats.federated.runner import LocalGrid
+from fedcats.federated.strategy import InOrderGrid, MergeStrategy, Plan
+from fedcats.federated.transport import ByReference
+
+Go = Callable[..., tuple[dict[str, Any], Path]]
+RECIPE = Recipe(1, 4, 0.1, 0.0, False, 0.0, 0, 0.1, False)
+SIZES = [3 + client for client in range(10)]
+RULES = ("polyak", "fedavg", "uniform")
+MEDIAN = Robust("median", 0.0, 0)
+
+
+def tensors(client: int) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(client)
+    return {"w": torch.randn(4, 3, generator=draw), "b": torch.randn(3, generator=draw)}
+
+
+START = {name: torch.zeros_like(value) for name, value in tensors(0).items()}
+
+# What is wrong with a reply: changes to the tensors, to what it says, and the words of the error.
+WEIGHTS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], None], str]] = {
+    "nan": (lambda t: t["w"][1].fill_(torch.nan), "w has values that are not finite"),
+    "inf": (lambda t: t["b"][:1].fill_(-torch.inf), "b has values that are not finite"),
+    "shape": (lambda t: t.update(w=t["w"].T.contiguous()), "w has shape (3, 4), not (4, 3)"),
+    "one": (lambda t: t.update(w=torch.ones(1)), "w has shape (1,), not (4, 3)"),
+    "dtype": (lambda t: t.update(b=t["b"].double()), "b has dtype torch.float64, not torch.float3"),
+    "missing": (lambda t: t.pop("b"), "wrong keys: missing ['b'], unknown []"),
+    "unknown": (lambda t: t.update(x=torch.ones(1)), "wrong keys: missing [], unknown ['x']"),
+    "far": (lambda t: t["w"].fill_(100.0), "its update is 346"),
+}
+INFO: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "negative": (lambda i: i.update(examples=-5), "it says that it has -5 examples, but it has"),
+    "absurd": (lambda i: i.update(examples=10**12), "it says that it has 1000000000000 examples"),
+    "zero": (lambda i: i.update(examples=0), "it says that it has 0 examples"),
+    "fraction": (lambda i: i.update(examples=3.5), "its number of examples is 3.5"),
+    "not a number": (lambda i: i.update(examples=float("nan")), "its number of examples is nan"),
+    "text": (lambda i: i.update(resumed="two"), "invalid literal for int()"),
+    "no key": (lambda i: i.pop("key"), "its reply lacks 'key'"),
+    "no examples": (lambda i: i.pop("examples"), "its reply lacks 'examples'"),
+    "no resumed": (lambda i: i.pop("resumed"), "its reply lacks 'resumed'"),
+    "no damaged": (lambda i: i.pop("damaged"), "its reply lacks 'damaged'"),
+    "no reused": (lambda i: i.pop("reused"), "its reply lacks 'reused'"),
+    "other key": (lambda i: i.update(key="nothing"), "its update is not in the store"),
+    "path": (lambda i: i.update(key="../../etc/x"), "its reply names the update '../../etc/x'"),
+}
+MESSAGE = {"raise": "the camera is broken", "no info": "its reply lacks 'info'"}
+KINDS = {**{k: v[1] for k, v in (*WEIGHTS.items(), *INFO.items())}, **MESSAGE}
+
+
+class Faulty(LocalGrid):
+    """Clients without a model, of which some break in one way."""
+
+    def __init__(self, store: Store, faulty: set[int], kind: str) -> None:
+        app = ClientApp()
+
+        @app.train()
+        def train(message: Message, context: Context) -> Message:
+            client = int(Task.from_json(str(message.content["config"]["task"])).client)
+            update = tensors(client)
+            info = {"examples": SIZES[client], "reused": False, "resumed": 0, "damaged": False}
+            info["key"] = f"u{client}"
+            content = {"info": ConfigRecord()}
+            if client in faulty:
+                if kind == "raise":
+                    raise RuntimeError("the camera is broken")
+                WEIGHTS.get(kind, (lambda _: None, ""))[0](update)
+                INFO.get(kind, (lambda _: None, ""))[0](info)
+                if kind == "no info":
+                    content = {}
+            store.put(f"u{client}", update, {"examples": SIZES[client], "epochs": []})
+            if content:
+                content["info"] = ConfigRecord(info)
+            return Message(RecordDict({"arrays": ArrayRecord(), **content}), reply_to=message)
+
+        super().__init__(app, len(SIZES))
+
+
+def merge(
+    folder: Path, faulty: set[int], kind: str, on_failure: str = "survivors", min_clients: int = 1
+) -> MergeStrategy:
+    store = Store(folder / "store")
+
+    def task(client: int, server_round: int, start: str) -> Task:
+        return Task(
+            "", client, server_round, 0, "m", 2, "all", start, start, "", (), RECIPE, 1, "cpu", 0.0
+        )
+
+    strategy = MergeStrategy(
+        {name: make_rule(name, beta=0.3) for name in RULES} | {"median": MEDIAN},
+        Plan(range(10), 1.0, 0, on_failure, min_clients, max_norm=20.0),
+        task,
+        SIZES,
+        store,
+        ByReference(store, folder / "events", None),
+    )
+    grid = InOrderGrid(Faulty(store, faulty, kind))
+    strategy.start(grid, ArrayRecord(START), num_rounds=1, timeout=None)  # type: ignore[arg-type]
+    return strategy
+
+
+@pytest.mark.parametrize("count", range(1, 10))
+@pytest.mark.parametrize("kind", KINDS)
+def test_survivors_are_merged_as_if_they_were_alone(tmp_path: Path, kind: str, count: int) -> None:
+    faulty = {(3 * i + count) % 10 for i in range(count)}
+    survivors = [client for client in range(10) if client not in faulty]
+    strategy = merge(tmp_path, faulty, kind)
+    for name in RULES:
+        alone = Fold(make_rule(name, beta=0.3))
+        for client in survivors:
+            alone.add(tensors(client), SIZES[client])
+        merged = strategy.merged[name]
+        assert merged.clients == survivors
+        assert safetensors.torch.save(merged.state) == safetensors.torch.save(alone.result())
+    paths = [tmp_path / f"store/u{client}.safetensors" for client in survivors]
+    alone, _ = MEDIAN.merge(paths)
+    assert all(torch.equal(strategy.merged["median"].state[name], alone[name]) for name in alone)
+    assert set(strategy.failures) == faulty
+    assert all(KINDS[kind] in why for why in strategy.failures.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_by_default_the_run_fails_and_names_the_client(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(RunError) as caught:
+        merge(tmp_path, {4, 7}, kind, "fail")
+    assert str(caught.value).startswith("client 4 failed in round 1: ")
+    assert KINDS[kind] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_few_survivors_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"2 clients finished, strategy.min_clients is 3; failed:"):
+        merge(tmp_path, set(range(8)), "nan", min_clients=3)
+    with pytest.raises(RunError, match=r"0 clients finished"):
+        merge(tmp_path, set(range(10)), "nan")
+
+
+# --- through Ray --------------------------------------------------------------------------------
+
+FAULTS = "FEDCATS_TEST_FAULTS"  # like "kill:1,3 hang:4"
+broken_app = ClientApp()
+
+
+@broken_app.train()
+def broken_train(message: Message, context: Context) -> Message:
+    """The real client, unless the environment says that it breaks."""
+    client_module.compute = broken_compute
+    return client_app.train(message, context)
+
+
+def broken_compute(task: Task, *args: Any) -> Any:
+    for fault in os.environ.get(FAULTS, "").split():
+        kind, _, clients = fault.partition(":")
+        if str(task.client) not in clients.split(","):
+            continue
+        if kind == "raise":
+            raise RuntimeError("the camera is broken")
+        if kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if kind == "hang":
+            ctypes.PyDLL(None).sleep(10**6)  # while it holds the interpreter's lock
+    return compute(task, *args)
+
+
+TEN = ["partition.num_shards=10", "data.train_per_class=10", "data.test_per_class=6"]
+QUICK = ["mode=federated", "train.epochs=1", "runner.workers=2"]
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch, run: Go) -> Callable[..., tuple[dict[str, Any], Path]]:
+    """``broken(faults, *overrides)``: a run of ten clients on Ray, and no process left behind."""
+
+    def go(faults: str, *overrides: str, folder: str = "run") -> tuple[dict[str, Any], Path]:
+        monkeypatch.setattr(runner, "client_app", broken_app)
+        monkeypatch.setenv(FAULTS, faults)
+        try:
+            return run(*TEN, *QUICK, *overrides, folder=folder)
+        finally:
+            names = [p.name() for p in psutil.Process().children(recursive=True)]
+            assert not [name for name in names if "ray" in name.lower()]
+
+    return go
+
+
+def test_nine_of_ten_killed_hanging_or_raising_on_ray(
+    broken: Callable[..., tuple[dict[str, Any], Path]],
+) -> None:
+    results, folder = broken(
+        "kill:0,1,2,4,5,6 hang:3 raise:7,8", "strategy.on_failure=survivors", "strategy.timeout=8"
+    )
+    assert results["models"]["polyak"]["clients"] == [9]
+    ended = "its process ended: killed, out of memory, or hanging for strategy.timeout"
+    assert results["failures"] == {
+        **{f"round 1, client {client}": ended for client in range(7)},
+        **{f"round 1, client {client}": "the camera is broken" for client in (7, 8)},
+    }
+    alone = (folder / "models/submodel-9.safetensors").read_bytes()
+    for rule in ("polyak", "fedavg"):
+        merged = safetensors.torch.load_file(folder / f"models/{rule}.safetensors")
+        own = safetensors.torch.load(alone)
+        assert safetensors.torch.save(merged) == safetensors.torch.save(own)
+
+
+def test_the_run_fails_without_waiting_for_a_client_that_hangs(
+    broken: Callable[..., tuple[dict[str, Any], Path]],
+) -> None:
+    started = time.monotonic()
+    with pytest.raises(RunError, match="client 0 failed in round 1: the camera is broken"):
+        broken("raise:0 stop:1", "seed=22")
+    assert time.monotonic() - started < 60
+
+
+def test_a_client_that_not_even_ends_itself_is_given_up_on(
+    broken: Callable[..., tuple[dict[str, Any], Path]],
+) -> None:
+    few = ["partition.num_shards=2", "strategy.on_failure=survivors", "strategy.timeout=10"]
+    results, _ = broken("stop:1", *few, "seed=23")
+    assert results["failures"] == {"round 1, client 1": "no reply for 40 s"}
+    assert results["models"]["polyak"]["clients"] == [0]
