@@ -201,8 +201,10 @@ class Trained:
             for model, update in self.updates.items()
             if model.startswith("submodel/")
         }
-        updates = [own[client] for client in sorted(own)]
-        return SubModels([update.key for update in updates], [u.examples for u in updates])
+        return SubModels(
+            {client: update.key for client, update in own.items()},
+            {client: update.examples for client, update in own.items()},
+        )
 
 
 def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, Any]:

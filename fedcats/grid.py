@@ -7,7 +7,7 @@ without its weights: a grid of merges that was tested once costs nothing the sec
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -101,11 +101,12 @@ class SubModels:
     Attributes
     ----------
     keys, examples
-        By client: key of the update, number of images that it was trained on.
+        By client (one that failed is missing): key of the update, number of images that it was
+        trained on.
     """
 
-    keys: Sequence[str]
-    examples: Sequence[int]
+    keys: Mapping[int, str]
+    examples: Mapping[int, int]
 
     def parts(self, point: Point) -> Parts:
         """What the point's merge is the fold of."""
@@ -188,8 +189,11 @@ def merge_grid(this: Run, own: SubModels, progress: Progress, pool: Executor) ->
         test images, on the held-out ones under ``validation``, and the file of predictions.
     """
     config = this.config.merge
-    clients = len(own.keys)
-    orders = [(_name(o), merge_order(o, clients, this.config.seed)) for o in config.orders]
+    clients = sorted(own.keys)
+    orders = []
+    for order in config.orders:
+        whole = merge_order(order, len(this.shards), this.config.seed)
+        orders.append((_name(order), [client for client in whole if client in own.keys]))
     rules = [rule for rule in config.rules if rule in RULES]
     points = distinct_points(rules, config.betas, orders)
     held = len(this.validation) > 0
@@ -208,13 +212,14 @@ def merge_grid(this: Run, own: SubModels, progress: Progress, pool: Executor) ->
         _row(this, point.rule, point.beta, point.order, list(point.clients), *predicted)
         for point, predicted in zip(points, tested, strict=True)
     ]
-    singles = [Point("uniform", None, "", (client,)) for client in range(clients)]
+    singles = [Point("uniform", None, "", (client,)) for client in clients]
     alone = test_points(this, own, singles, sets, pool)
     if {"best", "soup"} & set(config.rules):
-        rank = [_rank(_scores(this, this.validation, one[1])) for one in alone]
-        ranked = sorted(range(clients), key=lambda client: rank[client], reverse=True)
+        by_client = dict(zip(clients, alone, strict=True))
+        rank = {c: _rank(_scores(this, this.validation, one[1])) for c, one in by_client.items()}
+        ranked = sorted(clients, key=lambda client: rank[client], reverse=True)
         if "best" in config.rules:
-            rows.append(_row(this, "best", None, None, ranked[:1], *alone[ranked[0]]))
+            rows.append(_row(this, "best", None, None, ranked[:1], *by_client[ranked[0]]))
         if "soup" in config.rules:
 
             def score(chosen: Sequence[int]) -> tuple[float, float]:
@@ -228,7 +233,7 @@ def merge_grid(this: Run, own: SubModels, progress: Progress, pool: Executor) ->
             rows.append(_row(this, "soup", None, None, chosen, *predicted))
     if "ensemble" in config.rules:
         together = [ensemble([one[i] for one in alone]) for i in range(len(sets))]
-        rows.append(_row(this, "ensemble", None, None, list(range(clients)), *together))
+        rows.append(_row(this, "ensemble", None, None, clients, *together))
     count = sum(len(config.betas) * len(orders) for _ in rules) + len(config.rules) - len(rules)
     return {"points": count, "rows": rows}
 

@@ -14,7 +14,7 @@ from fedcats.core.grid import Point, distinct_points, ensemble, greedy_soup, mer
 from fedcats.core.merging import Fold
 from fedcats.core.store import Store
 
-EXAMPLES = [3, 5, 8, 2]
+EXAMPLES = {0: 3, 1: 5, 2: 8, 3: 2}
 ORDERS = [("partition", [0, 1, 2, 3]), ("reversed", [3, 2, 1, 0]), ("same", [0, 1, 2, 3])]
 
 
@@ -40,7 +40,7 @@ def test_every_point_has_the_bytes_of_a_fold_of_its_own(
         store.put(f"key{i}", model, {})
     points = distinct_points(["polyak", "fedavg", "uniform"], [0.0, 0.3, 1.0], ORDERS)
     assert len(points) == 3 * 2 + 2 + 2  # beta for polyak alone; an order that repeats is dropped
-    keys = [f"key{i}" for i in range(4)]
+    keys = {i: f"key{i}" for i in range(4)}
     with ThreadPoolExecutor(3) as pool:
         merged = merge_points(store, keys, EXAMPLES, points, pool)
     for point, state in zip(points, merged, strict=True):
@@ -57,7 +57,7 @@ def test_every_point_has_the_bytes_of_a_fold_of_its_own(
 def test_a_submodel_that_is_gone_is_named(tmp_path: Path) -> None:
     point = Point("uniform", None, "partition", (0,))
     with ThreadPoolExecutor(1) as pool, pytest.raises(RunError, match="a sub-model is gone"):
-        merge_points(Store(tmp_path), ["no"], [1], [point], pool)
+        merge_points(Store(tmp_path), {0: "no"}, {0: 1}, [point], pool)
 
 
 def test_greedy_soup_takes_what_does_not_hurt() -> None:

@@ -5,7 +5,7 @@ Nothing here trains: sub-models come from the store, and every merge is the fold
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -43,7 +43,7 @@ class Point:
         """The rule as a function."""
         return make_rule(self.rule, beta=0.0 if self.beta is None else self.beta)
 
-    def steps(self, examples: Sequence[int]) -> list[float]:
+    def steps(self, examples: Mapping[int, int]) -> list[float]:
         """The fold's steps for the numbers of examples by client."""
         rule, total, steps = self.make_rule(), 0, []
         for i, client in enumerate(self.clients, 1):
@@ -69,8 +69,8 @@ def distinct_points(
 
 def merge_points(
     store: Store,
-    keys: Sequence[str],
-    examples: Sequence[int],
+    keys: Mapping[int, str],
+    examples: Mapping[int, int],
     points: Sequence[Point],
     pool: Executor,
 ) -> list[State]:
@@ -99,10 +99,11 @@ def merge_points(
     """
     with contextlib.ExitStack() as stack:
         files = []
-        for key in dict.fromkeys(keys):
+        place = {client: i for i, client in enumerate(keys)}
+        for key in dict.fromkeys(keys.values()):
             if store.get(key) is None:  # reads and checks it; what follows reads mapped memory
                 raise RunError(f"store {store.root}: a sub-model is gone; run the same again")
-        for key in keys:
+        for key in keys.values():
             file = safetensors.safe_open(store.path(key), framework="pt")
             files.append(stack.enter_context(file))
         merged: list[State] = [{} for _ in points]
@@ -120,7 +121,7 @@ def merge_points(
                 for point, target in zip(points, out, strict=True):
                     one = Fold(point.make_rule())
                     for client in point.clients:
-                        one.add(pieces[client], examples[client])
+                        one.add(pieces[place[client]], examples[client])
                     target[part] = one.result()[""]
 
             list(pool.map(fold, range(0, flat[0].numel(), _CHUNK)))
