@@ -202,6 +202,7 @@ class TrainConfig:
     step_size: int = _number(0)
     gamma: float = _number(0, 1, above=True)
     drop_last: bool = _checked("true | false", lambda v: isinstance(v, bool))
+    proximal_mu: float = _number(0)
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ class Run:
         if client == "centralized":
             indices = np.setdiff1d(np.arange(len(self.dataset.train)), self.held)
             name = "centralized"
-            recipe = replace(recipe, epochs=recipe.epochs * config.rounds)
+            recipe = replace(recipe, epochs=recipe.epochs * config.rounds, proximal_mu=0.0)
         else:
             indices = self.shards[cast(int, client)]
             name = f"client {client}"

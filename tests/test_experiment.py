@@ -291,6 +291,17 @@ def test_robust_rules_beside_the_others(run: Go) -> None:
         run(*five, rules, "strategy.malicious=2", "train.epochs=1", folder="few")
 
 
+def test_fedprox_is_for_the_clients_and_not_for_the_baseline(run: Go) -> None:
+    _, one = run(LOCAL, folder="plain")
+    held, two = run(LOCAL, "train.proximal_mu=20", folder="held")
+    assert held["store"]["reused"] == ["centralized"]
+    plain, other = model_bytes(one), model_bytes(two)
+    assert {name for name in plain if plain[name] == other[name]} == {"centralized.safetensors"}
+    again, three = run(LOCAL, "train.proximal_mu=0", folder="again")
+    assert again["store"]["trained"] == []
+    assert model_bytes(three) == plain
+
+
 def test_a_share_of_the_clients(run: Go) -> None:
     results, _ = run(LOCAL, "partition.num_shards=4", "strategy.fraction=0.5", "mode=federated")
     clients = results["models"]["fedavg"]["clients"]

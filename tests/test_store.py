@@ -288,6 +288,7 @@ def test_the_key_covers_all_that_an_update_depends_on(
         "step_size": 1,
         "gamma": 0.2,
         "drop_last": True,
+        "proximal_mu": 0.5,
     }
     assert recipe_values.keys() == vars(base.recipe).keys()
     changed = {
@@ -368,12 +369,13 @@ def test_a_damaged_update_is_computed_anew(store: Store, drawings: Path) -> None
 def test_an_interrupted_training_goes_on_bit_by_bit(
     tmp_path: Path, drawings: Path, model: str, momentum: float, client: int | str
 ) -> None:
-    """Stopped after each epoch in turn; dropout, batch norm and momentum continue."""
+    """Stopped after each epoch in turn; dropout, batch norm, momentum and FedProx continue."""
 
     class Stop(Exception):
         pass
 
-    recipe = Recipe(4, 4, 0.01, momentum, False, 0.001, 2, 0.5, False)
+    mu = 0.0 if client == "centralized" else 0.3
+    recipe = Recipe(4, 4, 0.01, momentum, False, 0.001, 2, 0.5, False, mu)
     whole = Store(tmp_path / "whole")
     task = make_task(whole, drawings, model, recipe=recipe, client=client)
     expected = compute(task, whole)

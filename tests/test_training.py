@@ -100,6 +100,35 @@ def test_the_global_generator_is_left_alone(images: Images) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_fedprox_is_the_loss_with_the_proximal_term(images: Images) -> None:
+    """Against autograd on the whole loss, for three steps."""
+    recipe = Recipe(**{**RECIPE.__dict__, "proximal_mu": 0.3})
+    model, twin = small().eval(), small().eval()  # no dropout
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    step = PlainStep(model, recipe, start)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=recipe.lr)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        x, y = torch.randn(4, 3, 64, 64, generator=draw), torch.tensor([0, 1, 2, 0])
+        step(x, y)
+        optimizer.zero_grad()
+        drift = sum(((p - start[name]) ** 2).sum() for name, p in twin.named_parameters())
+        (cross_entropy(twin(x), y) + 0.15 * drift).backward()
+        optimizer.step()
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_a_large_mu_holds_a_client_where_it_started(images: Images) -> None:
+    def drift(mu: float) -> float:
+        model = small()
+        start = {name: p.detach().clone() for name, p in model.named_parameters()}
+        train(model, images, Recipe(**{**RECIPE.__dict__, "proximal_mu": mu}), 5, start=start)
+        return sum(float((p.detach() - start[n]).norm()) for n, p in model.named_parameters())
+
+    assert drift(30.0) < drift(3.0) < drift(0.0)
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_continuing_after_an_epoch_gives_the_same_bytes(images: Images, momentum: float) -> None:
     recipe = Recipe(**{**RECIPE.__dict__, "epochs": 4, "momentum": momentum, "step_size": 2})

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,6 +32,9 @@ class Recipe:
         Every ``step_size`` epochs the learning rate is multiplied by ``gamma``; 0 switches it off.
     drop_last
         Leave out the last batch of an epoch when it is smaller than ``batch_size``.
+    proximal_mu
+        FedProx (Li et al. 2020): ``mu / 2 * |w - w_start|^2`` is added to the loss, so that a
+        client does not drift far from where it started. 0 is none of it, bit by bit.
     """
 
     epochs: int
@@ -43,6 +46,7 @@ class Recipe:
     step_size: int
     gamma: float
     drop_last: bool
+    proximal_mu: float = 0.0
 
     def lr_at(self, epoch: int) -> float:
         """Learning rate in an epoch (from 0)."""
@@ -80,10 +84,20 @@ class Step(Protocol):
 
 
 class PlainStep:
-    """The readable twin of the fast step, and its reference in the tests."""
+    """The readable twin of the fast step, and its reference in the tests.
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+    Parameters
+    ----------
+    start
+        Where the client started, by parameter name; needed for ``recipe.proximal_mu`` only.
+    """
+
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, start: Mapping[str, Tensor] | None = None
+    ) -> None:
         self._model = model
+        self._mu = recipe.proximal_mu
+        self._start = start or {}
         self._named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._optimizer = torch.optim.SGD(
             self._named.values(),
@@ -98,6 +112,10 @@ class PlainStep:
         self._optimizer.zero_grad()
         loss = cross_entropy(self._model(x), y)
         loss.backward()  # type: ignore[no-untyped-call]
+        if self._mu:  # the gradient of the proximal term
+            for name, p in self._named.items():
+                assert p.grad is not None
+                p.grad.add_(p.detach() - self._start[name], alpha=self._mu)
         self._optimizer.step()
         return loss.detach()
 
@@ -133,6 +151,7 @@ def train(
     *,
     done: tuple[Epoch, ...] = (),
     optimizer_state: dict[str, Tensor] | None = None,
+    start: Mapping[str, Tensor] | None = None,
     after_epoch: Callable[[tuple[Epoch, ...], Step], None] | None = None,
     step_for: Callable[[nn.Module, Recipe], Step] = make_step,
 ) -> tuple[Epoch, ...]:
@@ -149,6 +168,9 @@ def train(
         dropout), so training can go on after any epoch with nothing but weights and momentum.
     done, optimizer_state
         Epochs that were trained before and the step's state after them, to continue from.
+    start
+        Where the client started, by parameter name: for ``recipe.proximal_mu``, which the fast
+        step does not know.
     after_epoch
         Called with the epochs so far and the step, e.g. to report or to save.
 
@@ -162,7 +184,7 @@ def train(
     RunError
         When the loss is no longer finite.
     """
-    step = step_for(model, recipe)
+    step = PlainStep(model, recipe, start) if recipe.proximal_mu else step_for(model, recipe)
     step.load_state(optimizer_state or {})
     labels = torch.from_numpy(np.ascontiguousarray(images.labels))
     for epoch in range(len(done), recipe.epochs):

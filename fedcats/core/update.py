@@ -97,7 +97,8 @@ class Task:
                 "start": self.start,
                 "images": images.digest,
                 "normalise": [MEAN, STD],
-                "recipe": asdict(self.recipe),
+                # Without its own effect a key does not change the keys of older updates.
+                "recipe": {k: v for k, v in asdict(self.recipe).items() if k != "proximal_mu" or v},
                 "seed": self.training_seed,
                 "threads": self.threads,
                 "device": self.device,
@@ -246,6 +247,8 @@ def _train(task: Task, images: Images, key: str, store: Store, report: Report) -
         for name in names:
             tensors[name].copy_(start[name])
     del start, checkpoint
+    anchor = get_weights(store, task.start) if task.recipe.proximal_mu else {}
+    anchor = {name: value.to(task.device) for name, value in anchor.items()}
     saved = time.monotonic()
 
     def after_epoch(epochs: tuple[Epoch, ...], step: Step) -> None:
@@ -271,6 +274,7 @@ def _train(task: Task, images: Images, key: str, store: Store, report: Report) -
         task.training_seed,
         done=done,
         optimizer_state=momentum,
+        start=anchor,
         after_epoch=after_epoch,
     )
     trained = {name: tensors[name].cpu() for name in names}
