@@ -256,6 +256,10 @@ def test_several_rounds_start_from_the_rules_own_merge(run: Go) -> None:
     )
     assert [row["round"] for row in results["rounds"]] == [1, 2]
     assert results["rounds"][1]["polyak"]["loss"] == results["models"]["polyak"]["loss"]
+    model = torchvision.models.squeezenet1_1(num_classes=2)
+    twice = 2 * sum(value.nbytes for value in model.state_dict().values())
+    for row in results["rounds"]:
+        assert row["fedavg"]["bytes"] == {"down": twice, "up": twice}
     # the first round is common to both rules, the second is not
     assert sorted(results["store"]["trained"]) == [
         "centralized",
