@@ -1,8 +1,9 @@
 """Kill whole experiments at random moments, resume them, and compare every byte.
 
 ``python benchmarks/kill.py [--runs 20] [OVERRIDE ...]``: one undisturbed run, then RUNS times a
-run whose process gets SIGKILL at a random moment and is then given again; each with an empty
-store. Exits with 1 unless all final models are the same bytes and no process is left behind.
+run whose process gets SIGKILL at a random moment (every fourth: while an entry is being written)
+and is then given again; each with an empty store. Exits with 1 unless all final models are the
+same bytes and no process is left behind.
 """
 
 import argparse
@@ -47,6 +48,8 @@ def main() -> int:
             moment = draw.uniform(0.1, 0.95) * seconds
             process = start(home, given.overrides)
             time.sleep(moment)
+            if number % 4 == 0:
+                wait_for_writing(home / "home" / "store")
             process.send_signal(signal.SIGKILL)  # the driver alone: the rest must follow it
             process.wait()
             entries = list((home / "home" / "store").glob("*.safetensors"))
@@ -63,6 +66,13 @@ def main() -> int:
             shutil.rmtree(home)
     print(f"{good} of {given.runs}")
     return 0 if good == given.runs else 1
+
+
+def wait_for_writing(store: Path) -> None:
+    """Wait until an entry is being written, ten seconds at most."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and not any(store.glob(".*.tmp")):
+        time.sleep(0.0005)
 
 
 def start(home: Path, overrides: list[str]) -> subprocess.Popen[bytes]:

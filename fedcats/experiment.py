@@ -638,7 +638,9 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
     if auto and config.mode != "merge":
         with ThreadPoolExecutor(this.workers) as pool:
             chosen = choose_beta(this, trained.own(), trained.merged["polyak"].clients, pool)
-        beta, trained.betas, trained.merged["polyak"] = chosen
+        old = trained.merged["polyak"]
+        beta, trained.betas, best = chosen
+        trained.merged["polyak"] = replace(best, down=old.down, up=old.up)
         rules["polyak"] = make_rule("polyak", beta=beta)  # in the rounds to come, too
     trained.beta = beta
     trained.earlier = [dict(trained.merged)]
@@ -746,6 +748,7 @@ def _evaluate(
         if name in merges:
             merged = merges[name]
             model["clients"] = merged.clients
+            model |= _traffic(merged)
             if merged.steps:
                 model["effective_weights"] = merged.effective_weights
                 model["n_eff"] = effective_number(merged.effective_weights)
@@ -773,6 +776,10 @@ def _parts(merged: Merged) -> Parts:
     return Parts(tuple(merged.keys), tuple(merged.steps), merged.rule)
 
 
+def _traffic(merged: Merged) -> dict[str, Any]:
+    return {"bytes": {"down": merged.down, "up": merged.up}}
+
+
 def _score_rounds(
     this: Run, trained: Trained, pool: ThreadPoolExecutor, last: dict[str, Any]
 ) -> list[dict[str, Any]]:
@@ -781,7 +788,7 @@ def _score_rounds(
     def score(merged: Merged) -> dict[str, Any]:
         test = this.dataset.test
         predicted = probabilities(this, _parts(merged), test, lambda: merged.state)
-        return scores(test.labels, predicted, this.dataset.classes)
+        return scores(test.labels, predicted, this.dataset.classes) | _traffic(merged)
 
     rows: list[dict[str, Any]] = []
     for number, merges in enumerate(trained.earlier, 1):
@@ -790,7 +797,8 @@ def _score_rounds(
         else:
             files = ("file", "predictions")
             scored = {
-                rule: {k: v for k, v in last[rule].items() if k not in files} for rule in merges
+                rule: {k: v for k, v in last[rule].items() if k not in files} | _traffic(merged)
+                for rule, merged in merges.items()
             }
         rows.append({"round": number, **scored})
     return rows

@@ -178,6 +178,11 @@ def test_the_same_run_again_trains_nothing(run: Go) -> None:
     assert model_bytes(a) == model_bytes(b)
 
 
+def test_a_store_too_small_for_the_run_is_refused_before_anything_is_trained(run: Go) -> None:
+    with pytest.raises(UserError, match=r"store.max_gb=0.001: this run needs .* GB at one time"):
+        run(LOCAL, "store.max_gb=0.001", "seed=41")
+
+
 def test_a_damaged_entry_is_noticed_and_computed_anew(run: Go, home: Path) -> None:
     _, a = run(LOCAL, "seed=4", folder="a")
     updates = [e for e in Store(home / "store").entries() if e.meta["kind"] == "update"]
@@ -256,6 +261,10 @@ def test_several_rounds_start_from_the_rules_own_merge(run: Go) -> None:
     )
     assert [row["round"] for row in results["rounds"]] == [1, 2]
     assert results["rounds"][1]["polyak"]["loss"] == results["models"]["polyak"]["loss"]
+    model = torchvision.models.squeezenet1_1(num_classes=2)
+    twice = 2 * sum(value.nbytes for value in model.state_dict().values())
+    for row in results["rounds"]:
+        assert row["fedavg"]["bytes"] == {"down": twice, "up": twice}
     # the first round is common to both rules, the second is not
     assert sorted(results["store"]["trained"]) == [
         "centralized",

@@ -44,6 +44,9 @@ class Merged:
         Of the fold; empty where the rule is none.
     rule
         Says then what it is.
+    down, up
+        Bytes of the weights that the clients of the round were given, and that came back. In a
+        simulation they do not travel.
     """
 
     state: State
@@ -51,6 +54,8 @@ class Merged:
     keys: list[str]
     steps: list[float]
     rule: str = ""
+    down: int = 0
+    up: int = 0
 
     @property
     def effective_weights(self) -> list[float]:
@@ -192,6 +197,8 @@ class MergeStrategy(Strategy):
                 f"round {server_round}: {len(clients)} clients finished, strategy.min_clients is "
                 f"{self.plan.min_clients}; failed: {self.failures}"
             )
+        size = sum(value.nbytes for value in self._start.values())
+        down, up = size * len(self._asked), size * len(clients)
         self.merged = {}
         for name, rule in self.rules.items():
             if isinstance(rule, Robust):
@@ -199,9 +206,10 @@ class MergeStrategy(Strategy):
                     state, steps = rule.merge([self.store.path(key) for key in keys])
                 except ValueError as error:
                     raise RunError(f"round {server_round}: {error}") from error
-                self.merged[name] = Merged(state, clients, keys, steps, rule.label)
+                self.merged[name] = Merged(state, clients, keys, steps, rule.label, down, up)
             else:
-                self.merged[name] = Merged(folds[name].result(), clients, keys, folds[name].steps)
+                fold = folds[name]
+                self.merged[name] = Merged(fold.result(), clients, keys, fold.steps, "", down, up)
         first = next(iter(self.merged.values()))
         return ArrayRecord(first.state), MetricRecord({"clients": len(clients)})
 

@@ -266,13 +266,23 @@ def rounds(results: Results) -> Table | None:
         return None
     columns = ("accuracy", "precision", "recall", "f1", "loss")
     rows = [
-        (str(one["round"]), view.title(results, name), *_numbers(model, columns))
+        (
+            str(one["round"]),
+            view.title(results, name),
+            *_numbers(model, columns),
+            *(_megabytes(model, way) for way in ("down", "up")),
+        )
         for one in found
         for name, model in one.items()
         if isinstance(model, dict) and "accuracy" in model
     ]
-    header = ("round", "model", "accuracy", "precision", "recall", "F1", "loss")
-    return Table("After each round", header, rows, text=(1,))
+    header = ("round", "model", "accuracy", "precision", "recall", "F1", "loss", "down", "up")
+    note = "Down, up: weights to the clients of the round and back, in a real federation."
+    return Table("After each round", header, rows, text=(1,), note=note)
+
+
+def _megabytes(model: Model, way: str) -> str:
+    return f"{model['bytes'][way] / 1e6:,.1f} MB" if "bytes" in model else EMPTY
 
 
 def _numbers(model: Model, columns: tuple[str, ...]) -> tuple[str, ...]:
