@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import alexnet
 
-from fedcats.core.fast import FastStep, make_fast_step
+from fedcats.core.fast import FastStep, keep_freed_memory, make_fast_step
 from fedcats.core.training import PlainStep, Recipe
 
 PLAIN = Recipe(
@@ -158,6 +158,14 @@ def test_same_bits_in_every_run():
     first, second = (run(fast, small(), MOMENTUM, steps=5) for _ in range(2))
     assert first[1] == second[1]
     assert all(torch.equal(first[0][k], second[0][k]) for k in first[0])
+
+
+def test_same_bits_with_kept_memory():
+    expected = run(fast, small(), NESTEROV, steps=3)
+    keep_freed_memory()
+    ours = run(fast, small(), NESTEROV, steps=3)
+    assert ours[1] == expected[1]
+    assert all(torch.equal(ours[0][k], expected[0][k]) for k in expected[0])
 
 
 def test_two_threads_compute_the_same_up_to_rounding():

@@ -12,15 +12,16 @@ and write in the backward pass:
   the gradient of the input (which needs the *old* weight) and the update share one read.
 
 Besides, images travel in channels-last layout, which saves the convolutions their reordering and
-makes pooling ten times faster. Everything else (convolutions, biases, normalisation) goes
-through ``torch.optim.SGD``. The plain loop in ``training.py`` is the readable twin and the
-reference of the tests.
+makes pooling ten times faster, and `keep_freed_memory` spares each step some thousand page faults.
+Everything else (convolutions, biases, normalisation) goes through ``torch.optim.SGD``. The plain
+loop in ``training.py`` is the readable twin and the reference of the tests.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +37,18 @@ BLOCK_BYTES = 300 * 1024
 
 # Above this batch size a linear layer is no longer bound by memory, and small blocks only cost.
 BLOCK_BATCH = 16
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed blocks of up to 16 MB for the next step; elsewhere do nothing.
+
+    By default they go back to the kernel, and each step asks for them again, page by page.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # as in malloc.h
+    with suppress(OSError, AttributeError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 16 * 2**20)
+        libc.mallopt(trim_threshold, 256 * 2**20)
 
 
 def make_fast_step(model: nn.Module, recipe: Recipe) -> FastStep | None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fedcats.core import models, training
 from fedcats.core.data import MEAN, STD, Images, open_dataset
 from fedcats.core.errors import RunError, UserError
+from fedcats.core.fast import keep_freed_memory
 from fedcats.core.seeding import derive_seed
 from fedcats.core.store import CHECKPOINT, Store, content_key
 from fedcats.core.training import Epoch, Recipe, Step
@@ -230,6 +231,7 @@ def _model(task: Task, store: Store) -> nn.Module:
 def _train(task: Task, images: Images, key: str, store: Store, report: Report) -> int:
     """Train and keep; the number of epochs that a checkpoint had."""
     torch.set_num_threads(task.threads)
+    keep_freed_memory()
     checkpoint_key = CHECKPOINT + key
     model = _model(task, store).to(task.device)
     names = models.set_trainable(model, task.trainable)
