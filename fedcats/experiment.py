@@ -47,7 +47,7 @@ from fedcats.core.models import InitialWeights, State
 from fedcats.core.robust import ROBUST, Robust
 from fedcats.core.seeding import derive_seed
 from fedcats.core.store import Store
-from fedcats.core.training import Recipe
+from fedcats.core.training import FrozenPart, Recipe
 from fedcats.core.update import (
     Task,
     Update,
@@ -94,6 +94,8 @@ class Run:
         Of a real federation; then ``dataset`` has test images only and ``shards`` are empty.
     held
         Positions in ``dataset.train`` of the images held out from every shard, int64.
+    frozen, lock
+        With a frozen part, its answers by the images' digest, filled in by one thread at a time.
     """
 
     config: Config
@@ -111,6 +113,9 @@ class Run:
     held: np.ndarray[Any, np.dtype[np.int64]] = field(
         default_factory=lambda: np.zeros(0, dtype=np.int64)
     )
+
+    frozen: dict[str, FrozenPart | None] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def validation(self) -> Images:

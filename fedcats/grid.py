@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from fedcats.core import models, training
 from fedcats.core.data import MEAN, STD, Images
@@ -23,7 +24,7 @@ from fedcats.core.merging import RULES
 from fedcats.core.metrics import scores, write_predictions
 from fedcats.core.models import State
 from fedcats.core.store import content_key
-from fedcats.core.training import predict
+from fedcats.core.training import FrozenPart, frozen_part, predict
 from fedcats.federated.strategy import Merged, merge_order
 
 if TYPE_CHECKING:
@@ -60,13 +61,31 @@ def probabilities(
     found = _kept(this, parts, images)
     if found is None:
         torch.set_num_threads(this.config.runner.threads)
-        whole = this.initial.state | state()
-        model = models.empty(this.config.model.name, len(this.dataset.classes), whole)
-        found = predict(model.to(this.device), images)
+        frozen = _frozen(this, images)
+        if frozen is None:
+            found = predict(_model(this, this.initial.state | state()), images)
+        else:
+            found = frozen.predict(state())
         about = {"kind": "predictions", "examples": len(images), "updates": len(parts.keys)}
         key = _predictions_key(this, parts, images)
         this.store.put(key, {"probabilities": torch.from_numpy(found)}, about)
     return found
+
+
+def _model(this: Run, whole: State) -> nn.Module:
+    model = models.empty(this.config.model.name, len(this.dataset.classes), whole)
+    return model.to(this.device)
+
+
+def _frozen(this: Run, images: Images) -> FrozenPart | None:
+    """The frozen part's answers, which all models of a run share; worked out once."""
+    if this.config.model.trainable == "all":
+        return None
+    with this.lock:
+        if images.digest not in this.frozen:
+            model = _model(this, this.initial.state)
+            this.frozen[images.digest] = frozen_part(model, this.trained_names, images)
+        return this.frozen[images.digest]
 
 
 def _kept(this: Run, parts: Parts, images: Images) -> Probabilities | None:

@@ -14,7 +14,7 @@ from fedcats.core import models
 from fedcats.core.data import Images, folder_source, prepare
 from fedcats.core.errors import RunError
 from fedcats.core.seeding import derive_seed
-from fedcats.core.training import PlainStep, Recipe, batches, predict, train
+from fedcats.core.training import PlainStep, Recipe, batches, frozen_part, predict, train
 
 RECIPE = Recipe(
     epochs=2,
@@ -191,3 +191,31 @@ def test_predict_is_without_dropout_and_leaves_the_mode(images: Images) -> None:
     np.testing.assert_allclose(first, predict(model, images, batch_size=11), rtol=1e-5)
     assert model.training
     assert model[3].training
+
+
+@pytest.mark.parametrize(
+    ("name", "trainable", "shared"),
+    [
+        ("alexnet", "head", True),
+        ("alexnet", "classifier", True),
+        ("alexnet", "all", False),
+        ("resnet18", "head", True),
+        ("squeezenet1_1", "head", False),  # pooled after its last layer
+    ],
+)
+def test_models_that_share_a_frozen_part_predict_the_same_bits(
+    images: Images, name: str, trainable: str, shared: bool
+) -> None:
+    torch.manual_seed(3)
+    model = models.build(name, 2)
+    names = models.set_trainable(model, trainable)
+    frozen = frozen_part(model, names, images, batch_size=8)
+    assert (frozen is not None) == shared
+    if frozen is not None:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.01 * torch.randn_like(parameter))
+        state = model.state_dict()
+        trained = {key: state[key] for key in names}
+        assert np.array_equal(frozen.predict(trained), predict(model, images, batch_size=8))

@@ -1,8 +1,10 @@
 """The one local training loop and the one evaluation, for every client and for the baseline."""
 
+import copy
 import math
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -232,3 +234,65 @@ def predict(model: nn.Module, images: Images, batch_size: int = 64) -> np.ndarra
         for module in training:
             module.training = True
     return torch.cat(parts).numpy()
+
+
+@dataclass(frozen=True)
+class FrozenPart:
+    """What the frozen part of a model gives for each image, for models that share that part.
+
+    Attributes
+    ----------
+    name, tail
+        The last module, which holds all trained tensors, and its name in the model.
+    inputs
+        What it gets, batch by batch as in `predict`; so its numbers are the whole model's.
+    """
+
+    name: str
+    tail: nn.Module
+    inputs: list[Tensor]
+
+    def predict(self, trained: Mapping[str, Tensor]) -> np.ndarray[Any, Any]:
+        """As `predict` of a whole model with these trained tensors (by state-dict key)."""
+        tail = copy.deepcopy(self.tail)
+        tail.load_state_dict({k.removeprefix(f"{self.name}."): v for k, v in trained.items()})
+        with torch.inference_mode():
+            parts = [torch.softmax(tail(x), dim=1) for x in self.inputs]
+        return torch.cat(parts).cpu().numpy()
+
+
+def frozen_part(
+    model: nn.Module, trained: Sequence[str], images: Images, batch_size: int = 64
+) -> FrozenPart | None:
+    """Run the frozen part of ``model`` once over all images.
+
+    Parameters
+    ----------
+    model
+        Any model with the frozen part; put into evaluation mode.
+    trained
+        State-dict keys of the trained tensors.
+
+    Returns
+    -------
+    FrozenPart or None
+        None when the trained tensors are not those of one module that ends the model.
+    """
+    modules = [name.rpartition(".")[0].replace(".", "/") for name in trained]
+    path = os.path.commonpath(modules).replace("/", ".")
+    if not path or {*model.get_submodule(path).state_dict()} != {
+        name.removeprefix(f"{path}.") for name in trained
+    }:
+        return None
+    tail = model.eval().get_submodule(path)
+    seen: list[tuple[Tensor, Tensor]] = []
+    hook = tail.register_forward_hook(lambda _, given, out: seen.append((given[0], out)))
+    try:
+        with torch.inference_mode():
+            for number, batch in enumerate(torch.split(torch.arange(len(images)), batch_size), 1):
+                out = model(normalise(images.pixels(batch)))
+                if len(seen) != number or out is not seen[-1][1]:
+                    return None
+    finally:
+        hook.remove()
+    return FrozenPart(path, copy.deepcopy(tail), [given for given, _ in seen])
