@@ -19,12 +19,12 @@ import psutil
 from fedcats.config import Config, compose_config, load
 from fedcats.core.errors import RunError
 from fedcats.core.home import home
+from fedcats.deploy import guard
 from fedcats.deploy.files import LINK, write_federation
 from fedcats.experiment import deal_out, decoded, make_source, run
 from fedcats.federated import flower
 from fedcats.report import Progress
 
-_MARK = "FEDCATS_REHEARSAL"
 _START_SECONDS = 90.0
 _STOP_SECONDS = 5.0
 
@@ -38,6 +38,8 @@ def free_port() -> int:
 
 class Loopback:
     """SuperLink, SuperExec and SuperNodes on this machine; leaving the context stops them all.
+
+    So does the end of this process, even by SIGKILL (see `fedcats.deploy.guard`).
 
     Parameters
     ----------
@@ -61,12 +63,14 @@ class Loopback:
         self._photos = list(photos)
         self._server_home = server_home
         self._mark = secrets.token_hex(16)
+        self._guard: subprocess.Popen[bytes] | None = None
         self.environment = {"FLWR_HOME": str(folder / "control")}
 
     def __enter__(self) -> "Loopback":
         write_federation(
             self.folder, len(self._photos), f"127.0.0.1:{self.port}", listen="127.0.0.1", days=2
         )
+        self._guard = guard.watch(self._mark)
         try:
             self.start("superlink")
             self.start("superexec")
@@ -156,20 +160,12 @@ class Loopback:
             process.kill()
             process.wait()
         self.processes.clear()
-        left = self.members()
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(left, timeout=_STOP_SECONDS)
+        if self._guard is not None:
+            self._guard.communicate()  # closes its standard input, so it kills what is left
 
     def members(self) -> list[psutil.Process]:
         """All living processes of this federation: they have its mark in their environment."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get(_MARK) == self._mark:
-                    found.append(process)
-        return found
+        return guard.members(self._mark)
 
     def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
         scripts = str(Path(sys.executable).parent)
@@ -178,7 +174,7 @@ class Loopback:
             **os.environ,
             "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]),
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            _MARK: self._mark,
+            guard.MARK: self._mark,
             **more,
         }
 

@@ -3,7 +3,7 @@
 import contextlib
 import faulthandler
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,9 @@ class FedcatsClient(NumPyClient):
         parameters
             Not used: the task names its weights.
         config
-            ``task`` (JSON of a `fedcats.core.update.Task`), ``store`` and ``events`` (paths);
-            where the store must not grow without limit ``store-bytes``, and where this process is
-            the client's alone ``timeout``.
+            ``task`` (JSON of a `fedcats.core.update.Task`), ``store`` (path), ``events`` (path;
+            without it progress is printed); where the store must not grow without limit
+            ``store-bytes``, and where this process is the client's alone ``timeout``.
 
         Returns
         -------
@@ -69,7 +69,8 @@ class FedcatsClient(NumPyClient):
         task = Task.from_json(str(config["task"]))
         limit = config.get("store-bytes")
         store = Store(Path(str(config["store"])), None if limit is None else int(limit))
-        report = append_events(Path(str(config["events"])))
+        events = config.get("events")
+        report = _print if events is None else append_events(Path(str(events)))
         timeout = config.get("timeout")
         with _watch(report, None if timeout is None else float(timeout)) as watched:
             update = compute(task, store, watched)
@@ -83,3 +84,13 @@ class FedcatsClient(NumPyClient):
                 "epochs": json.dumps([asdict(epoch) for epoch in update.epochs]),
             },
         )
+
+
+def _print(event: Mapping[str, Any]) -> None:
+    """A line into the log of the site."""
+    loss = "" if event["loss"] is None else f", loss {event['loss']:.4f}"
+    epoch = f"epoch {event['epoch']} of {event['epochs']}"
+    print(
+        f"fedcats: round {event['round']}, {event['task']}: {event['state']}, {epoch}{loss}",
+        flush=True,
+    )

@@ -143,7 +143,7 @@ def run_on_superlink(raw: DictConfig, overrides: Sequence[str], folder: Path) ->
 def _absolute_paths(raw: DictConfig) -> list[str]:
     """Overrides that replace relative paths: the SuperLink was started elsewhere."""
     paths = {}
-    if "root" in raw.data:
+    if raw.data.get("root"):
         paths["data.root"] = raw.data.root
     if str(raw.model.weights).endswith((".safetensors", ".pth")):
         paths["model.weights"] = raw.model.weights

@@ -93,9 +93,9 @@ def configuration(settings: Mapping[str, str], *, simulated: bool) -> DictConfig
                     f"{override}: does not apply to a real federation, where each SuperNode "
                     "trains on the folder that its operator names; leave it out"
                 )
-        if raw.mode == "centralized":
+        if raw.mode not in ("compare", "federated"):
             raise UserError(
-                "mode=centralized: not possible in a real federation, where the photos stay "
+                f"mode={raw.mode}: not possible in a real federation, where the photos stay "
                 "with the SuperNodes; allowed is mode=federated"
             )
         with open_dict(raw):

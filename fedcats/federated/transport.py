@@ -5,7 +5,6 @@ weights, and the server the same thing, a key in its store; `FedcatsClient` does
 """
 
 import json
-import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -188,7 +187,6 @@ def open_at_site(content: RecordDict, context: Context) -> dict[str, Scalar]:
         "task": task.to_json(),
         "store": str(store.root),
         "store-bytes": int(cast(int, config["store-bytes"])),
-        "events": os.devnull,
         "timeout": float(cast(float, config["timeout"])),
     }
 
