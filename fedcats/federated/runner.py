@@ -26,6 +26,7 @@ Main = Callable[[Grid], None]
 
 _CONNECT_SECONDS = 5.0
 _CHECK_SECONDS = 60.0  # until a node has started a worker
+_LOST = "Ray has ended in the middle of the run; finished updates are kept"
 _RESTARTING = "The actor is restarting"  # Ray's words
 
 
@@ -132,13 +133,13 @@ def run_on_ray(
 
     raised: list[BaseException] = []
     finished: list[bool] = []
-    over, ended = threading.Event(), threading.Event()
+    over, ended, lost = threading.Event(), threading.Event(), threading.Event()
     server_app = ServerApp()
 
     @server_app.main()
     def run(grid: Grid, context: Context) -> None:
         try:
-            main(cast(Grid, RayGrid(grid)))
+            main(cast(Grid, RayGrid(grid, lost)))
             finished.append(True)
         except BaseException as error:
             raised.append(error)
@@ -158,7 +159,7 @@ def run_on_ray(
         "client_resources": {"num_cpus": 1, "max_restarts": -1},
     }
     # Flower would wait for every client that still works, and for ever for one that hangs.
-    reaper = threading.Thread(target=_end_busy_actors, args=(over, ended), daemon=True)
+    reaper = threading.Thread(target=_end_busy_actors, args=(over, ended, lost), daemon=True)
     reaper.start()
     with _quiet(verbose):
         try:
@@ -178,9 +179,18 @@ def run_on_ray(
         raise RunError("the simulation ended before the server had finished")
 
 
-def _end_busy_actors(over: threading.Event, ended: threading.Event) -> None:
-    """Once the server's part is ``over``, kill what its clients still do, until all has ended."""
+def _end_busy_actors(over: threading.Event, ended: threading.Event, lost: threading.Event) -> None:
+    """Once the server's part is ``over``, kill what its clients still do, until all has ended.
+
+    When Ray itself is ``lost``, Flower's threads wait in it for ever: only the process can end.
+    """
     over.wait()
+    if lost.is_set() and not ended.wait(5.0):
+        print(f"fedcats: {_LOST}", file=sys.stderr, flush=True)
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        os._exit(RunError.exit_code)
     while not ended.wait(0.5):
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
@@ -211,8 +221,10 @@ class RayGrid:
     Flower's pool gives clients to such an actor too; Ray refuses them before they have begun.
     """
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Grid, lost: threading.Event) -> None:
         self._grid = grid
+        self._lost = lost
+        self._raylet: psutil.Process | None = None
         self._sent: dict[str, Message] = {}
         self._again: dict[str, str] = {}
 
@@ -229,7 +241,8 @@ class RayGrid:
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pull the replies of clients that have begun."""
+        """Pull the replies of clients that have begun; RunError when Ray itself has ended."""
+        self._check_ray()
         replies = []
         for message_id in message_ids:
             for reply in self._grid.pull_messages([self._again.get(message_id, message_id)]):
@@ -244,6 +257,15 @@ class RayGrid:
                 else:
                     replies.append(reply)
         return replies
+
+    def _check_ray(self) -> None:
+        """Flower would wait for ever for a Ray that was killed (on a cluster there is none here)."""
+        if self._raylet is None:
+            children = psutil.Process().children()
+            self._raylet = next((c for c in children if c.name() == "raylet"), None)
+        elif not self._raylet.is_running() or self._raylet.status() == psutil.STATUS_ZOMBIE:
+            self._lost.set()
+            raise RunError(_LOST)
 
 
 class LocalGrid(Grid):

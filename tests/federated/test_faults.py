@@ -3,6 +3,8 @@
 import ctypes
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ import psutil
 import pytest
 import safetensors.torch
 import torch
+from conftest import TINY, TINY_DRAWINGS
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -242,3 +245,26 @@ def test_a_client_that_not_even_ends_itself_is_given_up_on(
     results, _ = broken("stop:1", *few, "seed=23")
     assert results["failures"] == {"round 1, client 1": "no reply for 40 s"}
     assert results["models"]["polyak"]["clients"] == [0]
+
+
+def test_a_run_whose_ray_was_killed_ends_and_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fedcats.cli", *TINY, *TINY_DRAWINGS, "mode=federated"]
+    process = subprocess.Popen(
+        [*command, "seed=24", "train.epochs=500", f"hydra.run.dir={tmp_path}"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    events = tmp_path / "progress.jsonl"
+    deadline = time.monotonic() + 120
+    while not (events.is_file() and events.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    own = psutil.Process(process.pid).children()
+    for child in own:
+        if child.name() in ("raylet", "gcs_server"):
+            child.kill()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.rstrip().endswith(
+        "Ray has ended in the middle of the run; finished updates are kept"
+    )
+    assert not psutil.wait_procs(own, timeout=30)[1]
