@@ -259,7 +259,7 @@ class RayGrid:
         return replies
 
     def _check_ray(self) -> None:
-        """Flower would wait for ever for a Ray that was killed (on a cluster there is none here)."""
+        """Flower waits for ever for a Ray that was killed (on a cluster there is none here)."""
         if self._raylet is None:
             children = psutil.Process().children()
             self._raylet = next((c for c in children if c.name() == "raylet"), None)
