@@ -95,14 +95,17 @@ def finish(home: Path, overrides: list[str]) -> dict[str, bytes]:
 
 
 def left_behind(home: Path) -> list[bytes]:
-    """Processes of this home's runs that are still there after 30 seconds."""
+    """Processes of this home's runs that are still there after 90 seconds.
+
+    Ray's own agents need a minute to notice that the rest is gone.
+    """
     mark = f"FEDCATS_KILL={home}".encode()
-    for _ in range(60):
+    for _ in range(180):
         found = []
         for path in Path("/proc").glob("[0-9]*/environ"):
             try:
                 if mark in path.read_bytes().split(b"\0"):
-                    found.append((path.parent / "cmdline").read_bytes().replace(b"\0", b" "))
+                    found.append((path.parent / "cmdline").read_bytes().replace(b"\0", b" ").strip())
             except OSError:
                 continue
         if not found:
