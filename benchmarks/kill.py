@@ -105,7 +105,9 @@ def left_behind(home: Path) -> list[bytes]:
         for path in Path("/proc").glob("[0-9]*/environ"):
             try:
                 if mark in path.read_bytes().split(b"\0"):
-                    found.append((path.parent / "cmdline").read_bytes().replace(b"\0", b" ").strip())
+                    found.append(
+                        (path.parent / "cmdline").read_bytes().replace(b"\0", b" ").strip()
+                    )
             except OSError:
                 continue
         if not found:
