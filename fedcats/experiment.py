@@ -40,6 +40,7 @@ from fedcats.core.data import (
 )
 from fedcats.core.data.sources import part_source
 from fedcats.core.errors import RunError, UserError
+from fedcats.core.frozen import SharedTest
 from fedcats.core.home import home
 from fedcats.core.merging import Rule, effective_number, make_rule
 from fedcats.core.metrics import compare, read_predictions, scores, write_predictions
@@ -47,7 +48,7 @@ from fedcats.core.models import InitialWeights, State
 from fedcats.core.robust import ROBUST, Robust
 from fedcats.core.seeding import derive_seed
 from fedcats.core.store import Store
-from fedcats.core.training import FrozenPart, Recipe
+from fedcats.core.training import Recipe
 from fedcats.core.update import (
     Task,
     Update,
@@ -114,7 +115,7 @@ class Run:
         default_factory=lambda: np.zeros(0, dtype=np.int64)
     )
 
-    frozen: dict[str, FrozenPart | None] = field(default_factory=dict)
+    frozen: dict[str, SharedTest | None] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -610,11 +611,12 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
     def strategy(names: Sequence[str], first_round: int, prefix: str) -> MergeStrategy:
         keys: list[str] = []
 
-        def make_task(client: int, server_round: int, start: str) -> Task:
-            task = this.task(client, server_round, start)
-            keys.extend([weights_key(start), task.key(this.dataset.train.subset(task.indices))])
+        def make_tasks(clients: Sequence[int], server_round: int, start: str) -> list[Task]:
+            tasks = [this.task(client, server_round, start) for client in clients]
+            keys.append(weights_key(start))
+            keys.extend(task.key(this.dataset.train.subset(task.indices)) for task in tasks)
             this.store.hold(keys, "round")
-            return task
+            return tasks
 
         def on_update(client: int, server_round: int, update: Update) -> None:
             trained.add(f"{prefix}submodel/{client}", server_round, update)
@@ -627,7 +629,7 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
         return MergeStrategy(
             {name: rules[name] for name in names},
             plan,
-            make_task,
+            make_tasks,
             this.sizes,
             this.store,
             transport,

@@ -19,12 +19,13 @@ from torch import nn
 
 from fedcats.core import models, training
 from fedcats.core.data import MEAN, STD, Images
+from fedcats.core.frozen import SharedTest, share_test
 from fedcats.core.grid import Point, distinct_points, ensemble, greedy_soup, merge_points
 from fedcats.core.merging import RULES
 from fedcats.core.metrics import scores, write_predictions
 from fedcats.core.models import State
 from fedcats.core.store import content_key
-from fedcats.core.training import FrozenPart, frozen_part, predict
+from fedcats.core.training import predict
 from fedcats.federated.strategy import Merged, merge_order
 
 if TYPE_CHECKING:
@@ -77,14 +78,14 @@ def _model(this: Run, whole: State) -> nn.Module:
     return model.to(this.device)
 
 
-def _frozen(this: Run, images: Images) -> FrozenPart | None:
+def _frozen(this: Run, images: Images) -> SharedTest | None:
     """The frozen part's answers, which all models of a run share; worked out once."""
     if this.config.model.trainable == "all":
         return None
     with this.lock:
         if images.digest not in this.frozen:
             model = _model(this, this.initial.state)
-            this.frozen[images.digest] = frozen_part(model, this.trained_names, images)
+            this.frozen[images.digest] = share_test(model, this.trained_names, images)
         return this.frozen[images.digest]
 
 

@@ -1,6 +1,7 @@
 """The one local loop and the one evaluation."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ from torch.nn.functional import cross_entropy
 from torchvision import transforms
 
 from fedcats.core import models
-from fedcats.core.data import Images, folder_source, prepare
+from fedcats.core.data import Images, folder_source, normalise, prepare
 from fedcats.core.errors import RunError
+from fedcats.core.frozen import Features, find_frozen_part, share_test, work_out
 from fedcats.core.seeding import derive_seed
-from fedcats.core.training import PlainStep, Recipe, batches, frozen_part, predict, train
+from fedcats.core.training import PlainStep, Recipe, batches, predict, train
 
 RECIPE = Recipe(
     epochs=2,
@@ -209,7 +211,7 @@ def test_models_that_share_a_frozen_part_predict_the_same_bits(
     torch.manual_seed(3)
     model = models.build(name, 2)
     names = models.set_trainable(model, trainable)
-    frozen = frozen_part(model, names, images, batch_size=8)
+    frozen = share_test(model, names, images, batch_size=8)
     assert (frozen is not None) == shared
     if frozen is not None:
         with torch.no_grad():
@@ -219,3 +221,31 @@ def test_models_that_share_a_frozen_part_predict_the_same_bits(
         state = model.state_dict()
         trained = {key: state[key] for key in names}
         assert np.array_equal(frozen.predict(trained), predict(model, images, batch_size=8))
+
+
+@pytest.mark.parametrize(
+    ("name", "trainable"), [("alexnet", "head"), ("alexnet", "classifier"), ("resnet18", "head")]
+)
+@pytest.mark.parametrize("n", [11, 3])  # batches of 4, 4, 3; one batch of 3
+@pytest.mark.parametrize("kept", [True, False])
+def test_features_worked_out_once_train_to_the_same_bits(
+    images: Images, name: str, trainable: str, n: int, kept: bool
+) -> None:
+    """Against the whole model at each step."""
+    shard = images.subset(range(n))
+    torch.manual_seed(3)
+    whole = models.build(name, 3)
+    names = models.set_trainable(whole, trainable)
+    split = copy.deepcopy(whole)
+    momentum = dataclasses.replace(RECIPE, epochs=3, momentum=0.9)
+    expected = train(whole, shard, momentum, seed=5)
+
+    part = find_frozen_part(split, names, normalise(shard.pixels([0])))
+    assert part is not None
+    size = min(n, 4)
+    features = Features(part, shard, work_out(part, shard, size) if kept else None, size)
+    epochs = train(split, shard, momentum, seed=5, features=features)
+
+    assert [e.loss for e in epochs] == [e.loss for e in expected]
+    for key, value in whole.state_dict().items():
+        assert torch.equal(split.state_dict()[key], value), key

@@ -1,10 +1,8 @@
 """The one local training loop and the one evaluation, for every client and for the baseline."""
 
-import copy
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedcats.core.data import Images, flip_, normalise
+from fedcats.core.cuda import make_cuda_step
+from fedcats.core.data import Images, draw_flips, flip_, normalise
 from fedcats.core.errors import RunError
 from fedcats.core.fast import make_fast_step
+from fedcats.core.frozen import Features
 from fedcats.core.seeding import derive_seed
 
-VERSION = 2
+VERSION = 3
 """Of the computation in `train`: raise it when the same input gives other weights."""
 
 
@@ -141,8 +141,9 @@ class PlainStep:
 
 
 def make_step(model: nn.Module, recipe: Recipe) -> Step:
-    """The fast step where it covers model and recipe, else the plain one."""
-    return make_fast_step(model, recipe) or PlainStep(model, recipe)
+    """The fast step where it covers model and recipe, on a GPU a recorded one, else the plain."""
+    cuda = make_cuda_step(model, recipe)
+    return cuda or make_fast_step(model, recipe) or PlainStep(model, recipe)
 
 
 def train(
@@ -155,6 +156,7 @@ def train(
     optimizer_state: dict[str, Tensor] | None = None,
     start: Mapping[str, Tensor] | None = None,
     after_epoch: Callable[[tuple[Epoch, ...], Step], None] | None = None,
+    features: Features | None = None,
     step_for: Callable[[nn.Module, Recipe], Step] = make_step,
 ) -> tuple[Epoch, ...]:
     """Train in place: cross entropy and SGD over shuffled batches, `recipe.epochs` times.
@@ -175,6 +177,9 @@ def train(
         step does not know.
     after_epoch
         Called with the epochs so far and the step, e.g. to report or to save.
+    features
+        Where a part of the model is frozen: what that part gives for ``images``. The numbers are
+        the same without it. The step is then one of the trained module, and knows its names.
 
     Returns
     -------
@@ -186,24 +191,35 @@ def train(
     RunError
         When the loss is no longer finite.
     """
-    step = PlainStep(model, recipe, start) if recipe.proximal_mu else step_for(model, recipe)
+    device = next(model.parameters()).device
+    trained, prefix = (model, "") if features is None else (features.part.tail, features.part.name)
+    if recipe.proximal_mu:
+        near = {name.removeprefix(f"{prefix}."): value for name, value in (start or {}).items()}
+        step: Step = PlainStep(trained, recipe, near)
+    else:
+        step = step_for(trained, recipe)
     step.load_state(optimizer_state or {})
-    labels = torch.from_numpy(np.ascontiguousarray(images.labels))
+    labels = torch.from_numpy(np.ascontiguousarray(images.labels)).to(device)
     for epoch in range(len(done), recipe.epochs):
         started = time.perf_counter()
         step.set_lr(recipe.lr_at(epoch))
         order = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
         flips = torch.Generator().manual_seed(derive_seed(seed, "flip", epoch))
-        total, examples, steps = 0.0, 0, 0
+        losses = torch.zeros((), dtype=torch.float64, device=device)
+        examples, steps = 0, 0
         # Dropout layers know no generator of their own: they get torch's, forked and seeded.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "dropout", epoch))
             for batch in batches(len(images), recipe.batch_size, recipe.drop_last, order):
-                pixels = flip_(images.pixels(batch), flips)
-                loss = step(normalise(pixels), labels[batch])
-                total += loss.item() * len(batch)
+                flipped = draw_flips(len(batch), flips)
+                if features is None:
+                    x = normalise(flip_(images.pixels(batch), flipped).to(device))
+                else:
+                    x = features(batch, flipped)
+                losses += step(x, labels[batch]).double() * len(batch)
                 examples += len(batch)
                 steps += 1
+        total = losses.item()  # once an epoch: a GPU would be waited for each time
         if not math.isfinite(total):
             raise RunError(f"the training loss is {total} in epoch {epoch + 1}: lower train.lr")
         loss_per_image = total / max(examples, 1)
@@ -222,77 +238,16 @@ def batches(n: int, size: int, drop_last: bool, generator: torch.Generator) -> I
 
 def predict(model: nn.Module, images: Images, batch_size: int = 64) -> np.ndarray[Any, Any]:
     """Class probabilities (n, classes), float32, of the photos in order, without augmentation."""
+    device = next(model.parameters()).device
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.inference_mode():
             parts = [
-                torch.softmax(model(normalise(images.pixels(batch))), dim=1)
+                torch.softmax(model(normalise(images.pixels(batch).to(device))), dim=1)
                 for batch in torch.split(torch.arange(len(images)), batch_size)
             ]
     finally:
         for module in training:
             module.training = True
-    return torch.cat(parts).numpy()
-
-
-@dataclass(frozen=True)
-class FrozenPart:
-    """What the frozen part of a model gives for each image, for models that share that part.
-
-    Attributes
-    ----------
-    name, tail
-        The last module, which holds all trained tensors, and its name in the model.
-    inputs
-        What it gets, batch by batch as in `predict`; so its numbers are the whole model's.
-    """
-
-    name: str
-    tail: nn.Module
-    inputs: list[Tensor]
-
-    def predict(self, trained: Mapping[str, Tensor]) -> np.ndarray[Any, Any]:
-        """As `predict` of a whole model with these trained tensors (by state-dict key)."""
-        tail = copy.deepcopy(self.tail)
-        tail.load_state_dict({k.removeprefix(f"{self.name}."): v for k, v in trained.items()})
-        with torch.inference_mode():
-            parts = [torch.softmax(tail(x), dim=1) for x in self.inputs]
-        return torch.cat(parts).cpu().numpy()
-
-
-def frozen_part(
-    model: nn.Module, trained: Sequence[str], images: Images, batch_size: int = 64
-) -> FrozenPart | None:
-    """Run the frozen part of ``model`` once over all images.
-
-    Parameters
-    ----------
-    model
-        Any model with the frozen part; put into evaluation mode.
-    trained
-        State-dict keys of the trained tensors.
-
-    Returns
-    -------
-    FrozenPart or None
-        None when the trained tensors are not those of one module that ends the model.
-    """
-    modules = [name.rpartition(".")[0].replace(".", "/") for name in trained]
-    path = os.path.commonpath(modules).replace("/", ".")
-    if not path or {*model.get_submodule(path).state_dict()} != {
-        name.removeprefix(f"{path}.") for name in trained
-    }:
-        return None
-    tail = model.eval().get_submodule(path)
-    seen: list[tuple[Tensor, Tensor]] = []
-    hook = tail.register_forward_hook(lambda _, given, out: seen.append((given[0], out)))
-    try:
-        with torch.inference_mode():
-            for number, batch in enumerate(torch.split(torch.arange(len(images)), batch_size), 1):
-                out = model(normalise(images.pixels(batch)))
-                if len(seen) != number or out is not seen[-1][1]:
-                    return None
-    finally:
-        hook.remove()
-    return FrozenPart(path, copy.deepcopy(tail), [given for given, _ in seen])
+    return torch.cat(parts).cpu().numpy()

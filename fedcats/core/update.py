@@ -5,6 +5,7 @@ The centralized baseline is the same function over all training images. As a pro
 process of its own, beside a running federation.
 """
 
+import functools
 import json
 import os
 import sys
@@ -19,9 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from fedcats.core import models, training
-from fedcats.core.data import MEAN, STD, Images, open_dataset
+from fedcats.core.cuda import full_precision
+from fedcats.core.data import MEAN, STD, Dataset, Images, normalise, open_dataset
 from fedcats.core.errors import RunError, UserError
 from fedcats.core.fast import keep_freed_memory
+from fedcats.core.frozen import Features, FrozenPart, find_frozen_part, work_out
 from fedcats.core.seeding import derive_seed
 from fedcats.core.store import CHECKPOINT, Store, content_key
 from fedcats.core.training import Epoch, Recipe, Step
@@ -91,19 +94,11 @@ class Task:
         return content_key(
             {
                 "kind": "update",
-                "version": training.VERSION,
-                "torch": torch.__version__,
-                "model": [self.model, self.num_classes, self.trainable],
-                "base": self.base,
                 "start": self.start,
-                "images": images.digest,
-                "normalise": [MEAN, STD],
                 # Without its own effect a key does not change the keys of older updates.
                 "recipe": {k: v for k, v in asdict(self.recipe).items() if k != "proximal_mu" or v},
                 "seed": self.training_seed,
-                "threads": self.threads,
-                "device": self.device,
-                "processor": torch.backends.cpu.get_cpu_capability(),
+                **_environment(self, images),
             }
         )
 
@@ -173,7 +168,12 @@ def get_weights(store: Store, sha256: str) -> dict[str, Tensor]:
 
 def task_images(task: Task) -> Images:
     """The images of the task's shard."""
-    return open_dataset(Path(task.data)).train.subset(task.indices)
+    return _dataset(task.data).train.subset(task.indices)
+
+
+@functools.lru_cache(maxsize=1)  # a folder's name says what it holds
+def _dataset(path: str) -> Dataset:
+    return open_dataset(Path(path))
 
 
 def compute(task: Task, store: Store, report: Report = lambda _: None) -> Update:
@@ -224,14 +224,66 @@ def _model(task: Task, store: Store) -> nn.Module:
     if cache_key not in _model_of_process:
         _model_of_process.clear()
         state = get_weights(store, task.base)
-        _model_of_process[cache_key] = models.empty(task.model, task.num_classes, state)
+        model = models.empty(task.model, task.num_classes, state)
+        # The layout in which the convolutions' images travel (see `fedcats.core.fast`).
+        _model_of_process[cache_key] = model.to(memory_format=torch.channels_last)
+        _ends.clear()
     return _model_of_process[cache_key]
+
+
+# Of the process's model, by `Task.trainable`: the frozen part's end, and its bytes per image.
+_ends: dict[str, tuple[str, int] | None] = {}
+_FEATURES_BYTES = 2**30  # of more, nothing is kept
+
+
+def _features(
+    task: Task, images: Images, model: nn.Module, names: list[str], store: Store
+) -> Features | None:
+    """What the frozen part gives for the shard: from the store, or worked out now and kept."""
+    if task.trainable == "all":
+        return None
+    if task.trainable not in _ends:
+        example = normalise(images.pixels([0]).to(task.device))
+        found = find_frozen_part(model, names, example)
+        _ends[task.trainable] = None if found is None else (found.name, found(example).nbytes)
+    end = _ends[task.trainable]
+    if end is None:
+        return None
+    part = FrozenPart(model, end[0])
+    size = min(task.recipe.batch_size, len(images))
+    if 2 * len(images) * end[1] > _FEATURES_BYTES:
+        return Features(part, images, None, size)
+    key = content_key({"kind": "features", "size": size, **_environment(task, images)})
+    entry = store.get(key)
+    if entry is None:
+        table = work_out(part, images, size)
+        about = {"kind": "features", "task": task.name, "examples": len(images)}
+        store.put(key, {"features": table}, about)
+    else:
+        table = entry.tensors["features"].to(task.device)
+    return Features(part, images, table, size)
+
+
+def _environment(task: Task, images: Images) -> dict[str, Any]:
+    """What an update and the features of a shard both depend on."""
+    return {
+        "version": training.VERSION,
+        "torch": torch.__version__,
+        "model": [task.model, task.num_classes, task.trainable],
+        "base": task.base,
+        "images": images.digest,
+        "normalise": [MEAN, STD],
+        "threads": task.threads,
+        "device": task.device,
+        "processor": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def _train(task: Task, images: Images, key: str, store: Store, report: Report) -> int:
     """Train and keep; the number of epochs that a checkpoint had."""
     torch.set_num_threads(task.threads)
     keep_freed_memory()
+    full_precision()
     checkpoint_key = CHECKPOINT + key
     model = _model(task, store).to(task.device)
     names = models.set_trainable(model, task.trainable)
@@ -278,6 +330,7 @@ def _train(task: Task, images: Images, key: str, store: Store, report: Report) -
         optimizer_state=momentum,
         start=anchor,
         after_epoch=after_epoch,
+        features=_features(task, images, model, names, store),
     )
     trained = {name: tensors[name].cpu() for name in names}
     store.put(key, trained, _meta(task, "update", images, epochs))

@@ -114,8 +114,8 @@ class MergeStrategy(Strategy):
     ----------
     rules
         By name; the first one's merge is what ``start`` returns.
-    make_task
-        ``make_task(client, round, digest of the weights to start from)``.
+    make_tasks
+        ``make_tasks(clients, round, digest of the weights to start from)``, one for each client.
     sizes
         How many images each client has: a reply with another number is refused.
     store
@@ -132,7 +132,7 @@ class MergeStrategy(Strategy):
 
     rules: Mapping[str, Rule | Robust]
     plan: Plan
-    make_task: Callable[[int, int, str], Task]
+    make_tasks: Callable[[Sequence[int], int, str], Sequence[Task]]
     sizes: Sequence[int]
     store: Store
     transport: Transport
@@ -154,8 +154,8 @@ class MergeStrategy(Strategy):
         nodes = self.transport.nodes(grid, len(self.plan.order))
         self._nodes = {node: client for client, node in enumerate(nodes[: len(self.plan.order)])}
         self._asked = self.plan.clients(server_round)
-        for client in self._asked:
-            task = self.make_task(client, server_round, digest)
+        tasks = self.make_tasks(self._asked, server_round, digest)
+        for client, task in zip(self._asked, tasks, strict=True):
             content = self.transport.pack(task, self._start)
             yield Message(content, dst_node_id=nodes[client], message_type=MessageType.TRAIN)
 

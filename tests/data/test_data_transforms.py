@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageOps
 from torchvision import transforms
 
-from fedcats.core.data import MEAN, STD, flip_, folder_source, normalise, prepare
+from fedcats.core.data import MEAN, STD, draw_flips, flip_, folder_source, normalise, prepare
 
 
 def noise(mode, size, seed=0):
@@ -74,7 +74,8 @@ def torchvision_pixels(path, p):
 def test_equal_to_torchvision(dataset, name, p):
     root, data = dataset
     index = data.train.files.index(f"train/dog/{name}")
-    pixels = flip_(data.train.pixels([index]), torch.Generator().manual_seed(0), p=p)
+    flipped = draw_flips(1, torch.Generator().manual_seed(0), p)
+    pixels = flip_(data.train.pixels([index]), flipped)
     expected = torchvision_pixels(root / "train" / "dog" / name, p)
     ours = normalise(pixels)[0]
     assert ours.dtype == torch.float32
@@ -92,7 +93,7 @@ def test_exif_turn_really_happens(dataset):
 
 def test_flip_draws_one_decision_per_image():
     pixels = torch.arange(1000 * 3 * 2 * 2, dtype=torch.int64).view(1000, 3, 2, 2)
-    flipped = flip_(pixels.clone(), torch.Generator().manual_seed(7))
+    flipped = flip_(pixels.clone(), draw_flips(1000, torch.Generator().manual_seed(7)))
     was_flipped = (flipped == pixels.flip(-1)).all(dim=(1, 2, 3))
     untouched = (flipped == pixels).all(dim=(1, 2, 3))
     assert bool((was_flipped ^ untouched).all())
@@ -103,7 +104,7 @@ def test_flip_draws_one_decision_per_image():
 
 def test_flip_is_in_place_and_keeps_the_type():
     pixels = torch.tensor([[[[1, 2], [3, 4]]]], dtype=torch.uint8)
-    result = flip_(pixels, torch.Generator().manual_seed(0), p=1.0)
+    result = flip_(pixels, torch.tensor([True]))
     assert result is pixels
     assert pixels.tolist() == [[[[2, 1], [4, 3]]]]
     assert pixels.dtype == torch.uint8

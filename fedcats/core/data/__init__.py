@@ -20,7 +20,7 @@ from fedcats.core.data.partition import (
 )
 from fedcats.core.data.sheet import contact_sheet
 from fedcats.core.data.sources import Item, Source, folder_source
-from fedcats.core.data.transforms import MEAN, STD, flip_, normalise
+from fedcats.core.data.transforms import MEAN, STD, draw_flips, flip_, normalise
 
 __all__ = [
     "MEAN",
@@ -36,6 +36,7 @@ __all__ = [
     "Source",
     "contact_sheet",
     "decode",
+    "draw_flips",
     "flip_",
     "folder_source",
     "hold_out",

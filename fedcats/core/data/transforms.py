@@ -34,27 +34,29 @@ def normalise(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
 
 
-def flip_(pixels: torch.Tensor, generator: torch.Generator, p: float = 0.5) -> torch.Tensor:
-    """Mirror each image left to right with probability `p`, in place.
+def draw_flips(n: int, generator: torch.Generator, p: float = 0.5) -> torch.Tensor:
+    """Which of ``n`` images are to be mirrored: (n,) bool, each with probability ``p``.
 
-    The decisions are drawn on the CPU, one for each image, so they are the same whatever device
-    the pixels are on.
+    Drawn on the CPU, one draw for each image, so the same whatever device the pixels are on.
+    """
+    return torch.rand(n, generator=generator) < p
+
+
+def flip_(pixels: torch.Tensor, flipped: torch.Tensor) -> torch.Tensor:
+    """Mirror images left to right, in place.
 
     Parameters
     ----------
     pixels
         (b, 3, H, W), any type, on any device.
-    generator
-        On the CPU; moved on by b draws.
-    p
-        Probability of a flip, 0 to 1.
+    flipped
+        (b,), bool, on the CPU: which of them; see `draw_flips`.
 
     Returns
     -------
     torch.Tensor
         `pixels` itself.
     """
-    chosen = torch.rand(len(pixels), generator=generator) < p
-    where = chosen.nonzero().flatten().to(pixels.device)
+    where = flipped.nonzero().flatten().to(pixels.device)
     pixels[where] = pixels[where].flip(-1)
     return pixels
