@@ -11,6 +11,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import time
 import uuid
@@ -76,6 +77,8 @@ class Store:
         self.root = root
         self.max_bytes = max_bytes
         self.damaged: list[str] = []
+        self._seen = 0  # bytes of the entries when they were last looked through
+        self._since = math.inf  # bytes written since then
         self._held: dict[str, list[str]] = {}
         self._holder: int | None = None
         for folder in (root, root / "locks", root / "held"):
@@ -127,7 +130,13 @@ class Store:
             raise RunError(f"store {self.root}: cannot write an entry: {reason}") from error
         finally:
             temporary.unlink(missing_ok=True)
-        self.evict(keep=key)
+        if self.max_bytes is None:
+            return
+        # Thousands of small entries must not all be looked through for each new one; what other
+        # processes have written meanwhile is noticed a little later.
+        self._since += sum(value.nbytes for value in tensors.values())
+        if self._seen + self._since > self.max_bytes or self._since > self.max_bytes / 20:
+            self.evict(keep=key)
 
     def remove(self, key: str) -> None:
         """Drop an entry if it is there."""
@@ -203,13 +212,16 @@ class Store:
                 with contextlib.suppress(FileNotFoundError):
                     status = path.stat()
                     sizes.append((status.st_mtime, path, status.st_size))
-            excess = sum(size for _, _, size in sizes) - limit
+            self._seen = sum(size for _, _, size in sizes)
+            self._since = 0.0
+            excess = self._seen - limit
             for _, path, size in sorted(sizes):
                 if excess <= 0:
                     break
                 if path.stem.removeprefix(CHECKPOINT) not in held:
                     path.unlink(missing_ok=True)
                     excess -= size
+                    self._seen -= size
 
     def verify(self) -> Iterator[tuple[Listing, bool]]:
         """Read every entry; whether it is whole. Nothing is removed, no use is noted."""
