@@ -34,16 +34,18 @@ def share(barrier: Barrier) -> None:
     meet = barrier
 
 
-def measure(threads: int, rounds: int) -> tuple[list[dict[str, float]], int, int]:
+def measure(threads: int, rounds: int, kept: bool) -> tuple[list[dict[str, float]], int, int]:
     """Seconds of every column in each round; operations and bytes of the floor."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
     from torchvision.models import alexnet
 
-    from fedcats.core.fast import make_fast_step
+    from fedcats.core.fast import keep_freed_memory, make_fast_step
     from fedcats.core.training import PlainStep, Recipe
 
     torch.set_num_threads(threads)
+    if kept:
+        keep_freed_memory()  # of the whole process, so plain steps gain from it too
     torch.manual_seed(0)
     recipe, momentum = (
         Recipe(
@@ -76,7 +78,10 @@ def measure(threads: int, rounds: int) -> tuple[list[dict[str, float]], int, int
     }
     for name, make in (("plain", PlainStep), ("fast", make_fast_step)):
         for prefix, r in (("", recipe), ("momentum ", momentum)):
-            step = make(copy.deepcopy(start), r)
+            model = copy.deepcopy(start)
+            if name == "fast":  # as clients have it
+                model = model.to(memory_format=torch.channels_last)
+            step = make(model, r)
             assert step is not None
             steps[prefix + name] = lambda step=step: step(x, y)
 
@@ -128,13 +133,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/step.json"))
+    parser.add_argument("--malloc-default", action="store_true", help="give freed memory back")
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     table: dict[str, dict[str, float]] = {}
     for name, threads, processes in SETTINGS:
         barrier = context.Barrier(processes)
         with ProcessPoolExecutor(processes, context, share, (barrier,)) as pool:
-            runs = [pool.submit(measure, threads, options.rounds) for _ in range(processes)]
+            runs = [
+                pool.submit(measure, threads, options.rounds, not options.malloc_default)
+                for _ in range(processes)
+            ]
             table[name] = summarise([run.result() for run in runs])
 
     import torch

@@ -60,6 +60,7 @@ from fedcats.core.update import (
 )
 from fedcats.federated.runner import (
     LocalGrid,
+    RayGrid,
     check_cluster,
     default_workers,
     run_local,
@@ -604,7 +605,10 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
             config.strategy.timeout,
         )
         poll_seconds = 1.0
-    in_order = cast(Grid, InOrderGrid(grid, poll_seconds))
+    window = None
+    if isinstance(grid, RayGrid) and _address(config) is None:  # the number of workers is known
+        window = max(32, 8 * this.workers)
+    in_order = cast(Grid, InOrderGrid(grid, poll_seconds, window))
     # A client that hangs ends its own process; this is for one that cannot even do that.
     patience = None if hangs is None else hangs * (config.train.epochs + 1) * clients
 

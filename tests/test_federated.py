@@ -3,7 +3,7 @@
 import random
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -57,50 +57,65 @@ class LateGrid(LocalGrid):
         self.draw = random.Random(seed)
         self.arrived: dict[str, Message] = {}
         self.coming: list[str] = []
+        self.out = self.most_out = 0
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         ids = list(super().push_messages(messages))
         waiting = [*self.coming, *ids]
         self.coming = self.draw.sample(waiting, len(waiting))
+        self.out += len(ids)
+        self.most_out = max(self.most_out, self.out)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         if self.coming:
             message_id = self.coming.pop()
             self.arrived[message_id] = next(iter(super().pull_messages([message_id])))
-        return [self.arrived.pop(i) for i in message_ids if i in self.arrived]
+        replies = [self.arrived.pop(i) for i in message_ids if i in self.arrived]
+        self.out -= len(replies)
+        return replies
 
 
-def merge(tmp_path: Path, seed: int, order: list[int]) -> tuple[MergeStrategy, list[int]]:
+def merge(
+    tmp_path: Path, seed: int, order: list[int], window: int | None = None
+) -> tuple[MergeStrategy, list[int]]:
     seen: list[int] = []
 
-    def task(client: int, server_round: int, start: str) -> Task:
-        return Task(
-            f"client {client}", client, server_round, 0, "m", 2, "all", start, start, "", (),
-            RECIPE, 1, "cpu", 0.0,
-        )  # fmt: skip
+    def tasks(clients: Sequence[int], server_round: int, start: str) -> list[Task]:
+        return [
+            Task(
+                f"client {client}", client, server_round, 0, "m", 2, "all", start, start, "", (),
+                RECIPE, 1, "cpu", 0.0,
+            )
+            for client in clients
+        ]  # fmt: skip
 
     strategy = MergeStrategy(
         {name: make_rule(name, beta=0.5) for name in ("polyak", "fedavg")},
         Plan(order, 1.0, 0, "fail", 1),
-        task,
+        tasks,
         range(1, 100),
         Store(tmp_path / "store"),
         ByReference(Store(tmp_path / "store"), tmp_path / "events", None),
         lambda client, _round, _update: seen.append(client),
     )
-    grid = InOrderGrid(LateGrid(len(order), seed))
+    late = LateGrid(len(order), seed)
+    grid = InOrderGrid(late, window=window)
     start = ArrayRecord({"w": torch.zeros(1)})
     result = strategy.start(grid, start, num_rounds=1, timeout=None)
     assert torch.equal(
         result.arrays.to_torch_state_dict()["w"], strategy.merged["polyak"].state["w"]
     )
+    assert late.most_out == min(len(order), window or len(order))
     return strategy, seen
 
 
+@pytest.mark.parametrize("window", [None, 1, 2, 9])
 @pytest.mark.parametrize("seed", range(8))
-def test_the_order_of_arrival_does_not_matter(tmp_path: Path, seed: int) -> None:
-    strategy, seen = merge(tmp_path, seed, [0, 1, 2, 3])
+def test_the_order_of_arrival_does_not_matter(
+    tmp_path: Path, seed: int, window: int | None
+) -> None:
+    strategy, seen = merge(tmp_path, seed, [0, 1, 2, 3], window)
     assert seen == [0, 1, 2, 3]
     # ((1 + 2) / 2 + 4) / 2 and so on; (1*1 + 2*2 + 3*4 + 4*8) / 10
     assert strategy.merged["polyak"].state["w"].item() == 5.375

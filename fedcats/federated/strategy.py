@@ -1,8 +1,10 @@
 """The strategy: sends each client its task, folds the updates in order as they come."""
 
+import itertools
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -263,11 +265,18 @@ class InOrderGrid:
     Flower's own holds all replies of a round until the last has come. ``Strategy.start`` is
     content with this iterator, so at most one update is in memory beside the accumulators; a
     reply that comes early waits where it is (in a simulation it is a key, not a model).
+
+    Parameters
+    ----------
+    window
+        How many messages are out at a time; None: all. Flower's simulation looks at every message
+        that is out once for each node, again and again: with 1,000 of both it does little else.
     """
 
-    def __init__(self, grid: Grid, poll_seconds: float = 0.05) -> None:
+    def __init__(self, grid: Grid, poll_seconds: float = 0.05, window: int | None = None) -> None:
         self._grid = grid
         self._poll = poll_seconds
+        self._window = window
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._grid, name)
@@ -275,22 +284,27 @@ class InOrderGrid:
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Push all messages now; yield the replies in the order of the messages.
+        """Push messages now; yield the replies in the order of the messages.
 
         One whose turn it is and that does not come for ``timeout`` seconds is an error reply.
         """
         # One by one: all messages of a round together would be all its models in memory.
-        sent = [
-            (message_id, message.metadata)
-            for message in messages
-            for message_id in self._grid.push_messages([message])
-        ]
-        return self._replies(sent, timeout)
+        waiting = iter(messages)
+        sent = deque(self._push(message) for message in itertools.islice(waiting, self._window))
+        return self._replies(sent, waiting, timeout)
+
+    def _push(self, message: Message) -> tuple[str, Metadata]:
+        (message_id,) = self._grid.push_messages([message])
+        return message_id, message.metadata
 
     def _replies(
-        self, sent: list[tuple[str, Metadata]], timeout: float | None
+        self,
+        sent: deque[tuple[str, Metadata]],
+        waiting: Iterator[Message],
+        timeout: float | None,
     ) -> Iterator[Message]:
-        for message_id, metadata in sent:
+        while sent:
+            message_id, metadata = sent.popleft()
             deadline = math.inf if timeout is None else time.monotonic() + timeout
             while not (replies := list(self._grid.pull_messages([message_id]))):
                 if time.monotonic() > deadline:
@@ -303,4 +317,5 @@ class InOrderGrid:
                     replies = [Message(error, reply_to=asked)]
                     break
                 time.sleep(self._poll)
+            sent.extend(self._push(message) for message in itertools.islice(waiting, 1))
             yield from replies
