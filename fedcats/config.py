@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from fedcats.core.attack import ATTACKS
 from fedcats.core.errors import UserError
 from fedcats.core.robust import ROBUST
 
@@ -227,6 +228,18 @@ class StrategyConfig:
 
 
 @dataclass(frozen=True)
+class AttackConfig:
+    """``attack``: what some clients do, simulated; see `fedcats.core.attack`."""
+
+    name: str = _choice("none", *ATTACKS)
+    clients: Any = _checked(
+        "a number of clients, or a list of them",
+        lambda v: _distinct_integers(v) or (type(v) is int and v >= 0),
+    )
+    factor: float = _number(0, above=True)
+
+
+@dataclass(frozen=True)
 class MergeConfig:
     """``merge``: what ``mode=merge`` evaluates; ``strategy.beta=auto`` takes one of the betas."""
 
@@ -311,6 +324,7 @@ class Config:
     model: ModelConfig
     train: TrainConfig
     strategy: StrategyConfig
+    attack: AttackConfig
     merge: MergeConfig
     runner: Any
     store: StoreConfig
@@ -377,6 +391,8 @@ def _load(raw: DictConfig) -> Config:
     for key, order in orders:
         if isinstance(order, list) and shards is not None and sorted(order) != [*range(shards)]:
             raise UserError(f"{key}={order}: a list must name each client 0 .. {shards - 1} once")
+    if config.attack.name != "none":
+        _check_attack(config, shards)
     if config.mode == "merge" and config.rounds > 1:
         raise UserError(f"rounds={config.rounds}: mode=merge merges once; allowed is 1")
     if config.mode == "merge" and config.strategy.fraction < 1:
@@ -412,6 +428,19 @@ def _load(raw: DictConfig) -> Config:
             "data.counts=null takes the limit"
         )
     return config
+
+
+def _check_attack(config: Config, shards: int | None) -> None:
+    attack = config.attack
+    if shards is None or config.mode == "centralized":
+        what = "a real federation" if shards is None else "mode=centralized"
+        raise UserError(f"attack={attack.name}: not in {what}; allowed is attack=none")
+    chosen = attack.clients if isinstance(attack.clients, list) else range(attack.clients)
+    if not chosen or min(chosen) < 0 or max(chosen) >= shards:
+        raise UserError(
+            f"attack.clients={attack.clients}: allowed is a number of clients from 1 to {shards}, "
+            f"or a list of some of 0 .. {shards - 1}"
+        )
 
 
 def _load_group(schema: type, node: DictConfig, where: str) -> Any:

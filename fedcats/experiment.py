@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import platform
+import random
 import tempfile
 import threading
 import time
@@ -28,6 +29,7 @@ from fedcats import __version__
 from fedcats.centralized import Baseline
 from fedcats.config import Config, PhotoData, as_dict, load
 from fedcats.core import models
+from fedcats.core.attack import Attack
 from fedcats.core.data import (
     Dataset,
     Images,
@@ -140,6 +142,17 @@ class Run:
         return expected
 
     @property
+    def hostile(self) -> list[int]:
+        """Clients that attack, by ``attack.clients``; drawn from the seed where it is a number."""
+        attack = self.config.attack
+        if attack.name == "none":
+            return []
+        if isinstance(attack.clients, list):
+            return sorted(attack.clients)
+        draw = random.Random(derive_seed(self.config.seed, "attack"))
+        return sorted(draw.sample(range(len(self.shards)), attack.clients))
+
+    @property
     def sizes(self) -> list[int]:
         """How many training images each client has."""
         if self.sites is not None:
@@ -176,6 +189,9 @@ class Run:
             # A site decides by its own machine.
             device=self.device if self.sites is None else config.runner.device,
             checkpoint_seconds=config.store.checkpoint_seconds,
+            attack=Attack(config.attack.name, config.attack.factor)
+            if client in self.hostile
+            else None,
         )
 
 
@@ -517,7 +533,7 @@ def _train(this: Run, grid: Grid | None) -> Trained:
         workers = this.workers
         if mode != "federated":
             task = this.task("centralized", 1, this.start)
-            key = task.key(this.dataset.train.subset(task.indices))
+            key = task.key(task.images(this.dataset.train))
             this.store.hold([key], "baseline")
             found = read(this.store, key)
             if found is None:
@@ -541,7 +557,7 @@ def _federate(this: Run, trained: Trained, workers: int, grid: Grid | None) -> N
         return
     clients = len(this.shards)
     tasks = [this.task(client, 1, this.start) for client in range(clients)]
-    keys = [task.key(this.dataset.train.subset(task.indices)) for task in tasks]
+    keys = [task.key(task.images(this.dataset.train)) for task in tasks]
     this.store.hold(keys, "clients")
     nothing_to_train = this.config.rounds == 1 and all(key in this.store for key in keys)
     if this.config.mode == "merge" and nothing_to_train:
@@ -618,7 +634,7 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
         def make_tasks(clients: Sequence[int], server_round: int, start: str) -> list[Task]:
             tasks = [this.task(client, server_round, start) for client in clients]
             keys.append(weights_key(start))
-            keys.extend(task.key(this.dataset.train.subset(task.indices)) for task in tasks)
+            keys.extend(task.key(task.images(this.dataset.train)) for task in tasks)
             this.store.hold(keys, "round")
             return tasks
 
@@ -903,6 +919,9 @@ def _results(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
             "damaged": [name for name, _, update in trained.history if update.damaged],
         },
     }
+    if this.hostile:
+        attack = this.config.attack
+        results["attack"] = {"name": attack.name, "clients": this.hostile, "factor": attack.factor}
     if trained.failures:
         results["failures"] = trained.failures
     if this.config.paper.get("name") != "none":

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fedcats.core import models, training
+from fedcats.core.attack import Attack
 from fedcats.core.cuda import full_precision
 from fedcats.core.data import MEAN, STD, Dataset, Images, normalise, open_dataset
 from fedcats.core.errors import RunError, UserError
@@ -54,6 +55,8 @@ class Task:
         device and the processor's instruction set.
     checkpoint_seconds
         How often, at the end of an epoch, an unfinished training is saved.
+    attack
+        What a simulated hostile client does.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Task:
     threads: int
     device: str
     checkpoint_seconds: float
+    attack: Attack | None = None
 
     def to_json(self) -> str:
         """As one line of JSON."""
@@ -82,6 +86,7 @@ class Task:
         values = json.loads(text)
         values["recipe"] = Recipe(**values["recipe"])
         values["indices"] = tuple(values["indices"])
+        values["attack"] = Attack(**values["attack"]) if values["attack"] else None
         return cls(**values)
 
     @property
@@ -89,10 +94,17 @@ class Task:
         """Seed of the shuffling, flips and dropout of this client in this round."""
         return derive_seed(self.seed, "train", self.round, self.client)
 
+    def images(self, train: Images) -> Images:
+        """What the client trains on, out of the data set's training split."""
+        own = train.subset(self.indices)
+        return own if self.attack is None else self.attack.images(own, self.num_classes)
+
     def key(self, images: Images) -> str:
-        """Key of the update in the store."""
+        """Key in the store of the update that these images give."""
+        sent = {"attack": asdict(self.attack)} if self.attack and self.attack.on_update else {}
         return content_key(
             {
+                **sent,
                 "kind": "update",
                 "start": self.start,
                 # Without its own effect a key does not change the keys of older updates.
@@ -168,7 +180,7 @@ def get_weights(store: Store, sha256: str) -> dict[str, Tensor]:
 
 def task_images(task: Task) -> Images:
     """The images of the task's shard."""
-    return _dataset(task.data).train.subset(task.indices)
+    return task.images(_dataset(task.data).train)
 
 
 @functools.lru_cache(maxsize=1)  # a folder's name says what it holds
@@ -182,6 +194,11 @@ def compute(task: Task, store: Store, report: Report = lambda _: None) -> Update
     key = task.key(images)
     with store.claim(key, lambda: report(_event(task, 0, None, "waiting"))):
         found = read(store, key)
+        if found is None and task.attack and task.attack.on_update:
+            honest = compute(replace(task, attack=None), store, report)
+            sent = task.attack.update(get_weights(store, task.start), honest.tensors)
+            store.put(key, sent, _meta(task, "update", images, honest.epochs))
+            return replace(honest, key=key, tensors=sent)
         if found is None:
             resumed = _train(task, images, key, store, report)
             damaged = key in store.damaged

@@ -117,6 +117,13 @@ def warnings(results: Results) -> list[str]:
     found = [text] if (text := note(results)) else []
     if results.get("status", "complete") != "complete":
         found.append(f"This run is not complete (status: {results['status']}).")
+    if attack := results.get("attack"):
+        who = ", ".join(map(str, attack["clients"]))
+        factor = "" if attack["name"] == "label_flip" else f", factor {attack['factor']:g}"
+        found.append(
+            f"This run simulates an attack ({attack['name']}{factor}) by client(s) {who}; the "
+            "centralized model is trained on all images as they are."
+        )
     for who, why in (results.get("failures") or {}).items():
         found.append(f"Left out of the merge: {who} ({why}).")
     return found

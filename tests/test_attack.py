@@ -1,0 +1,99 @@
+"""Simulated attacks, through the real clients."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedcats.config import compose_config, load
+from fedcats.core.attack import Attack
+from fedcats.core.errors import UserError
+
+Run = Callable[..., tuple[dict[str, Any], Path]]
+FOUR = ["partition.num_shards=4", "mode=federated", "runner=local", "train.epochs=1"]
+
+
+def models_of(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return {path.stem: load_file(path) for path in (folder / "models").iterdir()}
+
+
+def test_what_is_sent_by_hand() -> None:
+    start = {"w": torch.tensor([1.0, 2.0]), "n": torch.tensor(3)}
+    update = {"w": torch.tensor([2.0, 1.0]), "n": torch.tensor(7)}
+    sent = Attack("scale", 10.0).update(start, update)
+    assert sent["w"].tolist() == [11.0, -8.0]
+    assert sent["n"] == 7
+    assert Attack("sign_flip", 0.5).update(start, update)["w"].tolist() == [0.5, 2.5]
+
+
+@pytest.mark.parametrize("name", ["scale", "sign_flip"])
+def test_only_what_hostile_clients_send_is_another_and_nobody_trains_again(
+    run: Run, name: str
+) -> None:
+    run(*FOUR, folder="honest")
+    results, folder = run(*FOUR, f"attack={name}", "attack.clients=[1]", "attack.factor=3")
+    honest, hostile = models_of(folder.parent / "honest"), models_of(folder)
+    assert results["attack"] == {"name": name, "clients": [1], "factor": 3.0}
+    assert results["store"]["trained"] == []
+    for client in (0, 2, 3):
+        other = honest[f"submodel-{client}"]
+        assert all(torch.equal(v, other[k]) for k, v in hostile[f"submodel-{client}"].items())
+    honest_one = honest["submodel-1"]
+    assert any(not torch.equal(v, honest_one[k]) for k, v in hostile["submodel-1"].items())
+    assert any(not torch.equal(hostile["polyak"][k], v) for k, v in honest["polyak"].items())
+
+
+def test_flipped_labels_are_trained_on_by_the_hostile_clients_only(run: Run) -> None:
+    run(*FOUR, folder="honest")
+    results, folder = run(*FOUR, "attack=label_flip", "attack.clients=2")
+    assert len(results["attack"]["clients"]) == 2
+    assert len(results["store"]["trained"]) == 2
+    again, _ = run(*FOUR, "attack=label_flip", "attack.clients=2", folder="again")
+    assert again["attack"] == results["attack"]
+    assert again["store"]["trained"] == []
+    first = json.loads((folder / "results.json").read_text())
+    assert first["models"]["polyak"] == again["models"]["polyak"]
+
+
+def test_the_median_outvotes_one_client_that_scales_its_update(run: Run) -> None:
+    """It stays within what the honest clients sent; the mean does not."""
+    rules = "strategy.rules=[fedavg,median]"
+    _, folder = run(*FOUR, rules, "attack=scale", "attack.clients=[2]", "attack.factor=1000")
+    models = models_of(folder)
+    honest = torch.stack(
+        [models[f"submodel-{c}"]["classifier.1.weight"].flatten() for c in (0, 1, 3)]
+    )
+    low, high = honest.min(0).values, honest.max(0).values
+
+    def outside(name: str) -> float:
+        merged = models[name]["classifier.1.weight"].flatten()
+        return float(((merged < low - 1e-7) | (merged > high + 1e-7)).float().mean())
+
+    assert outside("median") == 0
+    assert outside("fedavg") > 0.5
+
+
+def test_reports_say_who_attacks(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    _, folder = run(*FOUR, "attack=sign_flip", "attack.clients=[0,3]")
+    said = "simulates an attack (sign_flip, factor 1) by client(s) 0, 3"
+    assert said in (folder / "report.html").read_text()
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("attack=scale attack.clients=11", "attack.clients=11: allowed is a number of clients"),
+        ("attack=scale attack.clients=0", "attack.clients=0: allowed is a number of clients"),
+        ("attack=scale attack.clients=[0,10]", "attack.clients=.0, 10.: allowed is"),
+        ("attack=scale attack.factor=0", "attack.factor=0.0: allowed is a number above 0"),
+        ("attack=scale mode=centralized", "attack=scale: not in mode=centralized"),
+    ],
+)
+def test_what_cannot_be_is_refused(overrides: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(compose_config(overrides.split()))
