@@ -20,6 +20,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fedcats.core.attack import ATTACKS
 from fedcats.core.errors import UserError
+from fedcats.core.merging import STARTS
 from fedcats.core.robust import ROBUST
 
 MODES = ("compare", "federated", "centralized", "merge")
@@ -217,6 +218,7 @@ class StrategyConfig:
     trim: float = _checked("a number from 0 to below 0.5", lambda v: 0 <= v < 0.5)
     malicious: int = _number(0)
     beta: Any = _checked("a number from 0 to 1 | auto", lambda v: v == "auto" or _is_share(v))
+    start: str = _choice(*STARTS)
     order: Any = _checked(
         "partition | reversed | shuffled | a list of all clients", lambda v: _is_order(v)
     )
@@ -400,6 +402,11 @@ def _load(raw: DictConfig) -> Config:
             f"strategy.fraction={config.strategy.fraction:g}: mode=merge needs all clients; "
             "allowed is 1"
         )
+    if config.strategy.start != "first" and (
+        config.mode == "merge" or config.choice == "strategy.beta=auto"
+    ):
+        what = "mode=merge" if config.mode == "merge" else "strategy.beta=auto"
+        raise UserError(f"strategy.start={config.strategy.start}: {what} knows only first")
     if config.choice and config.held_out == 0:
         raise UserError(
             f"hold_out=0: {config.choice} chooses on held-out training images, never on the "

@@ -592,7 +592,7 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
     rules: dict[str, Rule | Robust] = {
         name: Robust(name, config.strategy.trim, config.strategy.malicious)
         if name in ROBUST
-        else make_rule(name, beta=beta)
+        else make_rule(name, beta=beta, start=config.strategy.start)
         for name in config.strategy.rules
     }
     clients = len(this.shards)
@@ -777,8 +777,12 @@ def _evaluate(
             model["clients"] = merged.clients
             model |= _traffic(merged)
             if merged.steps:
-                model["effective_weights"] = merged.effective_weights
-                model["n_eff"] = effective_number(merged.effective_weights)
+                weights = merged.effective_weights
+                model["effective_weights"] = weights
+                if merged.steps[0] != 1.0:  # of the model that the round started from
+                    model["global_weight"] = 1.0 - sum(weights)
+                    weights = [model["global_weight"], *weights]
+                model["n_eff"] = effective_number(weights)
             if name == "polyak":
                 model["beta"] = trained.beta
                 if trained.betas:

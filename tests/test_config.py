@@ -91,6 +91,8 @@ def test_defaults_are_the_papers() -> None:
         ("strategy.beta=1.5", "strategy.beta=1.5: allowed is a number from 0 to 1 | auto"),
         ("strategy.beta=auto hold_out=0", "hold_out=0: strategy.beta=auto chooses on held-out"),
         ("hold_out=1", "hold_out=1: allowed is null or a number from 0 to below 1"),
+        ("mode=merge strategy.start=global", "strategy.start=global: mode=merge knows only first"),
+        ("strategy.start=zero", "strategy.start=zero: allowed is first | global"),
         ("mode=merge rounds=2", "rounds=2: mode=merge merges once; allowed is 1"),
         ("mode=merge merge.betas=[0.5,2]", "merge.betas=[0.5, 2.0]: allowed is a list of"),
         ("merge.orders=[[0,1]]", "merge.orders=[0, 1]: a list must name each client 0 .. 9 once"),

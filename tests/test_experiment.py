@@ -17,6 +17,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from fedcats.core.errors import RunError, UserError
 from fedcats.core.metrics import read_predictions, scores
+from fedcats.core.models import initial_weights
 from fedcats.core.store import Store
 from fedcats.federated import client as client_module
 
@@ -373,3 +374,18 @@ def test_survivors_give_what_they_would_give_alone(run: Go, faulty: Callable[[st
     assert "not finite" in results["failures"]["round 1, client 1"]
     with pytest.raises(RunError, match=r"2 clients finished, strategy.min_clients is 3"):
         run(*clients, "strategy.min_clients=3", folder="too-few")
+
+
+def test_polyak_may_start_from_the_global_model(run: Go) -> None:
+    results, folder = run("strategy.start=global", "mode=federated", LOCAL)
+    names = ("submodel-0", "submodel-1", "polyak", "fedavg")
+    w = {name: weights(folder, name) for name in names}
+    initial = initial_weights("squeezenet1_1", 2, "none", 0, folder).state
+    for key, merged in w["polyak"].items():
+        by_hand = 0.25 * initial[key] + 0.25 * w["submodel-0"][key] + 0.5 * w["submodel-1"][key]
+        torch.testing.assert_close(merged, by_hand, rtol=0, atol=1e-6)
+    polyak, fedavg = results["models"]["polyak"], results["models"]["fedavg"]
+    assert polyak["effective_weights"] == [0.25, 0.5]
+    assert polyak["global_weight"] == 0.25
+    assert polyak["n_eff"] == pytest.approx(1 / (0.25**2 + 0.25**2 + 0.5**2))
+    assert "global_weight" not in fedavg

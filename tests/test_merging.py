@@ -159,3 +159,16 @@ def test_an_update_too_far_from_its_start() -> None:
         ValueError, match=r"its update is 5 from where it started, .*max_norm is 4.99"
     ):
         check_update(update, like, max_norm=4.99)
+
+
+def test_a_fold_that_starts_from_the_global_model_by_hand() -> None:
+    fold = Fold(make_rule("polyak", beta=0.5, start="global"), {"w": torch.tensor([8.0])})
+    for value in (4.0, 2.0):
+        fold.add({"w": torch.tensor([value])}, 1)
+    assert fold.result()["w"].item() == 0.25 * 8 + 0.25 * 4 + 0.5 * 2
+    assert fold.effective_weights == [0.25, 0.5]
+    one = Fold(make_rule("polyak", beta=1.0, start="global"), {"w": torch.tensor([8.0])})
+    one.add({"w": torch.tensor([4.0])}, 1)
+    assert one.result()["w"].item() == 4.0
+    with pytest.raises(ValueError, match="needs a model to start from"):
+        Fold(make_rule("polyak", beta=0.5, start="global")).add({"w": torch.zeros(1)}, 1)

@@ -15,9 +15,17 @@ Rule = Callable[[int, int, int], float]
 """``rule(i, n_i, n_1 + .. + n_i) -> s_i`` for the i-th update (from 1) of ``n_i`` examples."""
 
 
-def polyak(i: int, examples: int, total: int, *, beta: float) -> float:
-    """Sequential Polyak average: the paper's listing, ``w = beta * w_i + (1 - beta) * w``."""
-    return beta if i > 1 else 1.0
+STARTS = ("first", "global")
+
+
+def polyak(i: int, examples: int, total: int, *, beta: float, start: str) -> float:
+    """Sequential Polyak average: the paper's listing, ``w = beta * w_i + (1 - beta) * w``.
+
+    ``start`` says what ``w`` is before the first update: ``first``, as in the paper, that update
+    itself, so that nothing is left of the model that the clients started from; ``global``, that
+    model, of which ``(1 - beta) ** n`` is left after n clients.
+    """
+    return 1.0 if i == 1 and start == "first" else beta
 
 
 def fedavg(i: int, examples: int, total: int) -> float:
@@ -33,9 +41,9 @@ def uniform(i: int, examples: int, total: int) -> float:
 RULES: dict[str, Callable[..., float]] = {"polyak": polyak, "fedavg": fedavg, "uniform": uniform}
 
 
-def make_rule(name: str, *, beta: float) -> Rule:
-    """The rule called ``name``; ``beta`` in [0, 1] is read by ``polyak`` only."""
-    return partial(polyak, beta=beta) if name == "polyak" else RULES[name]
+def make_rule(name: str, *, beta: float, start: str = "first") -> Rule:
+    """The rule called ``name``; ``beta`` in [0, 1] and ``start`` are read by ``polyak`` only."""
+    return partial(polyak, beta=beta, start=start) if name == "polyak" else RULES[name]
 
 
 class Fold:
@@ -45,6 +53,8 @@ class Fold:
     ----------
     rule
         Gives the step for each update.
+    start
+        The model before the first update; needed for a rule whose first step is not 1.
 
     Notes
     -----
@@ -53,8 +63,9 @@ class Fold:
     are merged by the same rule and rounded to the nearest integer.
     """
 
-    def __init__(self, rule: Rule) -> None:
+    def __init__(self, rule: Rule, start: Mapping[str, Tensor] | None = None) -> None:
         self._rule = rule
+        self._start = start
         self._sum: dict[str, Tensor] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self._examples = 0
@@ -75,11 +86,14 @@ class Fold:
         self._examples += examples
         step = self._rule(len(self.steps) + 1, examples, self._examples)
         if not self.steps:
-            self._sum = {k: v.to(torch.float64, copy=True) for k, v in update.items()}
+            first = update if step == 1.0 else self._start
+            if first is None:
+                raise ValueError("a rule whose first step is not 1 needs a model to start from")
+            self._sum = {k: v.to(torch.float64, copy=True) for k, v in first.items()}
             self._dtypes = {name: value.dtype for name, value in update.items()}
-        elif update.keys() != self._sum.keys():
+        if update.keys() != self._sum.keys():
             raise ValueError("the update's keys differ from those of the first update")
-        else:
+        if self.steps or step != 1.0:
             for name, value in update.items():
                 if value.shape != self._sum[name].shape:
                     raise ValueError(f"{name} has another shape than in the first update")
@@ -106,13 +120,15 @@ class Fold:
 def effective_weights(steps: Sequence[float]) -> list[float]:
     """Weights ``c_i`` with ``w = sum(c_i w_i)`` for the fold's steps; they add up to 1.
 
+    Where the fold starts from a model of its own, they add up to less: the rest is that model's.
+
     For ten clients and ``beta = 0.5``: 0.2, 0.2, 0.4, .., 25, 50 % (the paper's Section on Polyak
     averaging does not say it, but the last client is half of the merged model).
     """
     weights: list[float] = []
-    for i, step in enumerate(steps):
-        weights = [(1.0 - step) * weight for weight in weights] if i else []
-        weights.append(step if i else 1.0)
+    for step in steps:
+        weights = [(1.0 - step) * weight for weight in weights]
+        weights.append(step)
     return weights
 
 

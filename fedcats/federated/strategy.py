@@ -167,7 +167,9 @@ class MergeStrategy(Strategy):
         """Fold the replies, which come in the order of the merge (see `InOrderGrid`)."""
         server_round += self.first_round - 1
         folds = {
-            name: Fold(rule) for name, rule in self.rules.items() if not isinstance(rule, Robust)
+            name: Fold(rule, self._start)
+            for name, rule in self.rules.items()
+            if not isinstance(rule, Robust)
         }
         clients, keys, self.failures = [], [], {}
         for position, reply in enumerate(replies):
