@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import tempfile
 import threading
 import time
@@ -450,8 +451,19 @@ def class_counts(images: Images, classes: Sequence[str]) -> dict[str, int]:
 
 
 def _check_room(this: Run) -> None:
-    """UserError when the store's limit cannot hold what a run needs at one time."""
+    """UserError when the disk cannot hold the models, or the store what it needs at one time."""
     config, store = this.config, this.store
+    if config.save_models and config.mode != "merge":
+        whole = sum(value.nbytes for value in this.initial.state.values())
+        count = int(config.mode != "federated")
+        if config.mode != "centralized":
+            count += len(this.shards) + len(config.strategy.rules)
+        free = shutil.disk_usage(this.folder).free
+        if count * whole > free:
+            raise UserError(
+                f"save_models=true: {count} models of {whole / 1e6:.0f} MB do not fit into "
+                f"{this.folder}, where {free / 1e9:.2g} GB are free; allowed is save_models=false"
+            )
     if store.max_bytes is None:
         return
     state = this.initial.state

@@ -389,3 +389,14 @@ def test_polyak_may_start_from_the_global_model(run: Go) -> None:
     assert polyak["global_weight"] == 0.25
     assert polyak["n_eff"] == pytest.approx(1 / (0.25**2 + 0.25**2 + 0.5**2))
     assert "global_weight" not in fedavg
+
+
+def test_models_that_do_not_fit_on_the_disk_are_refused_at_once(
+    run: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=10_000_000))
+    with pytest.raises(UserError, match="save_models=true: 5 models of 3 MB do not fit into"):
+        run(LOCAL)
+    results, _ = run(LOCAL, "save_models=false", "mode=federated")
+    assert results["models"]["polyak"]["file"] is None
