@@ -97,8 +97,8 @@ class Run:
         Processes that train, and threads that test, at once.
     sites
         Of a real federation; then ``dataset`` has test images only and ``shards`` are empty.
-    held
-        Positions in ``dataset.train`` of the images held out from every shard, int64.
+    parts
+        For each client, positions in ``dataset.train`` of its held-out images, int64; or empty.
     frozen, lock
         With a frozen part, its answers by the images' digest, filled in by one thread at a time.
     """
@@ -115,12 +115,14 @@ class Run:
     base: str = ""
     start: str = ""
     sites: list[Site] | None = None
-    held: np.ndarray[Any, np.dtype[np.int64]] = field(
-        default_factory=lambda: np.zeros(0, dtype=np.int64)
-    )
-
+    parts: list[np.ndarray[Any, np.dtype[np.int64]]] = field(default_factory=list)
     frozen: dict[str, SharedTest | None] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def held(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Positions in ``dataset.train`` of all held-out images, ascending."""
+        return np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *self.parts]))
 
     @property
     def validation(self) -> Images:
@@ -341,7 +343,8 @@ def decoded(config: Config, source: Source, progress: Progress) -> Dataset:
 def _prepare(
     config: Config, folder: Path, store: Store, progress: Progress, grid: Grid | None
 ) -> Run:
-    sites, held = None, np.zeros(0, dtype=np.int64)
+    sites = None
+    parts: list[np.ndarray[Any, np.dtype[np.int64]]] = []
     if config.partition.name == "sites":
         if grid is None:
             raise UserError(
@@ -369,8 +372,7 @@ def _prepare(
         if config.held_out:
             seed = derive_seed(config.seed, "validation")
             shards, parts = hold_out(dataset.train.labels, shards, config.held_out, seed)
-            held = np.sort(np.concatenate(parts))
-            if not len(held):
+            if not any(len(part) for part in parts):
                 raise UserError(
                     f"hold_out={config.held_out:g}: nothing is held out of shards this small; "
                     "allowed is a larger share, or fewer clients"
@@ -401,7 +403,7 @@ def _prepare(
         "cuda" if cuda and config.runner.device != "cpu" else "cpu",
         names,
         sites=sites,
-        held=held,
+        parts=parts,
     )
     _check_room(this)
     _check_sizes(this)
@@ -764,6 +766,11 @@ def _evaluate(
         if len(this.held):
             on_held = probabilities(this, parts, this.validation, state)
             model["validation"] = validation_scores(this, on_held)
+            right = on_held.argmax(axis=1) == this.validation.labels
+            model["by_client"] = [
+                float(right[np.searchsorted(this.held, part)].mean()) if len(part) else None
+                for part in this.parts
+            ]
         if this.config.save_models and this.config.mode != "merge":
             model["file"] = f"models/{file}.safetensors"
             path = this.folder / model["file"]

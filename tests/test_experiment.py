@@ -400,3 +400,15 @@ def test_models_that_do_not_fit_on_the_disk_are_refused_at_once(
         run(LOCAL)
     results, _ = run(LOCAL, "save_models=false", "mode=federated")
     assert results["models"]["polyak"]["file"] is None
+
+
+def test_every_model_is_tested_on_every_clients_own_part(run: Go) -> None:
+    results, folder = run(LOCAL, "hold_out=0.25", "train.epochs=1")
+    sizes = {name: len(model["by_client"]) for name, model in results["models"].items()}
+    assert set(sizes.values()) == {2}
+    assert {"centralized", "submodel/0", "submodel/1", "polyak", "fedavg"} == sizes.keys()
+    for model in results["models"].values():  # both parts have 2 images
+        assert model["validation"]["n"] == 4
+        assert np.mean(model["by_client"]) == pytest.approx(model["validation"]["accuracy"])
+    assert (folder / "figures" / "by-client.svg").is_file()
+    assert "Each model at each client" in (folder / "report.html").read_text()

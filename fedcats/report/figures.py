@@ -186,6 +186,10 @@ def run_figures(results: Results, folder: Path) -> list[Drawn]:
                 f"How many training {what} of each class each client has.",
                 lambda: who_has_what(results),
             ),
+            "by-client": (
+                f"Accuracy of each model (rows) on the {what} held out at each client (columns).",
+                lambda: by_client(results),
+            ),
             "rounds": (
                 "The merged models after each round; dashed: the centralized model.",
                 lambda: rounds(results),
@@ -401,7 +405,9 @@ def who_has_what(results: Results, *, always: bool = False) -> Figure | None:
         ax.set_xlabel("training images")
         figure.legend(loc="outside upper left", ncols=len(classes))
     else:
-        _cells(ax, counts)
+        most = max(map(max, counts))
+        shades = [[0.05 + 0.75 * n / most if n else 0.0 for n in row] for row in counts]
+        _cells(ax, shades, [[str(n) for n in row] for row in counts])
         turned = max(map(len, classes)) > 3
         ax.set_xticks(range(len(classes)), map(_short, classes), rotation=90 if turned else 0)
     step = -(-len(shards) // (2 * MANY))
@@ -426,17 +432,41 @@ def _stacked(ax: Axes, counts: list[list[int]], classes: Sequence[str]) -> None:
         ax.set_xlim(right=1.18 * max(left))
 
 
-def _cells(ax: Axes, counts: list[list[int]]) -> None:
-    """Draw a cell for each client and class, the darker the more images."""
-    most = max(map(max, counts))
-    for i, row in enumerate(counts):
-        for k, count in enumerate(row):
-            shade = 0.05 + 0.75 * count / most if count else 0.0
+def _cells(ax: Axes, shades: list[list[float]], texts: list[list[str]]) -> None:
+    """Draw a table of cells, each as dark as its shade (0 to 1), with texts where they are few."""
+    for i, row in enumerate(shades):
+        for k, shade in enumerate(row):
             ax.add_patch(Rectangle((k - 0.5, i - 0.5), 1, 1, facecolor=BLUE, alpha=shade))
-            if len(row) <= MANY and len(counts) <= MANY:
-                ax.text(k, i, str(count), ha="center", va="center", fontsize=8)
-    ax.set_xlim(-0.5, len(counts[0]) - 0.5)
+            if len(row) <= MANY and len(shades) <= 2 * MANY:
+                ax.text(k, i, texts[i][k], ha="center", va="center", fontsize=8)
+    ax.set_xlim(-0.5, len(shades[0]) - 0.5)
     ax.grid(visible=False)
+
+
+def by_client(results: Results) -> Figure | None:
+    """Each model's accuracy on each client's held-out images, unless there are very many."""
+    names = [n for n in view.ordered(results) if results["models"][n].get("by_client")]
+    if not names or len(names) > 4 * MANY:
+        return None
+    shares = [results["models"][name]["by_client"] for name in names]
+    found = [value for row in shares for value in row if value is not None]
+    low, high = min(found), max(found)
+    shades = [
+        [0.0 if v is None else 0.05 + 0.75 * (v - low) / max(high - low, 1e-9) for v in row]
+        for row in shares
+    ]
+    texts = [["" if v is None else f"{100 * v:.0f}" for v in row] for row in shares]
+    size = (min(9.6, 2.6 + 0.5 * len(shares[0])), 1.0 + 0.3 * len(names))
+    figure = Figure(figsize=size, layout="constrained")
+    ax = figure.subplots()
+    _cells(ax, shades, texts)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_yticks(range(len(names)), [view.title(results, name) for name in names])
+    step = max(1, len(shares[0]) // 20)
+    ax.set_xticks(range(0, len(shares[0]), step))
+    ax.set_xlabel("held out at client")
+    ax.set_title("accuracy, %")
+    return figure
 
 
 def rounds(results: Results) -> Figure | None:

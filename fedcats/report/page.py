@@ -130,6 +130,11 @@ REPORT = """\
 {{ to_html(tables.rounds) }}
 {% endif %}
 
+{% if figures["by-client"] %}
+<h2>Each model at each client</h2>
+{{ figure(figures["by-client"]) }}
+{% endif %}
+
 <h2>Where the models err</h2>
 {{ figure(figures.confusion) }}
 {% if tables.per_class %}{{ to_html(tables.per_class) }}{% endif %}

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,15 +107,14 @@ def merge(
 ) -> MergeStrategy:
     store = Store(folder / "store")
 
-    def task(client: int, server_round: int, start: str) -> Task:
-        return Task(
-            "", client, server_round, 0, "m", 2, "all", start, start, "", (), RECIPE, 1, "cpu", 0.0
-        )
+    def tasks(clients: Sequence[int], server_round: int, start: str) -> list[Task]:
+        same = (server_round, 0, "m", 2, "all", start, start, "", (), RECIPE, 1, "cpu", 0.0)
+        return [Task("", client, *same) for client in clients]
 
     strategy = MergeStrategy(
         {name: make_rule(name, beta=0.3) for name in RULES} | {"median": MEDIAN},
         Plan(range(10), 1.0, 0, on_failure, min_clients, max_norm=20.0),
-        task,
+        tasks,
         SIZES,
         store,
         ByReference(store, folder / "events", None),
