@@ -304,10 +304,14 @@ class _LinearFunction(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x)
         ctx.layer = layer
-        y = x.new_empty(x.shape[0], weight.shape[0])
         rows = layer.rows(len(x))
-        for (w, _), part in zip(layer.blocks(len(x)), torch.split(y, rows, 1), strict=True):
-            torch.mm(x, w.t(), out=part)
+        if rows == weight.shape[0]:
+            # Not x W^T: for so few rows of x MKL's threads share the work well this way round only.
+            y = torch.mm(weight, x.t()).t().contiguous()
+        else:
+            y = x.new_empty(x.shape[0], weight.shape[0])
+            for (w, _), part in zip(layer.blocks(len(x)), torch.split(y, rows, 1), strict=True):
+                torch.mm(x, w.t(), out=part)
         return y if bias is None else y.add_(bias)
 
     @staticmethod
