@@ -73,9 +73,12 @@ from fedcats.federated.sites import Site, find_sites
 from fedcats.federated.strategy import InOrderGrid, Merged, MergeStrategy, Plan, merge_order
 from fedcats.federated.transport import ByReference, OnTheWire, Transport, wait_for_nodes
 from fedcats.grid import (
+    Candidate,
     Parts,
+    Probabilities,
     SubModels,
     choose_beta,
+    in_passes,
     merge_grid,
     probabilities,
     validation_scores,
@@ -737,7 +740,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Test every model on the same photos; write predictions and weights."""
     merges = {} if this.config.mode == "merge" else trained.merged
-    jobs: dict[str, tuple[Parts, Callable[[], State]]] = {}
+    jobs: dict[str, Candidate] = {}
     for name, update in trained.updates.items():
         if name == "centralized" or name.startswith("submodel/"):
             jobs[name] = (
@@ -748,10 +751,26 @@ def _evaluate(
         jobs[name] = (_parts(merged), lambda state=merged.state: state)  # type: ignore[misc]
     ordered = sorted(jobs, key=_model_order)
 
-    def test(name: str) -> dict[str, Any]:
-        parts, state = jobs[name][0], functools.cache(jobs[name][1])
+    def test(names: Sequence[str]) -> list[dict[str, Any]]:
+        models = [(jobs[name][0], functools.cache(jobs[name][1])) for name in names]
+        on_test = probabilities(this, models, this.dataset.test)
+        on_held: Sequence[Probabilities | None] = [None] * len(names)
+        if len(this.held):
+            on_held = probabilities(this, models, this.validation)
+        return [
+            describe(name, state, predicted, held)
+            for name, (_, state), predicted, held in zip(
+                names, models, on_test, on_held, strict=True
+            )
+        ]
+
+    def describe(
+        name: str,
+        state: Callable[[], State],
+        predicted: Probabilities,
+        on_held: Probabilities | None,
+    ) -> dict[str, Any]:
         test_images = this.dataset.test
-        predicted = probabilities(this, parts, test_images, state)
         file = name.replace("/", "-")
         predictions = f"predictions/{file}.csv"
         write_predictions(
@@ -763,8 +782,7 @@ def _evaluate(
         )
         model = scores(test_images.labels, predicted, this.dataset.classes)
         model |= {"file": None, "predictions": predictions}
-        if len(this.held):
-            on_held = probabilities(this, parts, this.validation, state)
+        if on_held is not None:
             model["validation"] = validation_scores(this, on_held)
             right = on_held.argmax(axis=1) == this.validation.labels
             model["by_client"] = [
@@ -780,11 +798,11 @@ def _evaluate(
         return model
 
     with ThreadPoolExecutor(this.workers) as pool:
-        futures = {name: pool.submit(test, name) for name in ordered}
-        done = {}
-        for number, (name, future) in enumerate(futures.items(), 1):
-            done[name] = future.result()
-            progress.update("test on the same images", number, len(ordered), None, "testing")
+        done: dict[str, dict[str, Any]] = {}
+        passes = in_passes(this, ordered)
+        for names, tested in zip(passes, pool.map(test, passes), strict=True):
+            done |= zip(names, tested, strict=True)
+            progress.update("test on the same images", len(done), len(ordered), None, "testing")
         if len(trained.earlier) > 1:
             results["rounds"] = _score_rounds(this, trained, pool, done)
     progress.update("test on the same images", len(ordered), len(ordered), None, "done")
@@ -837,7 +855,7 @@ def _score_rounds(
 
     def score(merged: Merged) -> dict[str, Any]:
         test = this.dataset.test
-        predicted = probabilities(this, _parts(merged), test, lambda: merged.state)
+        (predicted,) = probabilities(this, [(_parts(merged), lambda: merged.state)], test)
         return scores(test.labels, predicted, this.dataset.classes) | _traffic(merged)
 
     rows: list[dict[str, Any]] = []

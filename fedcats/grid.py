@@ -7,10 +7,11 @@ without its weights: a grid of merges that was tested once costs nothing the sec
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedcats.core import models, training
+from fedcats.core.cuda import full_precision
 from fedcats.core.data import MEAN, STD, Images
 from fedcats.core.frozen import SharedTest, share_test
 from fedcats.core.grid import Point, distinct_points, ensemble, greedy_soup, merge_points
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 Probabilities = NDArray[np.float32]
 
 _MEMORY = 8e9  # bytes of merged models that a grid holds at a time
+_PASS_MEMORY = 1e9  # of those that a thread tests in one pass over the photos
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,33 +54,53 @@ class Parts:
     rule: str = ""
 
 
-def probabilities(
-    this: Run, parts: Parts, images: Images, state: Callable[[], State]
-) -> Probabilities:
-    """Class probabilities (n, classes), float32: from the store, else computed and kept.
+Candidate = tuple[Parts, Callable[[], State]]
+"""A model to be tested; the second gives its trained tensors by state-dict key, if needed."""
 
-    Parameters
-    ----------
-    state
-        Gives the trained tensors by state-dict key; called only when they are needed.
+
+def in_passes(this: Run, candidates: Sequence[T]) -> list[list[T]]:
+    """What is tested together in one pass over the photos: as many models as fit, all workers busy.
+
+    A thread holds up to 1 GB of models, at most eight of them.
     """
-    found = _kept(this, parts, images)
-    if found is None:
+    size = sum(value.nbytes for value in this.initial.state.values())
+    together = max(1, min(8, int(_PASS_MEMORY // size)))
+    rounds = math.ceil(len(candidates) / (together * this.workers))
+    count = min(len(candidates), rounds * this.workers)
+    bounds = [round(i * len(candidates) / count) for i in range(count + 1)] if count else []
+    return [list(candidates[start:stop]) for start, stop in itertools.pairwise(bounds)]
+
+
+def probabilities(
+    this: Run, candidates: Sequence[Candidate], images: Images
+) -> list[Probabilities]:
+    """Each model's class probabilities (n, classes), float32: from the store, else computed.
+
+    Those that are not in the store are tested in one pass over the images, and kept there.
+    """
+    found = [_kept(this, parts, images) for parts, _ in candidates]
+    missing = [i for i, kept in enumerate(found) if kept is None]
+    if missing:
         torch.set_num_threads(this.config.runner.threads)
+        full_precision()
         frozen = _frozen(this, images)
+        states = (candidates[i][1]() for i in missing)
         if frozen is None:
-            found = predict(_model(this, this.initial.state | state()), images)
+            new = predict([_model(this, this.initial.state | state) for state in states], images)
         else:
-            found = frozen.predict(state())
-        about = {"kind": "predictions", "examples": len(images), "updates": len(parts.keys)}
-        key = _predictions_key(this, parts, images)
-        this.store.put(key, {"probabilities": torch.from_numpy(found)}, about)
-    return found
+            new = [frozen.predict(state) for state in states]
+        for i, one in zip(missing, new, strict=True):
+            parts = candidates[i][0]
+            about = {"kind": "predictions", "examples": len(images), "updates": len(parts.keys)}
+            key = _predictions_key(this, parts, images)
+            this.store.put(key, {"probabilities": torch.from_numpy(one)}, about)
+            found[i] = one
+    return cast(list[Probabilities], found)
 
 
 def _model(this: Run, whole: State) -> nn.Module:
     model = models.empty(this.config.model.name, len(this.dataset.classes), whole)
-    return model.to(this.device)
+    return model.to(this.device).to(memory_format=torch.channels_last)
 
 
 def _frozen(this: Run, images: Images) -> SharedTest | None:
@@ -153,17 +178,18 @@ def test_points(
             found[i] = [one for one in kept if one is not None]
     done(len(found))
 
-    def test(i: int, state: State) -> list[Probabilities]:
-        parts = own.parts(points[i])
-        return [probabilities(this, parts, images, lambda: state) for images in sets]
+    def test(group: Sequence[tuple[int, State]]) -> list[tuple[Probabilities, ...]]:
+        models = [(own.parts(points[i]), lambda state=state: state) for i, state in group]
+        return list(zip(*(probabilities(this, models, images) for images in sets), strict=True))
 
     missing = [i for i in range(len(points)) if i not in found]
     size = sum(this.initial.state[name].nbytes for name in this.trained_names)
     for group in _batched(missing, max(1, int(_MEMORY // size))):
         chosen = [points[i] for i in group]
         states = merge_points(this.store, own.keys, own.examples, chosen, pool)
-        for i, tested in zip(group, pool.map(test, group, states), strict=True):
-            found[i] = tested
+        passes = in_passes(this, list(zip(group, states, strict=True)))
+        for together, tested in zip(passes, pool.map(test, passes), strict=True):
+            found |= {i: list(one) for (i, _), one in zip(together, tested, strict=True)}
             done(len(found))
     return [found[i] for i in range(len(points))]
 

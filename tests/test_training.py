@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torchvision import transforms
 
-from fedcats.core import models
+from fedcats.core import models, training
 from fedcats.core.data import Images, folder_source, normalise, prepare
 from fedcats.core.errors import RunError
 from fedcats.core.frozen import Features, find_frozen_part, share_test, work_out
 from fedcats.core.seeding import derive_seed
-from fedcats.core.training import PlainStep, Recipe, batches, predict, train
+from fedcats.core.training import PlainStep, Recipe, batches, predict, read_pixels, train
 
 RECIPE = Recipe(
     epochs=2,
@@ -186,13 +186,36 @@ def test_frozen_parts_do_not_change(images: Images) -> None:
 
 def test_predict_is_without_dropout_and_leaves_the_mode(images: Images) -> None:
     model = small().train()
-    first = predict(model, images, batch_size=4)
+    (first,) = predict([model], images, batch_size=4)
     assert first.shape == (11, 3)
     assert first.dtype == np.float32
     np.testing.assert_allclose(first.sum(axis=1), 1.0, rtol=1e-6)
-    np.testing.assert_allclose(first, predict(model, images, batch_size=11), rtol=1e-5)
+    np.testing.assert_allclose(first, predict([model], images, batch_size=11)[0], rtol=1e-5)
     assert model.training
     assert model[3].training
+
+
+def test_models_tested_in_one_pass_give_what_each_gives_alone(images: Images) -> None:
+    one, other = small(), small()
+    with torch.no_grad():
+        other[0].weight.mul_(2)
+    both = predict([one, other], images, batch_size=4)
+    assert np.array_equal(both[0], predict([one], images, batch_size=4)[0])
+    assert np.array_equal(both[1], predict([other], images, batch_size=4)[0])
+    assert not np.array_equal(both[0], both[1])
+
+
+def test_images_kept_on_the_device_are_the_same(
+    images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, cpu = torch.tensor([7, 0, 7]), torch.device("cpu")
+    kept = read_pixels(images, cpu, keep=True)
+    first = kept(batch)
+    assert torch.equal(first, images.pixels(batch))
+    first.zero_()  # flips are made in place
+    assert torch.equal(kept(batch), images.pixels(batch))
+    monkeypatch.setattr(training, "_KEPT_BYTES", 10)
+    assert torch.equal(read_pixels(images, cpu, keep=True)(batch), images.pixels(batch))
 
 
 @pytest.mark.parametrize(
@@ -220,7 +243,8 @@ def test_models_that_share_a_frozen_part_predict_the_same_bits(
                     parameter.add_(0.01 * torch.randn_like(parameter))
         state = model.state_dict()
         trained = {key: state[key] for key in names}
-        assert np.array_equal(frozen.predict(trained), predict(model, images, batch_size=8))
+        (whole,) = predict([model], images, batch_size=8)
+        assert np.array_equal(frozen.predict(trained), whole)
 
 
 @pytest.mark.parametrize(

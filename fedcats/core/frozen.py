@@ -164,10 +164,8 @@ def share_test(
     """
     device = next(model.parameters()).device
     batches = torch.split(torch.arange(len(images)), batch_size)
-    part = find_frozen_part(
-        model.eval(), trained, normalise(images.pixels(batches[0][:1]).to(device))
-    )
+    part = find_frozen_part(model.eval(), trained, images.input(batches[0][:1], device))
     if part is None:
         return None
-    inputs = [part(normalise(images.pixels(batch).to(device))) for batch in batches]
+    inputs = [part(images.input(batch, device)) for batch in batches]
     return SharedTest(part.name, copy.deepcopy(part.tail), inputs)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,9 @@ from fedcats.core.seeding import derive_seed
 
 VERSION = 4
 """Of the computation in `train`: raise it when the same input gives other weights."""
+
+
+_KEPT_BYTES = 8e9  # of images on a GPU
 
 
 @dataclass(frozen=True)
@@ -200,6 +203,7 @@ def train(
         step = step_for(trained, recipe)
     step.load_state(optimizer_state or {})
     labels = torch.from_numpy(np.ascontiguousarray(images.labels)).to(device)
+    pixels = read_pixels(images, device, keep=device.type != "cpu")
     for epoch in range(len(done), recipe.epochs):
         started = time.perf_counter()
         step.set_lr(recipe.lr_at(epoch))
@@ -213,7 +217,7 @@ def train(
             for batch in batches(len(images), recipe.batch_size, recipe.drop_last, order):
                 flipped = draw_flips(len(batch), flips)
                 if features is None:
-                    x = normalise(flip_(images.pixels(batch), flipped).to(device))
+                    x = normalise(flip_(pixels(batch), flipped))
                 else:
                     x = features(batch, flipped)
                 losses += step(x, labels[batch]).double() * len(batch)
@@ -229,6 +233,17 @@ def train(
     return done
 
 
+def read_pixels(images: Images, device: torch.device, *, keep: bool) -> Callable[[Tensor], Tensor]:
+    """``pixels(batch)`` of a training: a copy (b, 3, h, w), uint8, on the device.
+
+    With ``keep`` all of them go to the device at once, if they take at most 8 GB there.
+    """
+    if not keep or len(images) * images.pixels([0]).nbytes > _KEPT_BYTES:
+        return lambda batch: images.pixels(batch).to(device)
+    everything = images.pixels(np.arange(len(images))).to(device)
+    return lambda batch: everything[batch.to(device)]
+
+
 def batches(n: int, size: int, drop_last: bool, generator: torch.Generator) -> Iterator[Tensor]:
     """Shuffled positions 0 .. n-1 in batches of ``size``, each an int64 tensor."""
     for batch in torch.split(torch.randperm(n, generator=generator), size):
@@ -236,18 +251,33 @@ def batches(n: int, size: int, drop_last: bool, generator: torch.Generator) -> I
             yield batch
 
 
-def predict(model: nn.Module, images: Images, batch_size: int = 64) -> np.ndarray[Any, Any]:
-    """Class probabilities (n, classes), float32, of the photos in order, without augmentation."""
-    device = next(model.parameters()).device
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+def predict(
+    models: Sequence[nn.Module], images: Images, batch_size: int = 64
+) -> list[np.ndarray[Any, Any]]:
+    """Each model's class probabilities of the photos in order, in one pass over the photos.
+
+    Parameters
+    ----------
+    models
+        On one device.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        For each model (n, classes), float32.
+    """
+    device = next(models[0].parameters()).device
+    training = [module for model in models for module in model.modules() if module.training]
+    parts: list[list[Tensor]] = [[] for _ in models]
     try:
+        for model in models:
+            model.eval()
         with torch.inference_mode():
-            parts = [
-                torch.softmax(model(normalise(images.pixels(batch).to(device))), dim=1)
-                for batch in torch.split(torch.arange(len(images)), batch_size)
-            ]
+            for batch in torch.split(torch.arange(len(images)), batch_size):
+                x = images.input(batch, device)
+                for model, own in zip(models, parts, strict=True):
+                    own.append(torch.softmax(model(x), dim=1))
     finally:
         for module in training:
             module.training = True
-    return torch.cat(parts).cpu().numpy()
+    return [torch.cat(own).cpu().numpy() for own in parts]

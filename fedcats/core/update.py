@@ -200,14 +200,7 @@ def compute(task: Task, store: Store, report: Report = lambda _: None) -> Update
             store.put(key, sent, _meta(task, "update", images, honest.epochs))
             return replace(honest, key=key, tensors=sent)
         if found is None:
-            resumed = _train(task, images, key, store, report)
-            damaged = key in store.damaged
-            found = read(store, key)
-            if found is None:
-                raise RunError(
-                    f"store {store.root}: the entry just written for {task.name} is gone"
-                )
-            return replace(found, reused=False, resumed=resumed, damaged=damaged)
+            return _train(task, images, key, store, report)
         store.remove(CHECKPOINT + key)  # of a process that was killed just before it did so
     report_done(task, found, report)
     return found
@@ -296,8 +289,8 @@ def _environment(task: Task, images: Images) -> dict[str, Any]:
     }
 
 
-def _train(task: Task, images: Images, key: str, store: Store, report: Report) -> int:
-    """Train and keep; the number of epochs that a checkpoint had."""
+def _train(task: Task, images: Images, key: str, store: Store, report: Report) -> Update:
+    """Train, from a checkpoint on where there is one, and keep."""
     torch.set_num_threads(task.threads)
     keep_freed_memory()
     full_precision()
@@ -349,11 +342,13 @@ def _train(task: Task, images: Images, key: str, store: Store, report: Report) -
         after_epoch=after_epoch,
         features=_features(task, images, model, names, store),
     )
-    trained = {name: tensors[name].cpu() for name in names}
+    # A copy: the next task of this process trains the same model object.
+    trained = {name: tensors[name].to("cpu", copy=True) for name in names}
     store.put(key, trained, _meta(task, "update", images, epochs))
     store.remove(checkpoint_key)
     report(_event(task, len(epochs), epochs[-1].loss, "done"))
-    return resumed
+    damaged = key in store.damaged
+    return Update(key, trained, len(images), epochs, False, resumed, damaged)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

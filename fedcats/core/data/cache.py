@@ -36,6 +36,7 @@ from fedcats.core.data.audit import (
 )
 from fedcats.core.data.decoding import BadImage, decode
 from fedcats.core.data.sources import SPLITS, Item, Source
+from fedcats.core.data.transforms import normalise
 from fedcats.core.errors import RunError, UserError
 
 _FORMAT = 2
@@ -101,6 +102,23 @@ class Images:
         """
         rows = self.rows[np.asarray(indices, dtype=np.int64)]
         return torch.from_numpy(self._array[rows])
+
+    def input(self, indices: ArrayLike | torch.Tensor, device: torch.device) -> torch.Tensor:
+        """Images as models get them for a test: without augmentation.
+
+        Parameters
+        ----------
+        indices
+            (b,), positions in this view.
+
+        Returns
+        -------
+        torch.Tensor
+            (b, 3, size, size), float32, normalised, on the device; on a CPU in channels-last
+            layout, in which convolutions are faster.
+        """
+        x = normalise(self.pixels(indices).to(device))
+        return x.contiguous(memory_format=torch.channels_last) if device.type == "cpu" else x
 
     @cached_property
     def digest(self) -> str:
