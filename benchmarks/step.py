@@ -17,7 +17,7 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -25,6 +25,8 @@ from statistics import median
 
 SETTINGS = [("1 thread", 1, 1), ("2 threads", 2, 1), ("2 processes x 1 thread", 1, 2)]
 meet: Barrier
+# Of the first convolution, four images: 64 x 55 x 55 outputs of 3 x 11 x 11 products.
+FIRST_LAYER = 4 * 2 * 64 * 55 * 55 * 3 * 11 * 11
 COLUMNS = ["gemm", "read", "plain", "fast", "momentum plain", "momentum fast"]
 
 
@@ -34,7 +36,9 @@ def share(barrier: Barrier) -> None:
     meet = barrier
 
 
-def measure(threads: int, rounds: int, kept: bool) -> tuple[list[dict[str, float]], int, int]:
+def measure(
+    threads: int, rounds: int, kept: bool, columns: Sequence[str] = COLUMNS
+) -> tuple[list[dict[str, float]], int, int]:
     """Seconds of every column in each round; operations and bytes of the floor."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -78,6 +82,8 @@ def measure(threads: int, rounds: int, kept: bool) -> tuple[list[dict[str, float
     }
     for name, make in (("plain", PlainStep), ("fast", make_fast_step)):
         for prefix, r in (("", recipe), ("momentum ", momentum)):
+            if prefix + name not in columns:
+                continue
             model = copy.deepcopy(start)
             if name == "fast":  # as clients have it
                 model = model.to(memory_format=torch.channels_last)
@@ -88,7 +94,7 @@ def measure(threads: int, rounds: int, kept: bool) -> tuple[list[dict[str, float
     found = []
     for index in range(rounds + 1):
         times = {}
-        for column in COLUMNS:
+        for column in columns:
             meet.wait(timeout=300)  # a process that died must not hold up the others
             best = float("inf")
             for _ in range(3):
@@ -118,6 +124,35 @@ def summarise(runs: list[tuple[list[dict[str, float]], int, int]]) -> dict[str, 
             }
             rows.append(row)
     return {key: median(row[key] for row in rows) for key in rows[0]}
+
+
+def rates(rounds: int = 3) -> dict[str, float]:
+    """What the floors of other benchmarks are made of, with one process on each core.
+
+    Returns
+    -------
+    dict
+        ``step``: seconds of a training step's floor; ``forward``: of testing one photo; the rates
+        ``GFLOP/s`` and ``read GB/s`` of each core.
+    """
+    cores = len(os.sched_getaffinity(0))
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(cores)
+    with ProcessPoolExecutor(cores, context, share, (barrier,)) as pool:
+        runs = [pool.submit(measure, 1, rounds, True, ["gemm", "read"]) for _ in range(cores)]
+        found = [run.result() for run in runs]
+    times = [one for rows, _, _ in found for one in rows]
+    gflops = median(2 * 2048**3 / one["gemm"] / 1e9 for one in times)
+    gbytes = median(0.16 / one["read"] for one in times)
+    _, operations, passes = found[0]
+    # Backward takes two products for each of the forward pass, but for the first layer's input.
+    forward = (operations + FIRST_LAYER) / 3 / 4
+    return {
+        "step": operations / gflops / 1e9 + passes / gbytes / 1e9,
+        "forward": forward / gflops / 1e9,
+        "GFLOP/s": gflops,
+        "read GB/s": gbytes,
+    }
 
 
 def cpu() -> str:
