@@ -8,7 +8,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from fedcats.core.attack import ATTACKS
 from fedcats.core.errors import UserError
 from fedcats.core.merging import STARTS
 from fedcats.core.robust import ROBUST
+from fedcats.core.server_optimizer import OPTIMIZERS
 
 MODES = ("compare", "federated", "centralized", "merge")
 FOLDS = ("polyak", "fedavg", "uniform")
+RULES = (*FOLDS, *OPTIMIZERS, *ROBUST)
 HELD_OUT = 0.2  # hold_out=null means this share where something is chosen
 CHOSEN = ("soup", "best")  # need held-out images to choose on
 
@@ -52,6 +54,10 @@ def _number(low: float, high: float = math.inf, *, above: bool = False) -> Any:
 
 def _share() -> Any:
     return _checked("a number between 0 and 1", lambda v: 0 < v < 1)
+
+
+def _share_below_one() -> Any:
+    return _checked("a number from 0 to below 1", lambda v: 0 <= v < 1)
 
 
 def _choice(*values: str) -> Any:
@@ -207,13 +213,33 @@ class TrainConfig:
     proximal_mu: float = _number(0)
 
 
+@dataclass  # frozen, OmegaConf could not merge into it inside another
+class FedAvgMConfig:
+    """``strategy.fedavgm``: see `fedcats.core.server_optimizer.FedAvgM`."""
+
+    lr: float = _number(0, above=True)
+    momentum: float = _share_below_one()
+
+
+@dataclass  # frozen, OmegaConf could not merge into it inside another
+class FedAdamConfig:
+    """``strategy.fedadam``: see `fedcats.core.server_optimizer.FedAdam`."""
+
+    lr: float = _number(0, above=True)
+    beta_1: float = _share_below_one()
+    beta_2: float = _share_below_one()
+    tau: float = _number(0, above=True)
+
+
 @dataclass(frozen=True)
 class StrategyConfig:
     """``strategy``: the merge rules and what happens around them."""
 
+    fedavgm: FedAvgMConfig
+    fedadam: FedAdamConfig
     rules: list[str] = _checked(
-        f"a list of {', '.join((*FOLDS, *ROBUST))}, each once",
-        lambda v: _subset(v, {*FOLDS, *ROBUST}),
+        f"a list of {', '.join(RULES)}, each once",
+        lambda v: _subset(v, {*RULES}),
     )
     trim: float = _checked("a number from 0 to below 0.5", lambda v: 0 <= v < 0.5)
     malicious: int = _number(0)
@@ -334,7 +360,7 @@ class Config:
     mode: str = _choice(*MODES)
     seed: int = _number(0)
     rounds: int = _number(1)
-    hold_out: float | None = _optional(_checked("a number from 0 to below 1", lambda v: 0 <= v < 1))
+    hold_out: float | None = _optional(_share_below_one())
     save_models: bool = _checked("true | false", lambda v: isinstance(v, bool))
     verbose: bool = _checked("true | false", lambda v: isinstance(v, bool))
 
@@ -464,6 +490,8 @@ def _load_group(schema: type, node: DictConfig, where: str) -> Any:
 def _check(config: Any, prefix: str) -> None:
     for item in fields(config):
         value = getattr(config, item.name)
+        if prefix and is_dataclass(value):
+            _check(value, f"{prefix}{item.name}.")
         if "test" in item.metadata:
             try:
                 good = bool(item.metadata["test"](value))

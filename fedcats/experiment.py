@@ -50,6 +50,7 @@ from fedcats.core.metrics import compare, read_predictions, scores, write_predic
 from fedcats.core.models import InitialWeights, State
 from fedcats.core.robust import ROBUST, Robust
 from fedcats.core.seeding import derive_seed
+from fedcats.core.server_optimizer import OPTIMIZERS, Memory, ServerOptimizer
 from fedcats.core.store import Store
 from fedcats.core.training import Recipe
 from fedcats.core.update import (
@@ -98,6 +99,8 @@ class Run:
         For each client, positions in ``dataset.train``, int64.
     workers
         Processes that train, and threads that test, at once.
+    parameters
+        State-dict keys that are no buffers.
     sites
         Of a real federation; then ``dataset`` has test images only and ``shards`` are empty.
     parts
@@ -115,6 +118,7 @@ class Run:
     workers: int
     device: str
     trained_names: list[str]
+    parameters: frozenset[str]
     base: str = ""
     start: str = ""
     sites: list[Site] | None = None
@@ -165,8 +169,11 @@ class Run:
             return [sum(site.per_class.values()) for site in self.sites]
         return [len(shard) for shard in self.shards]
 
-    def task(self, client: int | str, server_round: int, start: str) -> Task:
-        """What a client does in a round (or the baseline, with all images)."""
+    def task(self, client: int | str, server_round: int, start: str, rule: str = "") -> Task:
+        """What a client does in a round (or the baseline, with all images).
+
+        From the second round on each ``rule`` goes its own way.
+        """
         config = self.config
         recipe = Recipe(**asdict(config.train))
         if client == "centralized":
@@ -177,7 +184,7 @@ class Run:
             indices = self.shards[cast(int, client)]
             name = f"client {client}"
             if config.rounds > 1:
-                name = f"round {server_round}, {name}"
+                name = f"round {server_round}, {name}" + (f" ({rule})" if rule else "")
         return Task(
             name=name,
             client=client,
@@ -405,6 +412,7 @@ def _prepare(
         config.runner.workers or default_workers(),
         "cuda" if cuda and config.runner.device != "cpu" else "cpu",
         names,
+        frozenset(name for name, _ in model.named_parameters()),
         sites=sites,
         parts=parts,
     )
@@ -601,16 +609,34 @@ def _federate(this: Run, trained: Trained, workers: int, grid: Grid | None) -> N
         )
 
 
+def make_merge(
+    config: Config, name: str, beta: float, parameters: frozenset[str]
+) -> Rule | Robust | ServerOptimizer:
+    """The rule ``name`` as the configuration has it.
+
+    Parameters
+    ----------
+    beta
+        Polyak's, where ``strategy.beta`` is ``auto``.
+    parameters
+        State-dict keys that a server optimizer moves.
+    """
+    strategy = config.strategy
+    if name in ROBUST:
+        return Robust(name, strategy.trim, strategy.malicious)
+    if name in OPTIMIZERS:
+        settings = asdict(getattr(strategy, name))
+        return OPTIMIZERS[name](parameters=parameters, **settings)
+    return make_rule(name, beta=beta, start=strategy.start)
+
+
 def serve(this: Run, trained: Trained, grid: Grid) -> None:
     """The server: all rules share the first round's training, then each goes its own way."""
     config = this.config
     auto = config.strategy.beta == "auto" and "polyak" in config.strategy.rules
     beta = 0.5 if config.strategy.beta == "auto" else float(config.strategy.beta)
-    rules: dict[str, Rule | Robust] = {
-        name: Robust(name, config.strategy.trim, config.strategy.malicious)
-        if name in ROBUST
-        else make_rule(name, beta=beta, start=config.strategy.start)
-        for name in config.strategy.rules
+    rules = {
+        name: make_merge(config, name, beta, this.parameters) for name in config.strategy.rules
     }
     clients = len(this.shards)
     plan = Plan(
@@ -645,11 +671,14 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
     # A client that hangs ends its own process; this is for one that cannot even do that.
     patience = None if hangs is None else hangs * (config.train.epochs + 1) * clients
 
-    def strategy(names: Sequence[str], first_round: int, prefix: str) -> MergeStrategy:
+    memory: dict[str, Memory] = {}
+
+    def strategy(names: Sequence[str], first_round: int, rule: str = "") -> MergeStrategy:
+        prefix = f"{rule}/" if rule else ""
         keys: list[str] = []
 
         def make_tasks(clients: Sequence[int], server_round: int, start: str) -> list[Task]:
-            tasks = [this.task(client, server_round, start) for client in clients]
+            tasks = [this.task(client, server_round, start, rule) for client in clients]
             keys.append(weights_key(start))
             keys.extend(task.key(task.images(this.dataset.train)) for task in tasks)
             this.store.hold(keys, "round")
@@ -660,7 +689,7 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
             if this.sites is not None:  # a site's progress is seen when its update has come
                 keys.append(update.key)
                 this.store.hold(keys, "round")
-                task = this.task(client, server_round, "")
+                task = this.task(client, server_round, "", rule)
                 report_done(task, update, append_events(this.events))
 
         return MergeStrategy(
@@ -672,9 +701,10 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
             transport,
             on_update,
             first_round,
+            memory,
         )
 
-    shared = strategy(list(rules), 1, "")
+    shared = strategy(list(rules), 1)
     start = ArrayRecord(_part(this.initial.state, this.trained_names))
     shared.start(in_order, start, num_rounds=1, timeout=cast(float, patience))
     trained.merged = dict(shared.merged)
@@ -691,7 +721,7 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
     for server_round in range(2, config.rounds + 1):
         trained.earlier.append({})
         for name in rules:
-            one = strategy([name], server_round, f"{name}/")
+            one = strategy([name], server_round, name)
             start = ArrayRecord(trained.merged[name].state)
             one.start(in_order, start, num_rounds=1, timeout=cast(float, patience))
             trained.merged[name] = one.merged[name]
@@ -820,6 +850,8 @@ def _evaluate(
                     model["global_weight"] = 1.0 - sum(weights)
                     weights = [model["global_weight"], *weights]
                 model["n_eff"] = effective_number(weights)
+            if name in OPTIMIZERS:
+                model["optimizer"] = asdict(getattr(this.config.strategy, name))
             if name == "polyak":
                 model["beta"] = trained.beta
                 if trained.betas:

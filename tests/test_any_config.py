@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 
 from fedcats.config import Config, compose_config, conf_dir, load
 from fedcats.core.errors import UserError
-from fedcats.core.merging import make_rule
-from fedcats.core.robust import ROBUST, Robust
+from fedcats.core.robust import Robust
+from fedcats.core.server_optimizer import ServerOptimizer
 from fedcats.core.training import Recipe
-from fedcats.experiment import deal_out
+from fedcats.experiment import deal_out, make_merge
 
 GROUPS = {
     path.name: sorted(file.stem for file in path.glob("*.yaml"))
@@ -25,7 +25,17 @@ NASTY = [
     *("inf", "-inf", "null", "true", "false", "''", "text", "a b", "ä", "[]", "[0]", "[0,1,2]"),
     *("[1,1]", "[[1]]", "{}", "{a: 1}", "{train: [3,4], test: [1,1]}", "{train: [], test: []}"),
     *("{train: null}", "9" * 30, "0x10", "1_000", "${seed}", "${nothing}", "???", "'${'", "*"),
-    *("[polyak]", "[krum,median]", "partition", "reversed", "auto", "fail", "survivors", "cpu"),
+    *(
+        "[polyak]",
+        "[krum,median]",
+        "[fedavgm,fedadam]",
+        "partition",
+        "reversed",
+        "auto",
+        "fail",
+        "survivors",
+        "cpu",
+    ),
     *("photos", "../x", "/dev/null", "model.pth", "[polyak,[fedavg]]", "[null]", "[nan]"),
 ]
 
@@ -61,12 +71,15 @@ def build(config: Config) -> None:
     """All that a run makes of its configuration before it reads an image."""
     recipe = Recipe(**asdict(config.train))
     assert recipe.lr_at(0) > 0
+    beta = 0.5 if config.strategy.beta == "auto" else float(config.strategy.beta)
     for name in config.strategy.rules:
-        if name in ROBUST:
-            assert Robust(name, config.strategy.trim, config.strategy.malicious).label
+        rule = make_merge(config, name, beta, frozenset())
+        if isinstance(rule, Robust):
+            assert rule.label
+        elif isinstance(rule, ServerOptimizer):
+            assert rule.lr > 0
         else:
-            beta = 0.5 if config.strategy.beta == "auto" else float(config.strategy.beta)
-            assert 0 <= make_rule(name, beta=beta)(2, 3, 6) <= 1
+            assert 0 <= rule(2, 3, 6) <= 1
     if config.partition.name != "sites" and config.partition.num_shards <= 1000:
         labels = np.repeat([0, 1], [60, 70])
         shards = deal_out(config, SimpleNamespace(train=SimpleNamespace(labels=labels)))  # type: ignore[arg-type]

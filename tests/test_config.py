@@ -11,9 +11,8 @@ from fedcats.config import compose_config, conf_dir, load
 from fedcats.core import models
 from fedcats.core.data import make_partition
 from fedcats.core.errors import UserError
-from fedcats.core.merging import make_rule
-from fedcats.core.robust import ROBUST
 from fedcats.core.training import Recipe
+from fedcats.experiment import make_merge
 
 ROOT = ["data.root=photos"]
 EXTRA = {
@@ -53,8 +52,7 @@ def test_every_option_composes_and_builds(option: str) -> None:
     config = load(compose_config([f"{group}={name}", *EXTRA.get(option, [])]))
     assert models.build(config.model.name, 2)
     assert Recipe(**vars(config.train)).epochs >= 1
-    folds = [rule for rule in config.strategy.rules if rule not in ROBUST]
-    assert [make_rule(rule, beta=config.strategy.beta) for rule in folds]
+    assert [make_merge(config, rule, 0.5, frozenset()) for rule in config.strategy.rules]
     shards = make_partition(labels=[0, 1] * 15_000, seed=0, **asdict(config.partition))
     assert len(shards) == 10
 
@@ -108,6 +106,17 @@ def test_defaults_are_the_papers() -> None:
         ("data=folder", "data.root: a value is needed, data.root="),
         ("mode=both", "mode=both: allowed is compare | federated | centralized"),
         ("strategy.rules=[mean]", "strategy.rules=['mean']: allowed is a list of"),
+        (
+            "strategy.fedavgm.momentum=1",
+            "strategy.fedavgm.momentum=1.0: allowed is a number from 0 to",
+        ),
+        ("strategy.fedadam.tau=0", "strategy.fedadam.tau=0.0: allowed is a number above 0"),
+        ("strategy.fedadam.eta=1", "strategy.fedadam.eta"),
+        ("strategy.fedadam=1", "strategy.fedadam"),
+        (
+            "mode=merge merge.rules=[fedadam]",
+            "merge.rules=['fedadam']: allowed is a list of polyak",
+        ),
         ("strategy.order=[0,1]", "strategy.order=[0, 1]: a list must name each client 0 .. 9"),
         ("strategy.order=random", "strategy.order=random: allowed is partition | reversed"),
         ("model.weights=nowhere.pth", "model.weights=nowhere.pth: allowed is auto | imagenet"),

@@ -104,17 +104,21 @@ class Fold:
         """The merged tensors, in the dtypes of the first update; ValueError when empty."""
         if not self.steps:
             raise ValueError("nothing to merge: no update was added")
-        return {
-            name: (value if self._dtypes[name].is_floating_point else value.round()).to(
-                self._dtypes[name]
-            )
-            for name, value in self._sum.items()
-        }
+        return {name: rounded(value, self._dtypes[name]) for name, value in self._sum.items()}
+
+    def exact(self) -> dict[str, Tensor]:
+        """The merged tensors before they are rounded, float64: not a copy."""
+        return self._sum
 
     @property
     def effective_weights(self) -> list[float]:
         """How much of each update is in the result, in the order in which they were added."""
         return effective_weights(self.steps)
+
+
+def rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A float64 tensor in another dtype, an integer one by the nearest integer."""
+    return (value if dtype.is_floating_point else value.round()).to(dtype)
 
 
 def effective_weights(steps: Sequence[float]) -> list[float]:

@@ -23,10 +23,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedcats.core.errors import RunError
-from fedcats.core.merging import Fold, Rule, check_update, effective_weights
-from fedcats.core.models import State
+from fedcats.core.merging import Fold, Rule, check_update, effective_weights, fedavg
+from fedcats.core.models import State, digest
 from fedcats.core.robust import Robust
 from fedcats.core.seeding import derive_seed
+from fedcats.core.server_optimizer import Memory, ServerOptimizer
 from fedcats.core.store import Store
 from fedcats.core.update import Task, Update, put_weights, read
 from fedcats.federated.transport import Transport
@@ -45,7 +46,7 @@ class Merged:
     steps
         Of the fold; empty where the rule is none.
     rule
-        Says then what it is.
+        Says then what it is, with all that it depends on beside the updates.
     down, up
         Bytes of the weights that the clients of the round were given, and that came back. In a
         simulation they do not travel.
@@ -110,7 +111,7 @@ def merge_order(order: str | Sequence[int], num_clients: int, seed: int) -> list
 
 @dataclass
 class MergeStrategy(Strategy):
-    """Merges by one or more rules from one training; see `Fold` and `Robust`.
+    """Merges by one or more rules from one training; see `Fold`, `Robust`, `ServerOptimizer`.
 
     Attributes
     ----------
@@ -128,11 +129,13 @@ class MergeStrategy(Strategy):
         Called with each client, the round and its update, as it is folded.
     first_round
         Number of ``start``'s first round, for runs that go on.
+    memory
+        What server optimizers remember, by rule; replaced in each round.
     merged, failures
         Results of the last round: the merges by rule, and the reason by client left out.
     """
 
-    rules: Mapping[str, Rule | Robust]
+    rules: Mapping[str, Rule | Robust | ServerOptimizer]
     plan: Plan
     make_tasks: Callable[[Sequence[int], int, str], Sequence[Task]]
     sizes: Sequence[int]
@@ -140,6 +143,7 @@ class MergeStrategy(Strategy):
     transport: Transport
     on_update: Callable[[int, int, Update], None] = lambda _client, _round, _update: None
     first_round: int = 1
+    memory: dict[str, Memory] = field(default_factory=dict)
     merged: dict[str, Merged] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
 
@@ -152,11 +156,11 @@ class MergeStrategy(Strategy):
         """One message for each client of the round, in the order of the merge."""
         server_round += self.first_round - 1
         self._start = cast(State, arrays.to_torch_state_dict())
-        digest = put_weights(self.store, self._start)
+        start = put_weights(self.store, self._start)
         nodes = self.transport.nodes(grid, len(self.plan.order))
         self._nodes = {node: client for client, node in enumerate(nodes[: len(self.plan.order)])}
         self._asked = self.plan.clients(server_round)
-        tasks = self.make_tasks(self._asked, server_round, digest)
+        tasks = self.make_tasks(self._asked, server_round, start)
         for client, task in zip(self._asked, tasks, strict=True):
             content = self.transport.pack(task, self._start)
             yield Message(content, dst_node_id=nodes[client], message_type=MessageType.TRAIN)
@@ -166,10 +170,11 @@ class MergeStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Fold the replies, which come in the order of the merge (see `InOrderGrid`)."""
         server_round += self.first_round - 1
+        # By rule, so that FedAvg and the server optimizers on top of it share one.
         folds = {
-            name: Fold(rule, self._start)
-            for name, rule in self.rules.items()
-            if not isinstance(rule, Robust)
+            rule: Fold(rule, self._start)
+            for rule in map(_fold_rule, self.rules.values())
+            if rule is not None
         }
         clients, keys, self.failures = [], [], {}
         for position, reply in enumerate(replies):
@@ -205,15 +210,21 @@ class MergeStrategy(Strategy):
         down, up = size * len(self._asked), size * len(clients)
         self.merged = {}
         for name, rule in self.rules.items():
-            if isinstance(rule, Robust):
-                try:
+            steps: list[float] = []
+            try:
+                if isinstance(rule, Robust):
                     state, steps = rule.merge([self.store.path(key) for key in keys])
-                except ValueError as error:
-                    raise RunError(f"round {server_round}: {error}") from error
-                self.merged[name] = Merged(state, clients, keys, steps, rule.label, down, up)
-            else:
-                fold = folds[name]
-                self.merged[name] = Merged(fold.result(), clients, keys, fold.steps, "", down, up)
+                    what = rule.label
+                elif isinstance(rule, ServerOptimizer):
+                    mean = folds[fedavg].exact()
+                    old = self.memory.get(name, {})
+                    state, self.memory[name] = rule.merge(self._start, mean, old)
+                    what = f"{name} {digest(state)}"
+                else:
+                    state, steps, what = folds[rule].result(), folds[rule].steps, ""
+            except ValueError as error:
+                raise RunError(f"round {server_round}: {error}") from error
+            self.merged[name] = Merged(state, clients, keys, steps, what, down, up)
         first = next(iter(self.merged.values()))
         return ArrayRecord(first.state), MetricRecord({"clients": len(clients)})
 
@@ -250,6 +261,13 @@ class MergeStrategy(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
         """Nothing to aggregate."""
+
+
+def _fold_rule(rule: Rule | Robust | ServerOptimizer) -> Rule | None:
+    """The rule of the fold that a merge needs, if it needs one."""
+    if isinstance(rule, ServerOptimizer):
+        return fedavg
+    return None if isinstance(rule, Robust) else rule
 
 
 def _reason(text: str) -> str:

@@ -34,10 +34,16 @@ _ROWS = 40  # no heat map and no dot plot with more rows
 
 # What a model does not depend on; a sweep over it gives the same model again and again.
 _NO_BEARING = {
-    "centralized": ("strategy.", "partition.", "runner."),
-    "best_submodel": ("strategy.", "runner."),
-    "fedavg": ("strategy.beta", "runner."),
-    "uniform": ("strategy.beta", "runner."),
+    "centralized": ("strategy.", "partition.", "attack"),
+    "best_submodel": ("strategy.",),
+}
+_READ_BY = {  # keys that only one rule reads
+    "strategy.beta": "polyak",
+    "strategy.start": "polyak",
+    "strategy.trim": "trimmed_mean",
+    "strategy.malicious": "krum",
+    "strategy.fedavgm": "fedavgm",
+    "strategy.fedadam": "fedadam",
 }
 
 
@@ -67,9 +73,11 @@ def sweep_rows(jobs: Iterable[tuple[Mapping[str, Any], Results]]) -> list[dict[s
             models["best_submodel"] = max(own.values(), key=lambda model: model["accuracy"])
         for name, model in models.items():
             # after a first round a sub-model starts from a merge, and so depends on its rule
-            without = ("runner.",) if several and name == "best_submodel" else _NO_BEARING.get(name)
+            without = () if several and name == "best_submodel" else _NO_BEARING.get(name)
+            if without is None:
+                without = tuple(key for key, rule in _READ_BY.items() if rule != name)
             kept = {
-                key: None if key.startswith(without or ("runner.",)) else value
+                key: None if key.startswith(("runner.", *without)) else value
                 for key, value in parameters.items()
             }
             row = {**kept, "model": name, **{key: model[key] for key in (*MEASURES, "n")}}

@@ -21,6 +21,8 @@ TITLES = {
     "polyak": "Polyak",
     "fedavg": "FedAvg",
     "uniform": "plain mean",
+    "fedavgm": "FedAvgM",
+    "fedadam": "FedAdam",
     "median": "coordinate median",
     "trimmed_mean": "trimmed mean",
     "krum": "Krum",
@@ -71,6 +73,10 @@ def title(results: Results, name: str) -> str:
         strategy = results.get("config", {}).get("strategy", {})
         beta = results["models"].get(name, {}).get("beta", strategy.get("beta"))
         return "Polyak" if beta is None else f"Polyak β = {beta}"
+    if name in ("fedavgm", "fedadam"):
+        settings = results["models"].get(name, {}).get("optimizer", {})
+        momentum = f", β = {settings['momentum']:g}" if "momentum" in settings else ""
+        return f"{TITLES[name]} η = {settings['lr']:g}{momentum}" if settings else TITLES[name]
     return TITLES.get(name, name)
 
 
