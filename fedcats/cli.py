@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
@@ -24,6 +25,10 @@ from fedcats.core.errors import RunError, UserError
 from fedcats.sweep import report_unfinished
 
 MAX_CHECKED_JOBS = 1000
+
+# Hydra copies all that its plugins have registered, hundreds of nodes, each time that it looks for
+# a group: a hundred times for --help. It is only read.
+ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")

@@ -18,15 +18,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from fedcats.core.attack import ATTACKS
 from fedcats.core.errors import UserError
-from fedcats.core.merging import STARTS
-from fedcats.core.robust import ROBUST
-from fedcats.core.server_optimizer import OPTIMIZERS
+from fedcats.core.names import ATTACKS, FOLDS, ROBUST, SERVER_OPTIMIZERS, STARTS
 
 MODES = ("compare", "federated", "centralized", "merge")
-FOLDS = ("polyak", "fedavg", "uniform")
-RULES = (*FOLDS, *OPTIMIZERS, *ROBUST)
+RULES = (*FOLDS, *SERVER_OPTIMIZERS, *ROBUST)
 HELD_OUT = 0.2  # hold_out=null means this share where something is chosen
 CHOSEN = ("soup", "best")  # need held-out images to choose on
 

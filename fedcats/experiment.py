@@ -48,7 +48,8 @@ from fedcats.core.home import home
 from fedcats.core.merging import Rule, effective_number, make_rule
 from fedcats.core.metrics import compare, read_predictions, scores, write_predictions
 from fedcats.core.models import InitialWeights, State
-from fedcats.core.robust import ROBUST, Robust
+from fedcats.core.names import ROBUST
+from fedcats.core.robust import Robust
 from fedcats.core.seeding import derive_seed
 from fedcats.core.server_optimizer import OPTIMIZERS, Memory, ServerOptimizer
 from fedcats.core.store import Store

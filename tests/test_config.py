@@ -194,3 +194,9 @@ def test_help_and_cfg(tmp_path: Path) -> None:
     assert config.returncode == 0
     assert "- fedavg" in config.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_starts_without_torch_flower_and_ray() -> None:
+    code = "import sys, fedcats.cli; print({'torch', 'flwr', 'ray', 'sklearn'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from fedcats.core.data import Images
 
-ATTACKS = ("label_flip", "scale", "sign_flip")
-
 
 @dataclass(frozen=True)
 class Attack:

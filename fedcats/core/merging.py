@@ -15,9 +15,6 @@ Rule = Callable[[int, int, int], float]
 """``rule(i, n_i, n_1 + .. + n_i) -> s_i`` for the i-th update (from 1) of ``n_i`` examples."""
 
 
-STARTS = ("first", "global")
-
-
 def polyak(i: int, examples: int, total: int, *, beta: float, start: str) -> float:
     """Sequential Polyak average: the paper's listing, ``w = beta * w_i + (1 - beta) * w``.
 

@@ -14,8 +14,6 @@ import safetensors
 import torch
 from torch import Tensor
 
-ROBUST = ("median", "trimmed_mean", "krum")
-
 _ELEMENTS = 2**22  # of all updates together, in memory at one time
 
 
