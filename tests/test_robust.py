@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedcats.core import robust
+from fedcats.core import names, robust
 from fedcats.core.robust import Robust, krum
 
 State = dict[str, torch.Tensor]
@@ -107,7 +107,7 @@ def test_krum_sees_small_updates_of_a_large_model(tmp_path: Path) -> None:
     assert (by_dot_products.double() - exact).abs().max() > exact.max()  # nothing but noise
 
 
-@pytest.mark.parametrize("rule", robust.ROBUST)
+@pytest.mark.parametrize("rule", names.ROBUST)
 def test_one_hostile_client_of_seven_moves_no_robust_rule_far(tmp_path: Path, rule: str) -> None:
     own = states(7, 5)
     merged, _ = Robust(rule, 0.2, 1).merge(write(tmp_path, own))
