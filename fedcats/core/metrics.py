@@ -3,6 +3,9 @@
 Everything starts from the same two arrays, ``labels`` and ``probabilities``, and everything is
 computed after rounding the probabilities to float32, which is what the prediction files hold.
 So the scores recomputed from a file agree with the reported ones to the last bit.
+
+scipy and scikit-learn are imported where they are used: a run needs them only after its training,
+and they take longer to import than the data takes to be found.
 """
 
 from __future__ import annotations
@@ -14,8 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from fedcats.core.errors import RunError, UserError
 
@@ -85,6 +86,8 @@ def scores(
     names = [str(i) for i in range(k)] if classes is None else list(classes)
     if len(names) != k:
         raise ValueError(f"{len(names)} class names for {k} columns of probabilities")
+
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     predicted = p.argmax(axis=1)
     columns = precision_recall_fscore_support(y, predicted, labels=range(k), zero_division=0)
@@ -165,6 +168,8 @@ def compare(
     only_model = int(np.sum(right & ~reference_right))
     only_reference = int(np.sum(~right & reference_right))
     discordant = only_model + only_reference
+    from scipy.stats import binomtest
+
     p_value = binomtest(only_model, discordant).pvalue if discordant else 1.0
 
     # A resample matters only through how often each triple (true, first, second) occurs in it,
@@ -212,6 +217,8 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     """
     if n == 0:
         return 0.0, 1.0
+    from scipy.stats import binomtest
+
     interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
