@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint bench clean
 setup: $(VENV)/.ready
 
 # Pinned versions, without any address of an index: pip takes its own.
@@ -24,5 +24,16 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# All benchmarks on photos: make bench ROOT=DIR [BENCH="--only transport --repeat 1"]
+bench: setup $(VENV)-pfl/.ready
+	$(BIN)/python benchmarks/suite.py $(ROOT) --pfl $(VENV)-pfl/bin/python $(BENCH)
+
+# pfl wants other versions than Flower, so it has an environment of its own.
+$(VENV)-pfl/.ready: constraints.txt
+	$(PYTHON) -m venv $(VENV)-pfl
+	$(VENV)-pfl/bin/python -m pip install --quiet --disable-pip-version-check \
+		'pfl[pytorch]==0.6.0' $$(grep -E '^(torch|torchvision)==' constraints.txt)
+	touch $@
+
 clean:
-	rm -rf $(VENV) outputs multirun
+	rm -rf $(VENV) $(VENV)-pfl outputs multirun
