@@ -19,6 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedcats.core.errors import RunError, UserError
+from fedcats.federated.actors import OWN_RAY, RESTART
 from fedcats.federated.client_app import app as client_app
 
 Main = Callable[[Grid], None]
@@ -151,16 +152,13 @@ def run_on_ray(
     own = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 128 * 2**20}
     backend: dict[str, Any] = {
         "init_args": {
-            **(own if address is None else {"address": address}),
+            **({**own, **OWN_RAY} if address is None else {"address": address}),
             "log_to_driver": verbose,
             "logging_level": logging.INFO if verbose else logging.CRITICAL,
         },
-        # A dead actor must come back: Flower's pool goes on giving clients to it (see `RayGrid`).
-        "client_resources": {"num_cpus": 1, "max_restarts": -1},
+        "client_resources": {"num_cpus": 1, **RESTART},
     }
-    # Flower would wait for every client that still works, and for ever for one that hangs.
-    reaper = threading.Thread(target=_end_busy_actors, args=(over, ended, lost), daemon=True)
-    reaper.start()
+    reaper = _start_reaper(over, ended, lost)
     with _quiet(verbose):
         try:
             run_simulation(server_app, client_app, num_clients, backend_config=backend)
@@ -177,6 +175,30 @@ def run_on_ray(
         raise raised[0]
     if not finished:
         raise RunError("the simulation ended before the server had finished")
+
+
+@contextlib.contextmanager
+def watched(grid: Grid, *, verbose: bool) -> Iterator[Grid]:
+    """The grid of a simulation that Flower itself runs (``flwr run``), as `run_on_ray` has it.
+
+    Its actors restart (see `fedcats.federated.actors`); those that are busy at the end are killed.
+    """
+    over, lost = threading.Event(), threading.Event()
+    _start_reaper(over, threading.Event(), lost)  # the process ends with the run
+    with _quiet(verbose):
+        try:
+            yield cast(Grid, RayGrid(grid, lost))
+        finally:
+            over.set()
+
+
+def _start_reaper(
+    over: threading.Event, ended: threading.Event, lost: threading.Event
+) -> threading.Thread:
+    """Flower would wait for every client that still works, and for ever for one that hangs."""
+    reaper = threading.Thread(target=_end_busy_actors, args=(over, ended, lost), daemon=True)
+    reaper.start()
+    return reaper
 
 
 def _end_busy_actors(over: threading.Event, ended: threading.Event, lost: threading.Event) -> None:

@@ -6,6 +6,7 @@ working directory and the environment of whoever started it, so paths must be ab
 to a folder under ``FEDCATS_HOME`` whose name is printed, or to that of ``fedcats runner=flwr``.
 """
 
+import contextlib
 import os
 import platform
 import shlex
@@ -21,6 +22,7 @@ from fedcats.config import compose_config
 from fedcats.core.errors import RunError, UserError
 from fedcats.core.home import home
 from fedcats.experiment import run
+from fedcats.federated.runner import watched
 
 app = ServerApp()
 
@@ -29,11 +31,15 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Compose, run, and say where the results are; an error fails the run."""
     settings = {key: str(context.run_config[key]) for key in ("overrides", "home", "ticket")}
+    simulated = isinstance(grid, InMemoryGrid)
     try:
-        raw = configuration(settings, simulated=isinstance(grid, InMemoryGrid))
+        raw = configuration(settings, simulated=simulated)
         folder = run_folder(settings["ticket"], context.run_id)
         print(f"fedcats: run folder: {folder}", flush=True)
-        run(raw, folder, grid)
+        with contextlib.ExitStack() as stack:
+            if simulated:
+                grid = stack.enter_context(watched(grid, verbose=bool(raw.verbose)))
+            run(raw, folder, grid)
         print(f"fedcats: finished: {folder}", flush=True)
     except (UserError, RunError) as error:
         print(f"fedcats: error {error.exit_code}: {' '.join(str(error).split())}", flush=True)

@@ -4,6 +4,7 @@ One SuperLink for the simulations and one federation of two sites serve all test
 comes last.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,11 +17,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import safetensors.torch
 from cryptography import x509
 
 from fedcats.config import compose_config, load
 from fedcats.core.errors import UserError
+from fedcats.core.merging import Fold, make_rule
 from fedcats.deploy.files import write_federation
 from fedcats.deploy.guard import MARK, members, watch
 from fedcats.deploy.rehearsal import Loopback, at_sites, compare_models, free_port, write_photos
@@ -168,6 +172,56 @@ def test_the_flwr_runner_ends_as_the_run_does(simulator: dict[str, str], tmp_pat
         assert (process.returncode, out) == (2, "")
         assert err.splitlines()[-1].startswith(f"fedcats: {message}")
         assert "Traceback" not in err
+
+
+def rays(simulator: dict[str, str], name: str = "") -> list[psutil.Process]:
+    """What runs of Ray under the simulator."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("FLWR_HOME") == simulator["FLWR_HOME"]:
+                command = process.cmdline()
+                if command and "ray" in command[0] and command[0].endswith(name):
+                    found.append(process)
+    return found
+
+
+def test_under_flwr_run_too_one_killed_client_is_left_out_and_no_other(
+    simulator: dict[str, str], tmp_path: Path
+) -> None:
+    three = ["partition.num_shards=3", "partition.per_class=2", "train.epochs=5"]
+    keep = ["strategy.on_failure=survivors", "save_models=true", "hydra.run.dir=there"]
+    process = start(simulator, *TINY, *three, *keep, "runner.workers=1", cwd=tmp_path)
+    events = tmp_path / "there/progress.jsonl"
+    wait_until(lambda: events.is_file() and events.stat().st_size)
+    (client,) = rays(simulator, "ClientAppActor.run")
+    client.kill()
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    results = json.loads((tmp_path / "there/results.json").read_text())
+    ((who, why),) = results["failures"].items()
+    assert why.startswith("its process ended: killed")
+    clients = results["models"]["polyak"]["clients"]
+    assert {f"round 1, client {c}" for c in range(3) if c not in clients} == {who}
+    models, fold = tmp_path / "there/models", Fold(make_rule("polyak", beta=0.5))
+    for survivor in clients:
+        fold.add(safetensors.torch.load_file(models / f"submodel-{survivor}.safetensors"), 4)
+    merged = safetensors.torch.load_file(models / "polyak.safetensors")
+    assert safetensors.torch.save(merged) == safetensors.torch.save(fold.result())
+    wait_until(lambda: not rays(simulator), 60.0)
+
+
+def test_under_flwr_run_too_a_client_that_raises_ends_the_run(
+    simulator: dict[str, str], tmp_path: Path
+) -> None:
+    process = start(simulator, *TINY, "train.lr=1e30", "train.epochs=50", cwd=tmp_path)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out) == (1, "")
+    last = err.splitlines()[-1]
+    assert last.startswith("fedcats: client 0 failed in round 1: the training loss is nan in epoch")
+    assert "Traceback" not in err
+    wait_until(lambda: not rays(simulator), 60.0)
 
 
 def test_results_need_a_folder_that_the_server_sees(tmp_path: Path) -> None:
