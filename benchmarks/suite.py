@@ -32,7 +32,7 @@ from rich.table import Table
 from step import cpu, rates
 
 HERE = Path(__file__).parent
-PER_CLASS, TEST = 99, 506  # the paper's shards and test photos
+TEST = 506  # photos of each class, as in the paper
 MODEL_GB = 0.228
 COLUMNS = ("fedcats", "naive", "stock Flower", "pfl", "no Flower")
 
@@ -76,19 +76,20 @@ class Row:
     until: Callable[[Path], bool] | None = None
 
 
-def rows(root: Path, epochs: int, pfl: str | None) -> list[Row]:
-    """The table's lines; ``epochs`` of the paper's ten."""
+def rows(root: Path, epochs: int, per_class: int, pfl: str | None) -> list[Row]:
+    """The table's lines; the paper has ten ``epochs`` and 99 ``per_class`` in a shard."""
     python, shards = sys.executable, 10
-    steps = -(-2 * PER_CLASS // 4) * epochs  # of one client
+    steps = -(-2 * per_class // 4) * epochs  # of one client
     photos = [str(root)]
 
     def fedcats(*overrides: str, clients: int = shards, test: int = 1) -> list[str]:
-        counts = f"{{train: [990, 990], test: [{test}, {test}]}}"
+        train = clients * per_class
+        counts = f"{{train: [{train}, {train}], test: [{test}, {test}]}}"
         return [
             *(python, "-m", "fedcats.cli", "data=folder", f"data.root={root}"),
             *(f"data.counts={counts}", "model.weights=none", "save_models=false"),
             *("partition=paper", f"partition.num_shards={clients}", f"train.epochs={epochs}"),
-            *(f"partition.per_class={PER_CLASS}", "hydra.run.dir=run", *overrides),
+            *(f"partition.per_class={per_class}", "hydra.run.dir=run", *overrides),
         ]
 
     def rival(name: str, *options: str, by: str = python) -> list[str]:
@@ -101,7 +102,7 @@ def rows(root: Path, epochs: int, pfl: str | None) -> list[Row]:
         return found
 
     def sized(clients: int) -> list[str]:
-        return [f"--clients={clients}", f"--epochs={epochs}"]
+        return [f"--clients={clients}", f"--epochs={epochs}", f"--per-class={per_class}"]
 
     whole = [*sized(shards), "--baseline", f"--test={TEST}"]
     federated = ["mode=federated", "strategy=polyak"]
@@ -132,7 +133,7 @@ def rows(root: Path, epochs: int, pfl: str | None) -> list[Row]:
             {
                 "fedcats": fedcats("mode=centralized"),
                 "naive": rival("naive", "--clients=0", "--baseline", f"--epochs={epochs}",
-                               f"--per-class={shards * PER_CLASS}"),
+                               f"--per-class={shards * per_class}"),
             },
             steps=shards * steps,
             serial=True,
@@ -296,6 +297,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="rows whose name has one of these")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=1, help="of training; the paper has 10")
+    parser.add_argument("--per-class", type=int, default=99, help="photos in a shard")
     parser.add_argument("--pfl", help="a Python with pfl[pytorch]")
     parser.add_argument("--json", type=Path, default=HERE / "results" / "suite.json")
     given = parser.parse_args()
@@ -306,12 +308,13 @@ def main() -> None:
         table.add_column(name, justify="right" if name else "left")
     result = json.loads(given.json.read_text()) if given.json.is_file() else {}
     result["machine"] = {"cpu": cpu(), "cores": len(os.sched_getaffinity(0))}
-    for row in rows(given.root.absolute(), given.epochs, pfl):
+    for row in rows(given.root.absolute(), given.epochs, given.per_class, pfl):
         if not any(part in row.name for part in given.only):
             continue
         rate = rates()
         measured = measure_row(row, given.repeat, console.print)
-        entry: dict[str, object] = {"epochs": given.epochs, "rounds": given.repeat}
+        entry: dict[str, object] = {"epochs": given.epochs, "per class": given.per_class}
+        entry["rounds"] = given.repeat
         ours = measured["fedcats"]
         for name, runs in measured.items():
             entry[name] = (
