@@ -68,6 +68,7 @@ from fedcats.federated.runner import (
     RayGrid,
     check_cluster,
     default_workers,
+    kill_stopped_actors,
     run_local,
     run_on_ray,
 )
@@ -668,7 +669,7 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
     window = None
     if isinstance(grid, RayGrid) and _address(config) is None:  # the number of workers is known
         window = max(32, 8 * this.workers)
-    in_order = cast(Grid, InOrderGrid(grid, poll_seconds, window))
+    in_order = cast(Grid, InOrderGrid(grid, poll_seconds, window, kill_stopped_actors))
     # A client that hangs ends its own process; this is for one that cannot even do that.
     patience = None if hangs is None else hangs * (config.train.epochs + 1) * clients
 

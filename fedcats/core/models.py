@@ -327,9 +327,10 @@ def _read_file(path: Path) -> State:
             return safetensors.torch.load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise many kinds
-        raise UserError(
-            f"model.weights={path}: cannot be read ({_brief(error)}); {allowed}"
-        ) from error
+        # PyTorch's own words advise to run what the file holds.
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        what = "it holds something else than tensors" if unsafe else _brief(error)
+        raise UserError(f"model.weights={path}: cannot be read ({what}); {allowed}") from error
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise UserError(f"model.weights={path}: not a state dict (names to tensors)")
     return {str(key): value for key, value in loaded.items()}

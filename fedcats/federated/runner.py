@@ -1,6 +1,7 @@
 """Where the clients run: Flower's simulation on Ray, or this process. The only user of both."""
 
 import contextlib
+import io
 import logging
 import os
 import socket
@@ -159,7 +160,8 @@ def run_on_ray(
         "client_resources": {"num_cpus": 1, **RESTART},
     }
     reaper = _start_reaper(over, ended, lost)
-    with _quiet(verbose):
+    # Ray prints to standard output that a worker died, whatever its log level.
+    with _quiet(verbose), contextlib.redirect_stdout(sys.stdout if verbose else io.StringIO()):
         try:
             run_simulation(server_app, client_app, num_clients, backend_config=backend)
         except Exception as error:
@@ -214,10 +216,19 @@ def _end_busy_actors(over: threading.Event, ended: threading.Event, lost: thread
                 process.kill()
         os._exit(RunError.exit_code)
     while not ended.wait(0.5):
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if process.cmdline()[:1] == ["ray::ClientAppActor.run"]:
-                    process.kill()
+        _kill_actors(lambda _: True)
+
+
+def kill_stopped_actors() -> None:
+    """Kill what a signal has stopped: it cannot end itself, and blocks its place for others."""
+    _kill_actors(lambda process: process.status() == psutil.STATUS_STOPPED)
+
+
+def _kill_actors(which: Callable[[psutil.Process], bool]) -> None:
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.cmdline()[:1] == ["ray::ClientAppActor.run"] and which(process):
+                process.kill()
 
 
 @contextlib.contextmanager

@@ -291,10 +291,19 @@ class InOrderGrid:
     window
         How many messages are out at a time; None: all. Flower's simulation looks at every message
         that is out once for each node, again and again: with 1,000 of both it does little else.
+    give_up
+        Called when a reply has not come in time.
     """
 
-    def __init__(self, grid: Grid, poll_seconds: float = 0.05, window: int | None = None) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        poll_seconds: float = 0.05,
+        window: int | None = None,
+        give_up: Callable[[], None] = lambda: None,
+    ) -> None:
         self._grid = grid
+        self._give_up = give_up
         self._poll = poll_seconds
         self._window = window
 
@@ -328,6 +337,7 @@ class InOrderGrid:
             deadline = math.inf if timeout is None else time.monotonic() + timeout
             while not (replies := list(self._grid.pull_messages([message_id]))):
                 if time.monotonic() > deadline:
+                    self._give_up()
                     asked = Message(
                         RecordDict(),
                         dst_node_id=metadata.dst_node_id,

@@ -237,16 +237,19 @@ def test_the_run_fails_without_waiting_for_a_client_that_hangs(
     assert time.monotonic() - started < 60
 
 
-def test_a_client_that_not_even_ends_itself_is_given_up_on(
-    broken: Callable[..., tuple[dict[str, Any], Path]],
+def test_clients_that_not_even_end_themselves_are_given_up_on(
+    broken: Callable[..., tuple[dict[str, Any], Path]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    few = ["partition.num_shards=2", "strategy.on_failure=survivors", "strategy.timeout=10"]
-    broken("raise:1", *few, "seed=23", "runner=local", folder="before")
-    # Client 0 is in the store, and its turn is the second one: on a busy machine Ray's start and
-    # the first epoch may take longer than this timeout.
-    results, _ = broken("stop:1", *few, "seed=23", "strategy.order=[1,0]")
-    assert results["failures"] == {"round 1, client 1": "no reply for 40 s"}
+    few = ["partition.num_shards=3", "strategy.on_failure=survivors", "strategy.timeout=7"]
+    broken("raise:1,2", *few, "seed=23", "runner=local", folder="before")
+    # Client 0 is in the store and comes last: on a busy machine Ray's start and the first epoch
+    # may take longer than this timeout. The others block both workers.
+    results, _ = broken("stop:1,2", *few, "seed=23", "strategy.order=[1,2,0]")
+    assert list(results["failures"]) == ["round 1, client 1", "round 1, client 2"]
+    assert results["failures"]["round 1, client 1"] == "no reply for 42 s"
+    assert results["failures"]["round 1, client 2"].startswith("its process ended: killed")
     assert results["models"]["polyak"]["clients"] == [0]
+    assert "raylet" not in capfd.readouterr().out
 
 
 def test_a_run_whose_ray_was_killed_ends_and_says_so(tmp_path: Path) -> None:
