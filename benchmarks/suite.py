@@ -33,7 +33,6 @@ from step import cpu, rates
 
 HERE = Path(__file__).parent
 TEST = 506  # photos of each class, as in the paper
-MODEL_GB = 0.228
 COLUMNS = ("fedcats", "naive", "stock Flower", "pfl", "no Flower")
 
 
@@ -58,8 +57,6 @@ class Row:
         Runs before each command, unmeasured.
     steps, forwards
         What the floor counts: training steps at batch 4, photos tested.
-    gigabytes
-        And memory that is read or written at least.
     serial
         Whether only one core can work: one model after another's step.
     until
@@ -71,7 +68,6 @@ class Row:
     before: dict[str, list[str]] = field(default_factory=dict)
     steps: int = 0
     forwards: int = 0
-    gigabytes: float = 0.0
     serial: bool = False
     until: Callable[[Path], bool] | None = None
 
@@ -198,9 +194,7 @@ def rows(root: Path, epochs: int, per_class: int, pfl: str | None) -> list[Row]:
             "no Flower": [python, str(HERE / "transport.py"), f"--clients={clients}", "--pool"],
             **others(*options),
         }
-        found.append(
-            Row(f"transport, {clients} clients", commands, gigabytes=2 * clients * MODEL_GB)
-        )
+        found.append(Row(f"transport, {clients} clients", commands))
     return found
 
 
@@ -286,7 +280,6 @@ def floor(row: Row, rate: dict[str, float]) -> float | None:
     cores = 1 if row.serial else len(os.sched_getaffinity(0))
     seconds = row.steps * rate["step"] / cores
     seconds += row.forwards * rate["forward"] / cores
-    seconds += row.gigabytes / rate["read GB/s"] / cores
     return seconds or None
 
 
@@ -333,7 +326,7 @@ def main() -> None:
         given.json.write_text(json.dumps(result, indent=1) + "\n")
     for name, entry in result["rows"].items():
         table.add_row(name, *cells(entry))
-    Console().print(table)
+    Console(width=120).print(table)
 
 
 def cells(entry: dict[str, dict[str, float]]) -> list[str]:
