@@ -31,7 +31,7 @@ INK, MUTED, GRID, PAPER = "#1f2328", "#6e7781", "#d8dee4", "#ffffff"
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#e69f00"
 CENTRALIZED, RULES, OWN = BLUE, (VERMILLION, GREEN, PURPLE, ORANGE, INK), MUTED
 BARS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, MUTED)  # one for each class, if so few
-MARKS = ("s", "^", "v", "P", "X")  # one for each merge rule; centralized is a circle
+MARKS = ("s", "^", "v", "P", "X", "D")  # for merge rules: one more than colours, so no pair twice
 
 # On the page the drawings follow its light or dark theme: each colour becomes a CSS variable.
 VARIABLES = {
