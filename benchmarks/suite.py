@@ -33,6 +33,7 @@ from step import cpu, rates
 
 HERE = Path(__file__).parent
 TEST = 506  # photos of each class, as in the paper
+LOOK = 5.0  # seconds between two looks at the memory, each of which stops the processes a little
 COLUMNS = ("fedcats", "naive", "stock Flower", "pfl", "no Flower")
 
 
@@ -214,7 +215,7 @@ def measure(command: list[str], folder: Path, until: Callable[[Path], bool] | No
     pause, looked = 0.01 if until else 0.05, 0.0
     while process.poll() is None and not (until and until(folder)):
         time.sleep(pause)
-        if time.perf_counter() - looked < 1.0:
+        if time.perf_counter() - looked < LOOK:
             continue
         looked = time.perf_counter()
         used = memory(process)
