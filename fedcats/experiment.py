@@ -421,9 +421,11 @@ def _prepare(
     _check_room(this)
     _check_sizes(this)
     start = _part(initial.state, names)
-    store.hold([weights_key(models.digest(state)) for state in (initial.state, start)])
-    this.base = put_weights(store, initial.state)
-    this.start = put_weights(store, start)
+    whole = len(start) == len(initial.state)
+    this.base, this.start = initial.sha256, initial.sha256 if whole else models.digest(start)
+    store.hold([weights_key(sha256) for sha256 in (this.base, this.start)])
+    for sha256, state in {this.base: initial.state, this.start: start}.items():
+        put_weights(store, state, sha256)
     if grid is None and config.mode in ("compare", "federated") and (address := _address(config)):
         with tempfile.NamedTemporaryFile(dir=store.root, prefix=".shared-", suffix=".tmp") as file:
             check_cluster(address, [dataset.path, folder, Path(file.name)])

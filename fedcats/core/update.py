@@ -159,9 +159,9 @@ def weights_key(sha256: str) -> str:
     return f"weights-{sha256}"
 
 
-def put_weights(store: Store, tensors: Mapping[str, Tensor]) -> str:
+def put_weights(store: Store, tensors: Mapping[str, Tensor], sha256: str = "") -> str:
     """Keep weights that tasks start from; their digest, by which `Task` names them."""
-    sha256 = models.digest(tensors)
+    sha256 = sha256 or models.digest(tensors)
     key = weights_key(sha256)
     if store.get(key) is None:
         store.put(key, tensors, {"kind": "weights"})

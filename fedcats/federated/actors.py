@@ -1,22 +1,69 @@
-"""Options of Ray's actors, in which a simulation's clients run, that Flower does not set."""
+"""Ray's actors, in which a simulation's clients run, where Flower's own handling falls short."""
 
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
-RESTART = {"max_restarts": -1}
-"""A dead actor must come back: Flower's pool goes on giving clients to it."""
+from flwr.clientapp import ClientApp
 
-OWN_RAY = {"address": "local"}
-"""Without it, Ray would join any cluster that was started on this machine."""
+_END_SECONDS = 10.0
 
 
-def set_up_flwr_run() -> None:
-    """In the process of ``flwr run``'s simulation, which has no options for these, before Ray."""
+@functools.cache
+def use_own_backend() -> None:
+    """From here on a simulation of this process has its actors from `Backend`, below.
+
+    Flower has no option for a backend of one's own, and the process of ``flwr run``'s simulation
+    takes none of the options that Ray has for actors.
+    """
+    import ray
     from flwr.server.superlink.fleet.vce.backend import raybackend
 
     class Backend(raybackend.RayBackend):
         def __init__(self, backend_config: dict[str, Any]) -> None:
-            backend_config["client_resources"].update(RESTART)
-            backend_config["init_args"].update(OWN_RAY)
+            # A dead actor must come back: Flower's pool goes on giving clients to it.
+            backend_config["client_resources"].update(max_restarts=-1)
             super().__init__(backend_config)
 
+        def init_ray(self, backend_config: dict[str, Any]) -> None:
+            # Without an address Ray would join any cluster that was started on this machine.
+            arguments = {"address": "local", **backend_config[self.init_args_key]}
+            if arguments["address"] == "local":
+                # By the environment: given to Ray, as Flower does, every worker starts twice.
+                os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path, *_given_path()])
+                ray.init(**{"include_dashboard": False, **arguments})
+            super().init_ray(backend_config)
+
+        def build(self, app_fn: Callable[[], ClientApp]) -> None:
+            super().build(app_fn)
+            for actor in self._actors():  # import while the server prepares the first messages
+                actor.__ray_call__.remote(_import_client)
+
+        def terminate(self) -> None:
+            # A thread of Flower's that still waits for an actor when Ray ends, which is so after
+            # an interrupt, would wait for ever, and this process with it.
+            begun = time.monotonic()
+            while (busy := self._actors(busy=True)) and time.monotonic() - begun < _END_SECONDS:
+                for actor in busy:
+                    ray.kill(actor)
+                time.sleep(0.1)
+            super().terminate()
+
+        def _actors(self, *, busy: bool = False) -> list[Any]:
+            if self.pool is None:
+                return []
+            return list(self.pool._future_to_actor.values() if busy else self.pool.pool)
+
     raybackend.RayBackend = Backend  # type: ignore[misc]
+
+
+def _given_path() -> list[str]:
+    return [path for path in [os.environ.get("PYTHONPATH")] if path]
+
+
+def _import_client(actor: object) -> None:
+    """Runs in an actor."""
+    import fedcats.federated.client_app  # noqa: F401

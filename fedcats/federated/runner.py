@@ -20,7 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedcats.core.errors import RunError, UserError
-from fedcats.federated.actors import OWN_RAY, RESTART
+from fedcats.federated.actors import use_own_backend
 from fedcats.federated.client_app import app as client_app
 
 Main = Callable[[Grid], None]
@@ -150,15 +150,16 @@ def run_on_ray(
             over.set()
 
     # Only messages without arrays pass through Ray's object store.
-    own = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 128 * 2**20}
+    own = {"num_cpus": workers, "object_store_memory": 128 * 2**20}
     backend: dict[str, Any] = {
         "init_args": {
-            **({**own, **OWN_RAY} if address is None else {"address": address}),
+            **(own if address is None else {"address": address}),
             "log_to_driver": verbose,
             "logging_level": logging.INFO if verbose else logging.CRITICAL,
         },
-        "client_resources": {"num_cpus": 1, **RESTART},
+        "client_resources": {"num_cpus": 1},
     }
+    use_own_backend()
     reaper = _start_reaper(over, ended, lost)
     # Ray prints to standard output that a worker died, whatever its log level.
     with _quiet(verbose), contextlib.redirect_stdout(sys.stdout if verbose else io.StringIO()):

@@ -252,24 +252,46 @@ def test_clients_that_not_even_end_themselves_are_given_up_on(
     assert "raylet" not in capfd.readouterr().out
 
 
-def test_a_run_whose_ray_was_killed_ends_and_says_so(tmp_path: Path) -> None:
+def end_the_ray_of(process: psutil.Process) -> None:
+    for child in process.children():
+        if child.name() in ("raylet", "gcs_server"):
+            child.kill()
+
+
+def interrupt_the_group_of(process: psutil.Process) -> None:
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "line"),
+    [
+        (end_the_ray_of, 1, "Ray has ended in the middle of the run; finished updates are kept"),
+        (lambda process: process.send_signal(signal.SIGINT), 130, "interrupted; finished work is"),
+        (interrupt_the_group_of, 130, "interrupted; finished work is kept, the same command goes"),
+    ],
+    ids=["Ray is killed", "interrupt", "Ctrl-C"],
+)
+def test_a_run_cut_short_while_its_clients_train_ends_and_says_so(
+    tmp_path: Path, end: Callable[[psutil.Process], None], code: int, line: str
+) -> None:
     command = [sys.executable, "-m", "fedcats.cli", *TINY, *TINY_DRAWINGS, "mode=federated"]
-    process = subprocess.Popen(
-        [*command, "seed=24", "train.epochs=500", f"hydra.run.dir={tmp_path}"],
+    process = psutil.Popen(
+        [*command, "seed=24", "train.epochs=5000", f"hydra.run.dir={tmp_path}"],
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
+        # Ignored in commands that a script runs in the background, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     events = tmp_path / "progress.jsonl"
     deadline = time.monotonic() + 120
-    while not (events.is_file() and events.stat().st_size) and time.monotonic() < deadline:
+    while not (events.is_file() and '"epoch": 1' in events.read_text()):
+        assert time.monotonic() < deadline
         time.sleep(0.2)
-    own = psutil.Process(process.pid).children()
-    for child in own:
-        if child.name() in ("raylet", "gcs_server"):
-            child.kill()
+    # Ray's agents need a minute to see that it was killed.
+    workers = [p for p in process.children(recursive=True) if "Agent" not in p.name()]
+    end(process)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert err.rstrip().endswith(
-        "Ray has ended in the middle of the run; finished updates are kept"
-    )
-    assert not psutil.wait_procs(own, timeout=30)[1]
+    assert process.returncode == code
+    assert err.splitlines()[-1].startswith(f"fedcats: {line}")
+    assert not psutil.wait_procs(workers, timeout=30)[1]
