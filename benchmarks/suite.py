@@ -25,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import psutil
 from rich.console import Console
@@ -295,56 +296,65 @@ def main() -> None:
     parser.add_argument("--pfl", help="a Python with pfl[pytorch]")
     parser.add_argument("--json", type=Path, default=HERE / "results" / "suite.json")
     given = parser.parse_args()
-    console = Console(stderr=True)
+    say = Console(stderr=True).print
     pfl = given.pfl and str(Path(given.pfl).absolute())
-    table = Table(title=f"{cpu()}, {len(os.sched_getaffinity(0))} cores, {given.epochs} epoch(s)")
-    for name in ("", "fedcats s", "GB", *(f"{c} ×" for c in COLUMNS[1:]), "fedcats/floor"):
-        table.add_column(name, justify="right" if name else "left")
+    machine = f"{cpu()}, {len(os.sched_getaffinity(0))} cores"
     result = json.loads(given.json.read_text()) if given.json.is_file() else {}
-    result["machine"] = {"cpu": cpu(), "cores": len(os.sched_getaffinity(0))}
+    if result.get("machine") != machine:  # ratios of two machines are not one table
+        result = {"machine": machine, "rows": {}}
     for row in rows(given.root.absolute(), given.epochs, given.per_class, pfl):
         if not any(part in row.name for part in given.only):
             continue
-        rate = rates()
-        measured = measure_row(row, given.repeat, console.print)
-        entry: dict[str, object] = {"epochs": given.epochs, "per class": given.per_class}
-        entry["rounds"] = given.repeat
-        ours = measured["fedcats"]
-        for name, runs in measured.items():
-            entry[name] = (
-                {"failed": runs[-1].failed, "seconds": runs[-1].seconds, "GB": runs[-1].memory}
-                if runs[-1].failed
-                else {
-                    "seconds": median(one.seconds for one in runs),
-                    "GB": max(one.memory for one in runs),
-                    "ratio": median(a.seconds / b.seconds for a, b in zip(runs, ours, strict=True)),
-                }
-            )
-        least = floor(row, rate)
-        entry["floor"] = {"seconds": least, **rate}
-        result.setdefault("rows", {})[row.name] = entry
+        rate = rates() if row.steps or row.forwards else None
+        measured = measure_row(row, given.repeat, say)
+        size = {"epochs": given.epochs, "per class": given.per_class} if row.steps else {}
+        result["rows"][row.name] = {"rounds": given.repeat, **size, **compared(measured)}
+        if rate:
+            result["rows"][row.name]["floor"] = {"seconds": floor(row, rate), **rate}
         given.json.parent.mkdir(exist_ok=True)
         given.json.write_text(json.dumps(result, indent=1) + "\n")
+    table = Table(title=machine)
+    columns = ("rounds", "fedcats s", "GB", *(f"{c} ×" for c in COLUMNS[1:]), "fedcats/floor")
+    for name in ("", *columns):
+        table.add_column(name, justify="right" if name else "left")
     for name, entry in result["rows"].items():
-        table.add_row(name, *cells(entry))
-    Console(width=120).print(table)
+        table.add_row(*cells(name, entry))
+    Console(width=140).print(table)
 
 
-def cells(entry: dict[str, dict[str, float]]) -> list[str]:
+def compared(measured: dict[str, list[Measured]]) -> dict[str, dict[str, object]]:
+    """Medians of each column, and of its ratios to fedcats within a round."""
+    found: dict[str, dict[str, object]] = {}
+    ours = measured["fedcats"]
+    for name, runs in measured.items():
+        found[name] = {
+            "seconds": median(one.seconds for one in runs),
+            "GB": max(one.memory for one in runs),
+        }
+        if runs[-1].failed:
+            found[name]["failed"] = runs[-1].failed
+        elif not ours[-1].failed:
+            pairs = zip(runs, ours, strict=True)
+            found[name]["ratio"] = median(other.seconds / own.seconds for other, own in pairs)
+    return found
+
+
+def cells(name: str, entry: dict[str, Any]) -> list[str]:
     """The table's line of a row in the JSON file."""
-    own = entry["fedcats"]
-    least = entry["floor"]["seconds"]
+    own, least = entry["fedcats"], entry.get("floor", {}).get("seconds")
+    if "epochs" in entry:
+        name += f" ({entry['per class']} photos a class, {entry['epochs']} epoch)"
 
-    def ratio(name: str) -> str:
-        other = entry.get(name)
-        if other is None:
-            return "–"
-        return f"{other['ratio']:.2f}" if "ratio" in other else str(other["failed"])
+    def ratio(column: str) -> str:
+        other = entry.get(column, {})
+        return f"{other['ratio']:.2f}" if "ratio" in other else other.get("failed", "–")
 
     return [
-        f"{own['seconds']:.1f}",
+        name,
+        str(entry["rounds"]),
+        own.get("failed") or f"{own['seconds']:.1f}",
         f"{own['GB']:.1f}",
-        *(ratio(name) for name in COLUMNS[1:]),
+        *(ratio(column) for column in COLUMNS[1:]),
         f"{own['seconds'] / least:.2f}" if least else "–",
     ]
 
