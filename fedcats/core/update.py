@@ -160,7 +160,10 @@ def weights_key(sha256: str) -> str:
 
 
 def put_weights(store: Store, tensors: Mapping[str, Tensor], sha256: str = "") -> str:
-    """Keep weights that tasks start from; their digest, by which `Task` names them."""
+    """Keep weights that tasks start from; their digest, by which `Task` names them.
+
+    The digest may be given where it is known already: it takes a while.
+    """
     sha256 = sha256 or models.digest(tensors)
     key = weights_key(sha256)
     if store.get(key) is None:

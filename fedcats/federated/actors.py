@@ -33,7 +33,7 @@ def use_own_backend() -> None:
             arguments = {"address": "local", **backend_config[self.init_args_key]}
             if arguments["address"] == "local":
                 # By the environment: given to Ray, as Flower does, every worker starts twice.
-                os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path, *_given_path()])
+                os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
                 ray.init(**{"include_dashboard": False, **arguments})
             super().init_ray(backend_config)
 
@@ -58,10 +58,6 @@ def use_own_backend() -> None:
             return list(self.pool._future_to_actor.values() if busy else self.pool.pool)
 
     raybackend.RayBackend = Backend  # type: ignore[misc]
-
-
-def _given_path() -> list[str]:
-    return [path for path in [os.environ.get("PYTHONPATH")] if path]
 
 
 def _import_client(actor: object) -> None:
