@@ -273,12 +273,10 @@ def measure_row(row: Row, repeat: int, say: Callable[[str], None]) -> dict[str, 
     return found
 
 
-def floor(row: Row, rate: dict[str, float]) -> float | None:
-    """Seconds below which the row cannot be done; None where there is no such count."""
-    cores = len(os.sched_getaffinity(0))
-    seconds = row.steps * rate["step"] / cores
-    seconds += row.forwards * rate["forward"] / cores
-    return seconds or None
+def floor(row: Row, rate: dict[str, float]) -> float:
+    """Seconds below which the row cannot be done, on all cores."""
+    seconds = row.steps * rate["step"] + row.forwards * rate["forward"]
+    return seconds / len(os.sched_getaffinity(0))
 
 
 def main() -> None:
@@ -352,7 +350,7 @@ def cells(name: str, entry: dict[str, Any]) -> list[str]:
         name,
         str(entry["rounds"]),
         own.get("failed") or f"{own['seconds']:.1f}",
-        f"{own['GB']:.1f}" if own["GB"] else "–",  # too short for a look
+        f"{own['GB']:.1f}" if own["GB"] else "–",  # not looked at
         *(ratio(column) for column in COLUMNS[1:]),
         f"{own['seconds'] / least:.2f}" if least else "–",
     ]
