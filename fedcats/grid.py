@@ -110,7 +110,8 @@ def _frozen(this: Run, images: Images) -> SharedTest | None:
     with this.lock:
         if images.digest not in this.frozen:
             model = _model(this, this.initial.state)
-            this.frozen[images.digest] = share_test(model, this.trained_names, images)
+            names, threads = this.trained_names, this.workers
+            this.frozen[images.digest] = share_test(model, names, images, threads=threads)
         return this.frozen[images.digest]
 
 

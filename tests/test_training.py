@@ -234,7 +234,7 @@ def test_models_that_share_a_frozen_part_predict_the_same_bits(
     torch.manual_seed(3)
     model = models.build(name, 2)
     names = models.set_trainable(model, trainable)
-    frozen = share_test(model, names, images, batch_size=8)
+    frozen = share_test(copy.deepcopy(model), names, images, batch_size=8, threads=2)
     assert (frozen is not None) == shared
     if frozen is not None:
         with torch.no_grad():

@@ -9,7 +9,9 @@ and write in the backward pass:
 - a linear layer updates its weight inside its own backward pass, ``W <- W - lr * dY^T X``, and
   never stores the gradient;
 - with one thread, forward and backward walk the weight in blocks of rows that fit in the cache, so
-  the gradient of the input (which needs the *old* weight) and the update share one read.
+  the gradient of the input (which needs the *old* weight) and the update share one read;
+- with several, they take a few blocks of rows for each thread in one batched product: of a single
+  one with so few rows of the input MKL gives nearly all to one thread.
 
 Besides, images travel in channels-last layout, which saves the convolutions their reordering and
 makes pooling ten times faster, and `keep_freed_memory` spares each step some thousand page faults.
@@ -257,13 +259,32 @@ class _LinearUpdate:
     def rows(self, batch: int) -> int:
         """Rows of the weight in one block.
 
-        Several threads take the weight whole: their blocks would gain nothing (98 ms a step either
-        way on two cores), and a thousand meetings of the threads cost seconds on a busy machine.
+        Several threads take the weight whole: walking it together would gain nothing, and a
+        thousand meetings of the threads cost seconds on a busy machine.
         """
         threads = torch.get_num_threads()
         if threads > 1 or batch > BLOCK_BATCH or self.module.weight.device.type != "cpu":
             return self.module.out_features
         return max(8, BLOCK_BYTES // (4 * self.module.in_features) // 8 * 8)
+
+    def output(self, x: Tensor) -> Tensor:
+        """``x W^T``, of the whole weight."""
+        slices = self._slices()
+        parts = torch.bmm(x.expand(len(slices), *x.shape), slices.transpose(1, 2))
+        return parts.transpose(0, 1).reshape(len(x), -1)
+
+    def input_gradient(self, dy: Tensor) -> Tensor:
+        """``dy W``, of the whole weight."""
+        slices = self._slices()
+        parts = dy.reshape(len(dy), len(slices), -1).transpose(0, 1)
+        return torch.bmm(parts, slices).sum(0)
+
+    def _slices(self) -> Tensor:
+        """The whole weight as (k, out/k, in): each thread takes some of them."""
+        weight = self.module.weight.detach()
+        threads = torch.get_num_threads() if weight.device.type == "cpu" else 1
+        count = 1 if threads == 1 else 1 << (2 * threads - 1).bit_length()
+        return weight.view(count if len(weight) % count == 0 else 1, -1, weight.shape[1])
 
     def blocks(self, batch: int) -> list[tuple[Tensor, Tensor | None]]:
         """Views of the weight and its momentum buffer, block by block; made once, as 500 cost."""
@@ -306,8 +327,7 @@ class _LinearFunction(torch.autograd.Function):
         ctx.layer = layer
         rows = layer.rows(len(x))
         if rows == weight.shape[0]:
-            # Not x W^T: for so few rows of x MKL's threads share the work well this way round only.
-            y = torch.mm(weight, x.t()).t().contiguous()
+            y = layer.output(x)
         else:
             y = x.new_empty(x.shape[0], weight.shape[0])
             for (w, _), part in zip(layer.blocks(len(x)), torch.split(y, rows, 1), strict=True):
@@ -319,12 +339,15 @@ class _LinearFunction(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         layer: _LinearUpdate = ctx.layer
         rows = layer.rows(len(x))
-        dx = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        walk = rows < dy.shape[1]
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.zeros_like(x) if walk else layer.input_gradient(dy)
         columns = torch.split(dy.t().contiguous(), rows)
         for (w, v), part, column in zip(
             layer.blocks(len(x)), torch.split(dy, rows, 1), columns, strict=True
         ):
-            if dx is not None:
+            if dx is not None and walk:
                 dx.addmm_(part, w)  # before the update: the gradient is that of the old weight
             layer.update(w, v, column, x)
         return dx, None, dy.sum(0) if ctx.needs_input_grad[2] else None, None

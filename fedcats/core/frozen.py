@@ -8,6 +8,7 @@ numbers, bit for bit, that it would get from the whole model.
 import copy
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -156,16 +157,33 @@ class SharedTest:
 
 
 def share_test(
-    model: nn.Module, trained: Sequence[str], images: Images, batch_size: int = 64
+    model: nn.Module,
+    trained: Sequence[str],
+    images: Images,
+    batch_size: int = 64,
+    threads: int = 1,
 ) -> SharedTest | None:
-    """Run the frozen part of ``model``, which is put into evaluation mode, over all images.
+    """Run the frozen part of ``model``, which is used up, over all images.
 
     None where `find_frozen_part` finds none.
+
+    Parameters
+    ----------
+    threads
+        How many batches are worked on at once; each by one of `predict`'s threads.
     """
     device = next(model.parameters()).device
     batches = torch.split(torch.arange(len(images)), batch_size)
     part = find_frozen_part(model.eval(), trained, images.input(batches[0][:1], device))
     if part is None:
         return None
-    inputs = [part(images.input(batch, device)) for batch in batches]
-    return SharedTest(part.name, copy.deepcopy(part.tail), inputs)
+    tail = part.tail
+    model.set_submodule(part.name, nn.Identity())  # once: not safe for several threads
+
+    def run(batch: Tensor) -> Tensor:
+        with torch.no_grad():
+            return cast(Tensor, model(images.input(batch, device)))
+
+    own = torch.get_num_threads()  # of each: a new thread would begin with another number
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(own,)) as pool:
+        return SharedTest(part.name, tail, list(pool.map(run, batches)))

@@ -1,26 +1,52 @@
-"""Ray's actors, in which a simulation's clients run, where Flower's own handling falls short."""
+"""Flower's simulation where its own handling falls short: Ray's actors, and the messages to them."""
 
 import functools
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 _END_SECONDS = 10.0
 
 
 @functools.cache
-def use_own_backend() -> None:
-    """From here on a simulation of this process has its actors from `Backend`, below.
+def use_own_parts() -> None:
+    """From here on a simulation of this process uses the parts below.
 
-    Flower has no option for a backend of one's own, and the process of ``flwr run``'s simulation
+    Flower has no option for parts of one's own, and the process of ``flwr run``'s simulation
     takes none of the options that Ray has for actors.
     """
     import ray
     from flwr.server.superlink.fleet.vce.backend import raybackend
+    from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState as State
+
+    # Ten times a second Flower looks at every message for every node, which keeps the server from
+    # all else once there are hundreds of nodes. Here only for a node for which there is a message.
+    waiting: Counter[int] = Counter()
+    store_message, get_messages = State.store_message_ins, State.get_message_ins
+
+    def store_message_ins(self: State, message: Message) -> str | None:
+        with self.lock:
+            waiting[message.metadata.dst_node_id] += 1
+            return store_message(self, message)
+
+    def get_message_ins(
+        self: State, node_id: int, limit: int | None, *, run_id: int | None = None
+    ) -> list[Message]:
+        if not waiting[node_id]:
+            return []
+        with self.lock:
+            found = get_messages(self, node_id, limit, run_id=run_id)
+            waiting[node_id] -= len(found)
+            return found
+
+    State.store_message_ins = store_message_ins  # type: ignore[method-assign]
+    State.get_message_ins = get_message_ins  # type: ignore[method-assign]
 
     class Backend(raybackend.RayBackend):
         def __init__(self, backend_config: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,8 @@ from flwr.common import NDArrays, Scalar
 
 from fedcats.core.store import Store
 from fedcats.core.update import Report, Task, append_events, compute
+
+_PRECISION = 0.5  # seconds
 
 
 @contextlib.contextmanager
@@ -26,13 +29,17 @@ def _watch(report: Report, timeout: float | None) -> Iterator[Report]:
         return
 
     def watched(event: dict[str, Any]) -> None:
+        nonlocal until
         if event["state"] == "waiting":  # for another process that has the same task
             faulthandler.cancel_dump_traceback_later()
-        else:
+            until = 0.0
+        elif (now := time.monotonic()) + timeout > until + _PRECISION:  # it takes a millisecond
             faulthandler.dump_traceback_later(timeout, exit=True, file=2)
+            until = now + timeout
         report(event)
 
     faulthandler.dump_traceback_later(timeout, exit=True, file=2)
+    until = time.monotonic() + timeout
     try:
         yield watched
     finally:

@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.common import Scalar
 
-from fedcats.federated.actors import use_own_backend
+from fedcats.federated.actors import use_own_parts
 from fedcats.federated.client import FedcatsClient
 from fedcats.federated.sites import answer
 from fedcats.federated.transport import arrays_of, open_at_site
@@ -15,7 +15,7 @@ from fedcats.federated.transport import arrays_of, open_at_site
 app = ClientApp()
 
 if sys.argv[0].endswith("flwr-simulation"):  # loads this module before it makes Ray's actors
-    use_own_backend()
+    use_own_parts()
 
 
 @app.query()

@@ -20,7 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedcats.core.errors import RunError, UserError
-from fedcats.federated.actors import use_own_backend
+from fedcats.federated.actors import use_own_parts
 from fedcats.federated.client_app import app as client_app
 
 Main = Callable[[Grid], None]
@@ -159,7 +159,7 @@ def run_on_ray(
         },
         "client_resources": {"num_cpus": 1},
     }
-    use_own_backend()
+    use_own_parts()
     reaper = _start_reaper(over, ended, lost)
     # Ray prints to standard output that a worker died, whatever its log level.
     with _quiet(verbose), contextlib.redirect_stdout(sys.stdout if verbose else io.StringIO()):

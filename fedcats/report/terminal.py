@@ -132,7 +132,9 @@ class Progress:
         """
         with self._lock:
             now = self._clock()
-            one = self._tasks.setdefault(task, _Task(work=self._usual_work()))
+            if task not in self._tasks:
+                self._tasks[task] = _Task(work=self._usual_work())
+            one = self._tasks[task]
             news = state in FINISHED and one.state != state
             one.epoch, one.epochs, one.loss, one.state = epoch, epochs, loss, state
             if state in FINISHED:
