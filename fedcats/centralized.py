@@ -1,13 +1,11 @@
 """The centralized baseline: the same update over all images, in a process beside the federation."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+from fedcats import early
 from fedcats.core.errors import RunError, UserError
 from fedcats.core.store import Store
 from fedcats.core.update import Task, Update, read
@@ -22,19 +20,7 @@ class Baseline:
     def __init__(self, task: Task, store: Store, events: Path) -> None:
         self._task = task
         self._store = store
-        command = [sys.executable, "-m", "fedcats.core.update"]
-        command += [str(store.root), str(events), str(os.getpid())]
-        # This very package, whichever one is installed: `flwr run` brings its own copy.
-        package = str(Path(__file__).parents[1])
-        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._process = subprocess.Popen(
-            command,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        self._process = early.update_process(store.root, events)
         assert self._process.stdin is not None
         self._process.stdin.write(task.to_json())
         self._process.stdin.close()

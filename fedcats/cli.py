@@ -20,6 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from fedcats import early
 from fedcats.config import HELD_OUT, compose_config, conf_dir, hydra_error, load
 from fedcats.core.errors import RunError, UserError
 from fedcats.sweep import report_unfinished
@@ -44,7 +45,8 @@ def job(raw: DictConfig) -> float | None:
     folder = Path(hydra_config.runtime.output_dir)
     sweep = hydra_config.mode == RunMode.MULTIRUN
     try:
-        if sweep and not load(raw).held_out and not _is_basic(hydra_config.sweeper):
+        config = load(raw)
+        if sweep and not config.held_out and not _is_basic(hydra_config.sweeper):
             raise UserError(
                 "hold_out=0: a sweeper that chooses needs held-out training images, since the "
                 f"test images must have no part in it; set for example hold_out={HELD_OUT:g}"
@@ -54,6 +56,8 @@ def job(raw: DictConfig) -> float | None:
 
             results = run_on_superlink(raw, list(hydra_config.overrides.task), folder)
         else:
+            if not sweep or hydra_config.job.num == 0:  # the others have made their imports
+                early.start(config, folder)
             from fedcats.experiment import run
 
             results = run(raw, folder)

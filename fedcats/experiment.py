@@ -63,6 +63,7 @@ from fedcats.core.update import (
     report_done,
     weights_key,
 )
+from fedcats.early import events_file, remember_trained
 from fedcats.federated.runner import (
     LocalGrid,
     RayGrid,
@@ -141,7 +142,7 @@ class Run:
     @property
     def events(self) -> Path:
         """The file to which everything that trains appends its progress."""
-        return self.folder / "progress.jsonl"
+        return events_file(self.folder)
 
     @property
     def expected(self) -> dict[str, float]:
@@ -282,6 +283,8 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, An
             progress.expect(this.expected)
         with _clock(seconds, "training"), _follow(this.events, progress):
             trained = _train(this, grid)
+            if config.store.enabled and config.mode in ("compare", "centralized"):
+                remember_trained(config)
         with _clock(seconds, "evaluation"):
             results = _results(this, raw, trained)
             results["models"] = _evaluate(this, trained, results, progress)

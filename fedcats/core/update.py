@@ -410,9 +410,12 @@ def exit_with(parent: int) -> None:
 def main() -> int:
     """Compute the task on standard input; arguments: store folder, events file, parent's pid."""
     threading.Thread(target=exit_with, args=(int(sys.argv[3]),), daemon=True).start()
+    text = sys.stdin.read()
+    if not text:  # started early, and not needed
+        return 0
     store, events = Store(Path(sys.argv[1])), append_events(Path(sys.argv[2]))
     try:
-        update = compute(Task.from_json(sys.stdin.read()), store, events)
+        update = compute(Task.from_json(text), store, events)
     except (RunError, UserError) as error:
         print(error, file=sys.stderr)
         return error.exit_code

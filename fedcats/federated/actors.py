@@ -1,4 +1,4 @@
-"""Flower's simulation where its own handling falls short: Ray's actors, and the messages to them."""
+"""Flower's simulation where its own handling falls short: Ray's actors, messages to them."""
 
 import functools
 import os

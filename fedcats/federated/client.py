@@ -28,6 +28,9 @@ def _watch(report: Report, timeout: float | None) -> Iterator[Report]:
         yield report
         return
 
+    faulthandler.dump_traceback_later(timeout, exit=True, file=2)
+    until = time.monotonic() + timeout
+
     def watched(event: dict[str, Any]) -> None:
         nonlocal until
         if event["state"] == "waiting":  # for another process that has the same task
@@ -38,8 +41,6 @@ def _watch(report: Report, timeout: float | None) -> Iterator[Report]:
             until = now + timeout
         report(event)
 
-    faulthandler.dump_traceback_later(timeout, exit=True, file=2)
-    until = time.monotonic() + timeout
     try:
         yield watched
     finally:

@@ -1,0 +1,67 @@
+"""The process that trains the baseline, started before the run's own imports.
+
+Its imports take as long as the run's: side by side the first step begins seconds earlier. Nothing
+heavy is imported here.
+"""
+
+import atexit
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from fedcats.config import Config
+from fedcats.core.home import home
+
+_waiting: dict[tuple[Path, Path], subprocess.Popen[str]] = {}
+
+
+def start(config: Config, folder: Path) -> None:
+    """Start the baseline's process where a run with that ``folder`` will most likely need it."""
+    needed = config.mode in ("compare", "centralized") and config.store.enabled
+    if needed and not _trained(config).exists():  # else it is in the store, most likely
+        where = home() / "store", events_file(folder.absolute())
+        process = _waiting[where] = _start_process(*where)
+        atexit.register(process.kill)
+
+
+def remember_trained(config: Config) -> None:
+    """Of a run whose training is done: another one with it need not start anything early."""
+    path = _trained(config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def _trained(config: Config) -> Path:
+    parts = ("data", "partition", "model", "train", "runner", "seed", "rounds", "hold_out")
+    kept = {name: value for name, value in asdict(config).items() if name in parts}
+    text = json.dumps(kept, sort_keys=True, default=str)
+    return home() / "trained" / hashlib.sha256(text.encode()).hexdigest()
+
+
+def events_file(folder: Path) -> Path:
+    """Where everything that trains in a run appends its progress."""
+    return folder / "progress.jsonl"
+
+
+def update_process(store: Path, events: Path) -> subprocess.Popen[str]:
+    """``python -m fedcats.core.update``, which waits for its task on standard input."""
+    return _waiting.pop((store, events), None) or _start_process(store, events)
+
+
+def _start_process(store: Path, events: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "fedcats.core.update"]
+    command += [str(store), str(events), str(os.getpid())]
+    # This very package, whichever one is installed: `flwr run` brings its own copy.
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
