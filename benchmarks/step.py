@@ -156,12 +156,15 @@ def rates(rounds: int = 3) -> dict[str, float]:
 
 
 def cpu() -> str:
-    """Name of the processor."""
+    """Name of the processor, and its instructions: several kinds have one name."""
+    import torch
+
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        return platform.processor()
+        name = platform.processor()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def main() -> None:

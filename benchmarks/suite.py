@@ -104,6 +104,7 @@ def rows(root: Path, epochs: int, per_class: int, test: int, pfl: str | None) ->
     every_core = f"runner.threads={len(os.sched_getaffinity(0))}"
     decode = [python, "-m", "fedcats.data", "prepare", "data=folder", f"data.root={root}"]
     trained = fedcats("strategy=polyak", "train.epochs=1")
+    short = ("strategy=polyak", "partition.per_class=2")
     found = [
         Row(
             "one client",
@@ -164,13 +165,14 @@ def rows(root: Path, epochs: int, per_class: int, test: int, pfl: str | None) ->
             before={"fedcats": decode},
         ),
         Row("fedcats --help", {"fedcats": [python, "-m", "fedcats.cli", "--help"]}),
-        Row(
-            "to the first epoch of 1 step",
-            {
-                "fedcats": fedcats(*federated, "partition.per_class=2", "train.epochs=99"),
-            },
-            before={"fedcats": fedcats(*federated, "partition.per_class=2", "train.epochs=1")},
-            until=first_epoch,
+        *(
+            Row(
+                f"to the first epoch of 1 step, mode={mode}",
+                {"fedcats": fedcats(f"mode={mode}", *short, "train.epochs=99")},
+                before={"fedcats": fedcats(f"mode={mode}", *short, "train.epochs=1")},
+                until=first_epoch,
+            )
+            for mode in ("compare", "federated")
         ),
         Row(
             "1,000 clients, head only",
