@@ -21,8 +21,7 @@ _waiting: dict[tuple[Path, Path], subprocess.Popen[str]] = {}
 
 def start(config: Config, folder: Path) -> None:
     """Start the baseline's process where a run with that ``folder`` will most likely need it."""
-    needed = config.mode in ("compare", "centralized") and config.store.enabled
-    if needed and not _trained(config).exists():  # else it is in the store, most likely
+    if _keeps_baseline(config) and not _trained(config).exists():  # else it is in the store
         where = home() / "store", events_file(folder.absolute())
         process = _waiting[where] = _start_process(*where)
         atexit.register(process.kill)
@@ -30,9 +29,14 @@ def start(config: Config, folder: Path) -> None:
 
 def remember_trained(config: Config) -> None:
     """Of a run whose training is done: another one with it need not start anything early."""
-    path = _trained(config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
+    if _keeps_baseline(config):
+        path = _trained(config)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def _keeps_baseline(config: Config) -> bool:
+    return config.mode in ("compare", "centralized") and config.store.enabled
 
 
 def _trained(config: Config) -> Path:

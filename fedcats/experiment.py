@@ -283,8 +283,7 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, An
             progress.expect(this.expected)
         with _clock(seconds, "training"), _follow(this.events, progress):
             trained = _train(this, grid)
-            if config.store.enabled and config.mode in ("compare", "centralized"):
-                remember_trained(config)
+            remember_trained(config)
         with _clock(seconds, "evaluation"):
             results = _results(this, raw, trained)
             results["models"] = _evaluate(this, trained, results, progress)

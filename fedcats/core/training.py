@@ -214,8 +214,8 @@ def train(
         # Dropout layers know no generator of their own: they get torch's, forked and seeded.
         with torch.random.fork_rng(devices=[]):
             # On the CPU without a look at every kind of accelerator, which takes a millisecond.
-            torchs = torch.default_generator if device.type == "cpu" else torch
-            torchs.manual_seed(derive_seed(seed, "dropout", epoch))
+            generators = torch.default_generator if device.type == "cpu" else torch
+            generators.manual_seed(derive_seed(seed, "dropout", epoch))
             for batch in batches(len(images), recipe.batch_size, recipe.drop_last, order):
                 flipped = draw_flips(len(batch), flips)
                 if features is None:

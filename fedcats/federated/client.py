@@ -15,7 +15,7 @@ from flwr.common import NDArrays, Scalar
 from fedcats.core.store import Store
 from fedcats.core.update import Report, Task, append_events, compute
 
-_PRECISION = 0.5  # seconds
+_PRECISION = 0.5  # seconds: within them the timer is not set anew
 
 
 @contextlib.contextmanager
