@@ -3,7 +3,7 @@
 import functools
 import os
 import sys
-import time
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,13 @@ from typing import Any
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-_END_SECONDS = 10.0
+_backends: list[Any] = []  # those that run: one, or none
+
+
+def kill_busy_actors() -> None:
+    """Kill the actors at work, for good: their clients' replies are errors."""
+    for backend in list(_backends):
+        backend.kill_busy()
 
 
 @functools.cache
@@ -65,22 +71,25 @@ def use_own_parts() -> None:
 
         def build(self, app_fn: Callable[[], ClientApp]) -> None:
             super().build(app_fn)
+            self._lock = threading.Lock()
+            _backends.append(self)
             for actor in self._actors():  # import while the server prepares the first messages
                 actor.__ray_call__.remote(_import_client)
 
+        def kill_busy(self) -> None:
+            with self._lock:
+                if self in _backends:  # else Ray has ended, and would start again
+                    for actor in self._actors(busy=True):
+                        ray.kill(actor)
+
         def terminate(self) -> None:
-            # A thread of Flower's that still waits for an actor when Ray ends, which is so after
-            # an interrupt, would wait for ever, and this process with it.
-            begun = time.monotonic()
-            while (busy := self._actors(busy=True)) and time.monotonic() - begun < _END_SECONDS:
-                for actor in busy:
-                    ray.kill(actor)
-                time.sleep(0.1)
+            if self in _backends:
+                with self._lock:
+                    _backends.remove(self)
             super().terminate()
 
         def _actors(self, *, busy: bool = False) -> list[Any]:
-            if self.pool is None:
-                return []
+            assert self.pool is not None
             return list(self.pool._future_to_actor.values() if busy else self.pool.pool)
 
     raybackend.RayBackend = Backend  # type: ignore[misc]

@@ -4,12 +4,14 @@ import contextlib
 import io
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 import psutil
@@ -20,7 +22,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedcats.core.errors import RunError, UserError
-from fedcats.federated.actors import use_own_parts
+from fedcats.federated.actors import kill_busy_actors, use_own_parts
 from fedcats.federated.client_app import app as client_app
 
 Main = Callable[[Grid], None]
@@ -141,11 +143,10 @@ def run_on_ray(
     @server_app.main()
     def run(grid: Grid, context: Context) -> None:
         try:
-            main(cast(Grid, RayGrid(grid, lost)))
+            main(cast(Grid, RayGrid(grid, over, lost)))
             finished.append(True)
-        except BaseException as error:
+        except BaseException as error:  # Flower would print it, and wait for a result
             raised.append(error)
-            raise
         finally:
             over.set()
 
@@ -162,7 +163,11 @@ def run_on_ray(
     use_own_parts()
     reaper = _start_reaper(over, ended, lost)
     # Ray prints to standard output that a worker died, whatever its log level.
-    with _quiet(verbose), contextlib.redirect_stdout(sys.stdout if verbose else io.StringIO()):
+    with (
+        _interrupt_sets(over) as interrupted,
+        _quiet(verbose),
+        contextlib.redirect_stdout(sys.stdout if verbose else io.StringIO()),
+    ):
         try:
             run_simulation(server_app, client_app, num_clients, backend_config=backend)
         except Exception as error:
@@ -174,6 +179,8 @@ def run_on_ray(
                 ray.shutdown()
             ended.set()
             reaper.join()
+    if interrupted.is_set():
+        raise KeyboardInterrupt
     if raised:
         raise raised[0]
     if not finished:
@@ -190,9 +197,34 @@ def watched(grid: Grid, *, verbose: bool) -> Iterator[Grid]:
     _start_reaper(over, threading.Event(), lost)  # the process ends with the run
     with _quiet(verbose):
         try:
-            yield cast(Grid, RayGrid(grid, lost))
+            yield cast(Grid, RayGrid(grid, over, lost))
         finally:
             over.set()
+
+
+@contextlib.contextmanager
+def _interrupt_sets(over: threading.Event) -> Iterator[threading.Event]:
+    """The first interrupt ends the server's part, and so the simulation; yields whether it came.
+
+    As an exception in the midst of Ray or Flower it may be lost, or leave threads that wait for
+    ever. A second one is raised.
+    """
+    interrupted = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if interrupted.is_set():
+            signal.default_int_handler(number, frame)
+        interrupted.set()
+        over.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _start_reaper(
@@ -217,18 +249,20 @@ def _end_busy_actors(over: threading.Event, ended: threading.Event, lost: thread
                 process.kill()
         os._exit(RunError.exit_code)
     while not ended.wait(0.5):
-        _kill_actors(lambda _: True)
+        kill_busy_actors()
 
 
 def kill_stopped_actors() -> None:
-    """Kill what a signal has stopped: it cannot end itself, and blocks its place for others."""
-    _kill_actors(lambda process: process.status() == psutil.STATUS_STOPPED)
+    """Kill what a signal has stopped: it cannot end itself, and blocks its place for others.
 
-
-def _kill_actors(which: Callable[[psutil.Process], bool]) -> None:
+    Ray starts such an actor again.
+    """
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if process.cmdline()[:1] == ["ray::ClientAppActor.run"] and which(process):
+            if (
+                process.cmdline()[:1] == ["ray::ClientAppActor.run"]
+                and process.status() == psutil.STATUS_STOPPED
+            ):
                 process.kill()
 
 
@@ -255,8 +289,9 @@ class RayGrid:
     Flower's pool gives clients to such an actor too; Ray refuses them before they have begun.
     """
 
-    def __init__(self, grid: Grid, lost: threading.Event) -> None:
+    def __init__(self, grid: Grid, over: threading.Event, lost: threading.Event) -> None:
         self._grid = grid
+        self._over = over
         self._lost = lost
         self._raylet: psutil.Process | None = None
         self._sent: dict[str, Message] = {}
@@ -275,7 +310,9 @@ class RayGrid:
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pull the replies of clients that have begun; RunError when Ray itself has ended."""
+        """Pull the replies of clients that have begun; RunError when no more can come."""
+        if self._over.is_set():  # an interrupt, or Ray did not start: this thread must end too
+            raise RunError("the simulation has ended")
         self._check_ray()
         replies = []
         for message_id in message_ids:

@@ -295,3 +295,22 @@ def test_a_run_cut_short_while_its_clients_train_ends_and_says_so(
     assert process.returncode == code
     assert err.splitlines()[-1].startswith(f"fedcats: {line}")
     assert not psutil.wait_procs(workers, timeout=30)[1]
+
+
+def test_a_run_cut_short_while_ray_starts_ends_and_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fedcats.cli", *TINY, *TINY_DRAWINGS, "mode=federated"]
+    process = psutil.Popen(
+        [*command, "seed=25", "train.epochs=5000", f"hydra.run.dir={tmp_path}"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 120
+    while not (started := [p for p in process.children() if p.name() == "gcs_server"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1].startswith("fedcats: interrupted")
+    assert not psutil.wait_procs(started, timeout=30)[1]
