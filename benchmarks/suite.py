@@ -208,6 +208,7 @@ def measure(command: list[str], folder: Path, until: Callable[[Path], bool] | No
     """Run a command in ``folder``, which is fedcats' home too."""
     environment = {**os.environ, "FEDCATS_HOME": str(folder / "home")}
     log = (folder / "log").open("w+")
+    os.sync()  # what the command before this one wrote is not this one's time
     begun = time.perf_counter()
     process = psutil.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
     peak, failed, limit = 0, "", 0.85 * psutil.virtual_memory().total

@@ -229,6 +229,25 @@ def _logical_order(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Te
     return lambda x: forward(x.contiguous())
 
 
+def untrained_linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """``F.linear`` of a frozen layer; for few rows on the CPU as one batched product.
+
+    Of AlexNet's large ones MKL reads the weight half as fast again this way.
+    """
+    weight = layer.weight.detach()
+    slices = weight.view(64 if len(weight) % 64 == 0 else 1, -1, weight.shape[1])
+    if x.dim() != 2 or len(x) > BLOCK_BATCH or x.device.type != "cpu" or len(slices) == 1:
+        return F.linear(x, layer.weight, layer.bias)
+    y = _sliced_product(x, slices)
+    return y if layer.bias is None else y.add_(layer.bias.detach())
+
+
+def _sliced_product(x: Tensor, slices: Tensor) -> Tensor:
+    """``x W^T`` for a weight as (k, out/k, in)."""
+    parts = torch.bmm(x.expand(len(slices), *x.shape), slices.transpose(1, 2))
+    return parts.transpose(0, 1).reshape(len(x), -1)
+
+
 class _LinearUpdate:
     """A linear layer that takes its SGD step inside its backward pass."""
 
@@ -269,9 +288,7 @@ class _LinearUpdate:
 
     def output(self, x: Tensor) -> Tensor:
         """``x W^T``, of the whole weight."""
-        slices = self._slices()
-        parts = torch.bmm(x.expand(len(slices), *x.shape), slices.transpose(1, 2))
-        return parts.transpose(0, 1).reshape(len(x), -1)
+        return _sliced_product(x, self._slices())
 
     def input_gradient(self, dy: Tensor) -> Tensor:
         """``dy W``, of the whole weight."""

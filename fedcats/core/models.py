@@ -1,6 +1,7 @@
 """torchvision's image classifiers with the last layer replaced, and their initial weights."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -22,6 +23,7 @@ import torchvision
 from torch import Tensor, nn
 
 from fedcats.core.errors import UserError
+from fedcats.core.fast import untrained_linear
 from fedcats.core.seeding import derive_seed
 
 State = dict[str, Tensor]
@@ -106,6 +108,11 @@ def set_trainable(model: nn.Module, trainable: str) -> list[str]:
             module.training = True
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(prefix))
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__dict__.pop("forward", None)
+            if not module.weight.requires_grad:
+                module.__dict__["forward"] = functools.partial(untrained_linear, module)
     return [name for name in model.state_dict() if name.startswith(prefix)]
 
 
