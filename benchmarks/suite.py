@@ -104,7 +104,10 @@ def rows(root: Path, epochs: int, per_class: int, test: int, pfl: str | None) ->
     every_core = f"runner.threads={len(os.sched_getaffinity(0))}"
     decode = [python, "-m", "fedcats.data", "prepare", "data=folder", f"data.root={root}"]
     trained = fedcats("strategy=polyak", "train.epochs=1")
-    short = ("strategy=polyak", "partition.per_class=2")
+    short = (
+        *("strategy=polyak", "partition.num_shards=2", "partition.per_class=2"),
+        "data.counts={train: [4, 4], test: [1, 1]}",
+    )
     found = [
         Row(
             "one client",
@@ -167,7 +170,7 @@ def rows(root: Path, epochs: int, per_class: int, test: int, pfl: str | None) ->
         Row("fedcats --help", {"fedcats": [python, "-m", "fedcats.cli", "--help"]}),
         *(
             Row(
-                f"to the first epoch of 1 step, mode={mode}",
+                f"to the end of the first epoch, 1 or 2 steps, mode={mode}",
                 {"fedcats": fedcats(f"mode={mode}", *short, "train.epochs=99")},
                 before={"fedcats": fedcats(f"mode={mode}", *short, "train.epochs=1")},
                 until=first_epoch,
