@@ -76,28 +76,24 @@ def check(config: Config, *, findings: bool) -> Dataset:
 def report(audit: AuditReport) -> Iterator[str]:
     """Every finding in lines; the first says how many files were looked at."""
     kept = "left out of training" if audit.removed else "kept in training"
-    more = audit.near_duplicates_found - len(audit.near_duplicates)
-    sections: list[tuple[str, Sequence[Any], str]] = [
-        ("files cannot be used and are left out", audit.quarantined, ": "),
-        ("files do not look like images and are ignored", audit.ignored, ""),
-        (f"training images are test images too, {kept}", audit.in_test_too, " = "),
-        ("groups of the same image in several classes", audit.contradictions, " = "),
-        ("groups of the same image in one part", audit.duplicates, " = "),
-        (
-            f"pairs look alike (perceptual hash){f', and {more} more' if more else ''}",
-            [
-                (pair.first, f"{pair.second}{'  (training and test)' if pair.across else ''}")
-                for pair in audit.near_duplicates
-            ],
-            " ~ ",
+    sections = {
+        "files that cannot be used, left out": map(": ".join, audit.quarantined),
+        "files that do not look like images, ignored": audit.ignored,
+        f"training images that are test images too, {kept}": map(" = ".join, audit.in_test_too),
+        "the same image in several classes": map(" = ".join, audit.contradictions),
+        "the same image several times in one part": map(" = ".join, audit.duplicates),
+        "pairs that look alike (perceptual hash)": (
+            f"{pair.first} ~ {pair.second}{'  (training and test)' if pair.across else ''}"
+            for pair in audit.near_duplicates
         ),
-    ]
-    yield f"{audit.checked} files checked"
-    for what, entries, between in sections:
-        if entries:
-            yield f"{len(entries)} {what}:"
-        for entry in entries:
-            yield f"  {entry if isinstance(entry, str) else between.join(entry)}"
+    }
+    yield f"files checked: {audit.checked}"
+    for what, entries in sections.items():
+        if lines := list(entries):
+            yield f"{what}: {len(lines)}"
+            yield from (f"  {line}" for line in lines)
+    if more := audit.near_duplicates_found - len(audit.near_duplicates):
+        yield f"  and {more} more"
 
 
 def show(config: Config, out: Path) -> None:

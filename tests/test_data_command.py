@@ -33,12 +33,12 @@ def test_check_names_every_finding_and_fails_only_by_the_limit(
     assert main(["check", *data, "data.max_bad_fraction=0.07"]) == 0
     out = capsys.readouterr().out
     for line in (
-        "3 files cannot be used and are left out:",
+        "files that cannot be used, left out: 3",
         "  train/ant/broken.jpg: damaged or cut off",
         "  train/ant/text.jpg: ",
         "  train/ant/outside.jpg: link that leaves the folder",
-        "1 files do not look like images and are ignored:\n  train/ant/notes.txt",
-        "1 training images are test images too, left out of training:\n"
+        "files that do not look like images, ignored: 1\n  train/ant/notes.txt",
+        "training images that are test images too, left out of training: 1\n"
         "  train/bee/leaked.jpg = test/bee/1.jpg",
         "  train/ant/a-cow.jpg = train/cow/3.jpg",
         "  train/bee/2.jpg = train/bee/again.jpg",
