@@ -234,12 +234,16 @@ def untrained_linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
     Of AlexNet's large ones MKL reads the weight half as fast again this way.
     """
-    weight = layer.weight.detach()
-    slices = weight.view(64 if len(weight) % 64 == 0 else 1, -1, weight.shape[1])
+    slices = _sliced(layer.weight.detach(), 64)
     if x.dim() != 2 or len(x) > BLOCK_BATCH or x.device.type != "cpu" or len(slices) == 1:
         return F.linear(x, layer.weight, layer.bias)
     y = _sliced_product(x, slices)
     return y if layer.bias is None else y.add_(layer.bias.detach())
+
+
+def _sliced(weight: Tensor, count: int) -> Tensor:
+    """The whole weight (out, in) as (count, out/count, in), or (1, out, in) if that cannot be."""
+    return weight.view(count if len(weight) % count == 0 else 1, -1, weight.shape[1])
 
 
 def _sliced_product(x: Tensor, slices: Tensor) -> Tensor:
@@ -301,7 +305,7 @@ class _LinearUpdate:
         weight = self.module.weight.detach()
         threads = torch.get_num_threads() if weight.device.type == "cpu" else 1
         count = 1 if threads == 1 else 1 << (2 * threads - 1).bit_length()
-        return weight.view(count if len(weight) % count == 0 else 1, -1, weight.shape[1])
+        return _sliced(weight, count)
 
     def blocks(self, batch: int) -> list[tuple[Tensor, Tensor | None]]:
         """Views of the weight and its momentum buffer, block by block; made once, as 500 cost."""

@@ -4,12 +4,15 @@ import functools
 import os
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from flwr.app import Message
 from flwr.clientapp import ClientApp
+
+_END_SECONDS = 10.0
 
 _backends: list[Any] = []  # those that run: one, or none
 
@@ -83,13 +86,20 @@ def use_own_parts() -> None:
                         ray.kill(actor)
 
         def terminate(self) -> None:
+            # A thread of Flower's that still waits for an actor when Ray ends, which is so after
+            # a second interrupt, would wait for ever, and this process with it.
+            begun = time.monotonic()
+            while self._actors(busy=True) and time.monotonic() - begun < _END_SECONDS:
+                self.kill_busy()
+                time.sleep(0.1)
             if self in _backends:
                 with self._lock:
                     _backends.remove(self)
             super().terminate()
 
         def _actors(self, *, busy: bool = False) -> list[Any]:
-            assert self.pool is not None
+            if self.pool is None:
+                return []
             return list(self.pool._future_to_actor.values() if busy else self.pool.pool)
 
     raybackend.RayBackend = Backend  # type: ignore[misc]

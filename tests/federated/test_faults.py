@@ -252,6 +252,18 @@ def test_clients_that_not_even_end_themselves_are_given_up_on(
     assert "raylet" not in capfd.readouterr().out
 
 
+def begin_a_long_run(folder: Path, *overrides: str) -> psutil.Popen:
+    command = [sys.executable, "-m", "fedcats.cli", *TINY, *TINY_DRAWINGS, "mode=federated"]
+    return psutil.Popen(
+        [*command, *overrides, "train.epochs=5000", f"hydra.run.dir={folder}"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Ignored in commands that a script runs in the background, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
 def end_the_ray_of(process: psutil.Process) -> None:
     for child in process.children():
         if child.name() in ("raylet", "gcs_server"):
@@ -274,15 +286,7 @@ def interrupt_the_group_of(process: psutil.Process) -> None:
 def test_a_run_cut_short_while_its_clients_train_ends_and_says_so(
     tmp_path: Path, end: Callable[[psutil.Process], None], code: int, line: str
 ) -> None:
-    command = [sys.executable, "-m", "fedcats.cli", *TINY, *TINY_DRAWINGS, "mode=federated"]
-    process = psutil.Popen(
-        [*command, "seed=24", "train.epochs=5000", f"hydra.run.dir={tmp_path}"],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # Ignored in commands that a script runs in the background, and that is inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = begin_a_long_run(tmp_path, "seed=24")
     events = tmp_path / "progress.jsonl"
     deadline = time.monotonic() + 120
     while not (events.is_file() and '"epoch": 1' in events.read_text()):
@@ -298,13 +302,7 @@ def test_a_run_cut_short_while_its_clients_train_ends_and_says_so(
 
 
 def test_a_run_cut_short_while_ray_starts_ends_and_says_so(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fedcats.cli", *TINY, *TINY_DRAWINGS, "mode=federated"]
-    process = psutil.Popen(
-        [*command, "seed=25", "train.epochs=5000", f"hydra.run.dir={tmp_path}"],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = begin_a_long_run(tmp_path, "seed=25")
     deadline = time.monotonic() + 120
     while not (started := [p for p in process.children() if p.name() == "gcs_server"]):
         assert time.monotonic() < deadline
