@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 from rich.console import Console
 
 from fedcats.core.metrics import compare, read_predictions, scores, write_predictions
@@ -336,6 +337,10 @@ def test_every_mode_has_its_report(tmp_path: Path, options: dict[str, Any], expe
     write_report(tmp_path, results)
     for suffix in ("png", "svg"):
         assert {path.stem for path in (tmp_path / "figures").glob(f"*.{suffix}")} == expected
+    for path in (tmp_path / "figures").glob("*.png"):
+        pixels = np.asarray(Image.open(path).convert("L"))
+        border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+        assert (border == border[0]).all(), f"{path.name} is cut off"
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("<figure") == len(expected)
     for name, model in results["models"].items():

@@ -565,7 +565,7 @@ def _matrices(
     lines = -(-len(names) // columns)
     room = 0.09 * longest  # for the class names, in inches
     figure = Figure(
-        figsize=(size * columns + 0.4 + room, (size + 0.25) * lines + (room if turned else 0.2)),
+        figsize=(size * columns + 0.4 + room, (size + 0.25) * lines + 0.45 + room * turned),
         layout="constrained",
     )
     axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
