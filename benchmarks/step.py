@@ -22,6 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 SETTINGS = [("1 thread", 1, 1), ("2 threads", 2, 1), ("2 processes x 1 thread", 1, 2)]
 meet: Barrier
@@ -155,8 +156,8 @@ def rates(rounds: int = 3) -> dict[str, float]:
     }
 
 
-def cpu() -> str:
-    """Name of the processor, and its instructions: several kinds have one name."""
+def machine() -> str:
+    """Name of the processor, its instructions (several kinds have one name), and its cores."""
     import torch
 
     try:
@@ -164,7 +165,21 @@ def cpu() -> str:
         name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor()
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+    kind = torch.backends.cpu.get_cpu_capability()
+    return f"{name} ({kind}), {len(os.sched_getaffinity(0))} cores"
+
+
+def keep(path: Path, results: dict[str, Any]) -> dict[str, Any]:
+    """Put results of this machine into a JSON file, which keeps those of others; all of this one's.
+
+    Ratios of two machines are not one table.
+    """
+    everything = json.loads(path.read_text()) if path.is_file() else {}
+    own: dict[str, Any] = everything.setdefault(machine(), {})
+    own.update(results)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(everything, indent=1) + "\n")
+    return own
 
 
 def main() -> None:
@@ -184,17 +199,11 @@ def main() -> None:
             ]
             table[name] = summarise([run.result() for run in runs])
 
-    import torch
-
     width = max(map(len, table[SETTINGS[0][0]]))
     print(f"{'':{width}}  " + "  ".join(f"{name:>22}" for name in table))
     for key in table[SETTINGS[0][0]]:
         print(f"{key:{width}}  " + "  ".join(f"{row[key]:22.2f}" for row in table.values()))
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    machine = {"cpu": cpu(), "cores": os.cpu_count(), "torch": torch.__version__}
-    options.json.write_text(
-        json.dumps({"benchmark": "step", "machine": machine, "settings": table}, indent=2) + "\n"
-    )
+    keep(options.json, table)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ matrix product, and its linear weights at the measured read rate (see step.py), 
 """
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -30,7 +29,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 from rich.table import Table
-from step import cpu, rates
+from step import keep, machine, rates
 
 HERE = Path(__file__).parent
 LOOK = 5.0  # seconds between two looks at the memory, each of which stops the processes a little
@@ -299,10 +298,7 @@ def main() -> None:
     given = parser.parse_args()
     say = Console(stderr=True).print
     pfl = given.pfl and str(Path(given.pfl).absolute())
-    machine = f"{cpu()}, {len(os.sched_getaffinity(0))} cores"
-    result = json.loads(given.json.read_text()) if given.json.is_file() else {}
-    if result.get("machine") != machine:  # ratios of two machines are not one table
-        result = {"machine": machine, "rows": {}}
+    result = keep(given.json, {})
     for row in rows(given.root.absolute(), given.epochs, given.per_class, given.test, pfl):
         if not any(part in row.name for part in given.only):
             continue
@@ -313,16 +309,15 @@ def main() -> None:
             name += f", {row.steps:,} steps"
         if row.forwards:
             name += f", {2 * given.test:,} photos tested"
-        result["rows"][name] = {"rounds": given.repeat, **compared(measured)}
+        entry: dict[str, Any] = {"rounds": given.repeat, **compared(measured)}
         if rate:
-            result["rows"][name]["floor"] = {"seconds": floor(row, rate), **rate}
-        given.json.parent.mkdir(exist_ok=True)
-        given.json.write_text(json.dumps(result, indent=1) + "\n")
-    table = Table(title=machine)
+            entry["floor"] = {"seconds": floor(row, rate), **rate}
+        result = keep(given.json, {name: entry})
+    table = Table(title=machine())
     columns = ("rounds", "fedcats s", "GB", *(f"{c} ×" for c in COLUMNS[1:]), "fedcats/floor")
     for name in ("", *columns):
         table.add_column(name, justify="right" if name else "left")
-    for name, entry in result["rows"].items():
+    for name, entry in result.items():
         table.add_row(*cells(name, entry))
     Console(width=140).print(table)
 
