@@ -317,6 +317,8 @@ class RayGrid:
         replies = []
         for message_id in message_ids:
             for reply in self._grid.pull_messages([self._again.get(message_id, message_id)]):
+                if reply.has_error():
+                    self._check_ray()  # of which the workers die, too: no client has failed
                 if reply.has_error() and _RESTARTING in (reply.error.reason or ""):
                     old = self._sent[message_id]
                     new = Message(

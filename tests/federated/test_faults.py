@@ -2,11 +2,13 @@
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import TINY, TINY_DRAWINGS
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedcats.core.errors import RunError
@@ -299,6 +301,26 @@ def test_a_run_cut_short_while_its_clients_train_ends_and_says_so(
     assert process.returncode == code
     assert err.splitlines()[-1].startswith(f"fedcats: {line}")
     assert not psutil.wait_procs(workers, timeout=30)[1]
+
+
+def test_workers_that_die_of_ray_are_no_failed_clients(tmp_path: Path) -> None:
+    raylet = psutil.Popen([shutil.copy(shutil.which("sleep") or "", tmp_path / "raylet"), "600"])
+
+    class Ending(LocalGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            if list(message_ids) == ["second"]:  # between the look at Ray and the reply
+                raylet.kill()
+                raylet.wait()
+            asked = Message(RecordDict(), dst_node_id=1, message_type="train")
+            return [Message(Error(code=0, reason="the actor died"), reply_to=asked)]
+
+    grid = runner.RayGrid(Ending(ClientApp(), 1), threading.Event(), lost := threading.Event())
+    (reply,) = grid.pull_messages(["first"])
+    assert reply.has_error()
+    assert not lost.is_set()
+    with pytest.raises(RunError, match="Ray has ended in the middle of the run"):
+        grid.pull_messages(["second"])
+    assert lost.is_set()
 
 
 def test_a_run_cut_short_while_ray_starts_ends_and_says_so(tmp_path: Path) -> None:
