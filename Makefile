@@ -16,9 +16,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/fedcats
 
-# Two files at a time, in order: the longest mostly waits, for heartbeats of Flower's.
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest
 
 lint: setup
 	$(BIN)/ruff check .
