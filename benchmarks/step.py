@@ -170,9 +170,12 @@ def machine() -> str:
 
 
 def keep(path: Path, results: dict[str, Any]) -> dict[str, Any]:
-    """Put results of this machine into a JSON file, which keeps those of others; all of this one's.
+    """Put results into a JSON file, by machine: ratios of two are not one table.
 
-    Ratios of two machines are not one table.
+    Returns
+    -------
+    dict
+        All that the file has of this machine.
     """
     everything = json.loads(path.read_text()) if path.is_file() else {}
     own: dict[str, Any] = everything.setdefault(machine(), {})
