@@ -313,12 +313,9 @@ class RayGrid:
         """Pull the replies of clients that have begun; RunError when no more can come."""
         if self._over.is_set():  # an interrupt, or Ray did not start: this thread must end too
             raise RunError("the simulation has ended")
-        self._check_ray()
         replies = []
         for message_id in message_ids:
             for reply in self._grid.pull_messages([self._again.get(message_id, message_id)]):
-                if reply.has_error():
-                    self._check_ray()  # of which the workers die, too: no client has failed
                 if reply.has_error() and _RESTARTING in (reply.error.reason or ""):
                     old = self._sent[message_id]
                     new = Message(
@@ -329,6 +326,7 @@ class RayGrid:
                     (self._again[message_id],) = self._grid.push_messages([new])
                 else:
                     replies.append(reply)
+        self._check_ray()  # after the pull: errors of workers that died of it are no clients' own
         return replies
 
     def _check_ray(self) -> None:
