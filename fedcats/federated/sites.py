@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedcats.core.data import Dataset, prepare
@@ -106,12 +107,14 @@ def find_sites(grid: Grid, classes: tuple[str, ...]) -> list[Site]:
     """
     deadline = time.monotonic() + SITES_TIMEOUT
     sites: dict[int, Site] = {}
-    asked: set[int] = set()
+    answered: set[int] = set()
     total: int | None = None
     while total is None or len(sites) < total:
-        new = sorted(set(grid.get_node_ids()) - asked)
-        asked.update(new)
+        new = sorted(set(grid.get_node_ids()) - answered)
         for reply in _ask(grid, new, classes):
+            if reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE:
+                continue  # lost before its answer, so not connected; it may come back
+            answered.add(reply.metadata.src_node_id)
             site, claimed = _site(reply, classes)
             if site.client in sites:
                 raise UserError(

@@ -19,6 +19,7 @@ import torch
 from conftest import TINY, TINY_DRAWINGS
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from tiny import wait_until
 
 from fedcats.core.errors import RunError
 from fedcats.core.merging import Fold, make_rule
@@ -290,10 +291,7 @@ def test_a_run_cut_short_while_its_clients_train_ends_and_says_so(
 ) -> None:
     process = begin_a_long_run(tmp_path, "seed=24")
     events = tmp_path / "progress.jsonl"
-    deadline = time.monotonic() + 120
-    while not (events.is_file() and '"epoch": 1' in events.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_until(lambda: events.is_file() and '"epoch": 1' in events.read_text())
     # Ray's agents need a minute to see that it was killed.
     workers = [p for p in process.children(recursive=True) if "Agent" not in p.name()]
     end(process)
@@ -325,10 +323,8 @@ def test_workers_that_die_of_ray_are_no_failed_clients(tmp_path: Path) -> None:
 
 def test_a_run_cut_short_while_ray_starts_ends_and_says_so(tmp_path: Path) -> None:
     process = begin_a_long_run(tmp_path, "seed=25")
-    deadline = time.monotonic() + 120
-    while not (started := [p for p in process.children() if p.name() == "gcs_server"]):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: "gcs_server" in [child.name() for child in process.children()])
+    started = [p for p in process.children() if p.name() == "gcs_server"]
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130

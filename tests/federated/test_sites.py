@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 
 from fedcats.core.data.sources import part_source
@@ -79,6 +80,31 @@ def test_a_wrong_site_is_named(photos: Path, change: dict[str, object], message:
 def test_a_missing_site_is_named(photos: Path) -> None:
     with pytest.raises(UserError, match=r"1 of num-partitions=2 .*missing.*partition-id=1"):
         sites.find_sites(Sites(site(photos, 0)), CLASSES)
+
+
+class Lost(Sites):
+    """Its last site is lost before its answer, ``times`` times; the SuperLink answers for it."""
+
+    times = 1
+
+    def _call(self, message: Message) -> Message:
+        if message.metadata.dst_node_id == len(self._contexts) and self.times:
+            self.times -= 1
+            reply = Message(Error(ErrorCode.NODE_UNAVAILABLE, "no heartbeat"), reply_to=message)
+            reply.metadata.__dict__["_src_node_id"] = SUPERLINK_NODE_ID
+            return reply
+        return super()._call(message)
+
+
+def test_a_site_lost_before_its_answer_is_a_missing_one(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = [site(photos, 0), site(photos, 1)]
+    with pytest.raises(UserError, match=r"1 of num-partitions=2 .*missing.*partition-id=1"):
+        sites.find_sites(Lost(*both), CLASSES)
+    monkeypatch.setattr(sites, "SITES_TIMEOUT", 60.0)
+    monkeypatch.setattr(sites, "POLL_SECONDS", 0.0)
+    assert [s.client for s in sites.find_sites(Lost(*both), CLASSES)] == [0, 1]  # it comes back
 
 
 def test_a_site_without_a_folder_gets_the_option_to_use(photos: Path) -> None:

@@ -1,0 +1,35 @@
+"""A tiny federation, as overrides, and how to wait for it."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fedcats.config import compose_config
+from fedcats.experiment import run
+
+TINY = [
+    "mode=federated",
+    "data.train_per_class=6",
+    "data.test_per_class=3",
+    "partition=paper",
+    "partition.per_class=3",
+    "partition.num_shards=2",
+    "train.epochs=1",
+    "model.name=squeezenet1_1",
+    "model.weights=none",
+    "strategy.rules=[polyak]",
+]
+LONG = ["train.epochs=12", "store.checkpoint_seconds=0"]
+
+
+def simulation(folder: Path, *overrides: str) -> Path:
+    run(compose_config([*TINY, "runner=local", "save_models=true", *overrides]), folder)
+    return folder
+
+
+def wait_until(true: Callable[[], Any], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
