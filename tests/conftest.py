@@ -2,9 +2,10 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -24,6 +25,18 @@ TINY = [
     "save_models=true",
 ]
 TINY_DRAWINGS = ["data.train_per_class=8", "data.test_per_class=6"]
+
+
+T = TypeVar("T")
+
+
+def wait_until(true: Callable[[], T], seconds: float = 120.0) -> T:
+    """What ``true`` gives, once that is true; AssertionError if it is not in time."""
+    deadline = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return found
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import wait_until
 from PIL import Image
 
 from fedcats.core.data import folder_source, open_dataset, prepare, synthetic_source
@@ -207,9 +208,7 @@ def test_a_killed_process_leaves_nothing_behind(root, tmp_path):
         target=_prepare_slowly, args=(root, cache)
     )
     process.start()
-    deadline = time.monotonic() + 60
-    while not list(cache.glob("*.part/train.npy")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: list(cache.glob("*.part/train.npy")))
     time.sleep(0.2)
     os.kill(process.pid, signal.SIGKILL)
     process.join()

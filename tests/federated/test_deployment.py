@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import wait_until
 from cryptography import x509
-from tiny import LONG, TINY, simulation, wait_until
+from tiny import LONG, TINY, simulation
 
 from fedcats.config import compose_config, load
 from fedcats.core.errors import UserError

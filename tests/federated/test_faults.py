@@ -16,10 +16,9 @@ import psutil
 import pytest
 import safetensors.torch
 import torch
-from conftest import TINY, TINY_DRAWINGS
+from conftest import TINY, TINY_DRAWINGS, wait_until
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from tiny import wait_until
 
 from fedcats.core.errors import RunError
 from fedcats.core.merging import Fold, make_rule
@@ -323,8 +322,7 @@ def test_workers_that_die_of_ray_are_no_failed_clients(tmp_path: Path) -> None:
 
 def test_a_run_cut_short_while_ray_starts_ends_and_says_so(tmp_path: Path) -> None:
     process = begin_a_long_run(tmp_path, "seed=25")
-    wait_until(lambda: "gcs_server" in [child.name() for child in process.children()])
-    started = [p for p in process.children() if p.name() == "gcs_server"]
+    started = wait_until(lambda: [p for p in process.children() if p.name() == "gcs_server"])
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130

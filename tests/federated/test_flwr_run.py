@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 import safetensors.torch
-from tiny import LONG, TINY, simulation, wait_until
+from conftest import wait_until
+from tiny import LONG, TINY, simulation
 
 from fedcats.core.errors import UserError
 from fedcats.core.merging import Fold, make_rule

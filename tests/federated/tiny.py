@@ -1,9 +1,6 @@
-"""A tiny federation, as overrides, and how to wait for it."""
+"""A tiny federation, as overrides."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from fedcats.config import compose_config
 from fedcats.experiment import run
@@ -26,10 +23,3 @@ LONG = ["train.epochs=12", "store.checkpoint_seconds=0"]
 def simulation(folder: Path, *overrides: str) -> Path:
     run(compose_config([*TINY, "runner=local", "save_models=true", *overrides]), folder)
     return folder
-
-
-def wait_until(true: Callable[[], Any], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
