@@ -5,6 +5,7 @@ One federation of two sites serves all tests; what kills comes last.
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -154,11 +155,12 @@ def test_only_registered_keys_and_the_right_authority_are_admitted(
         "unregistered-key": "Failed to activate SuperNode",
         "key-in-use": "Failed to activate SuperNode",
         "wrong-authority": "CERTIFICATE_VERIFY_FAILED",
-        "plaintext": "Server disconnected without sending a response",
+        # A connection that the server closes before it has read all of it is reset.
+        "plaintext": "Server disconnected without sending a response|Connection reset by peer",
     }
     for name, process in processes.items():
         assert process.wait(120) != 0, name
-        assert reasons[name] in federation.log(name)
+        assert re.search(reasons[name], federation.log(name)), name
     assert federation.processes["node-0"].poll() is None  # the owner of the key stays
 
 
