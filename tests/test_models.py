@@ -3,6 +3,8 @@
 import hashlib
 import io
 import pickle
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -43,6 +45,41 @@ def test_the_head_is_replaced(name: str, head: str) -> None:
 def test_forward_gives_one_score_a_class(name: str) -> None:
     model = models.build(name, 3).eval()
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+
+def test_the_compiler_is_imported_only_when_it_is_needed() -> None:
+    """It is half of what a process that trains would import."""
+    code = """
+import sys, torch
+from fedcats.core import models, training
+recipe = training.Recipe(1, 4, 0.1, 0.9, True, 0.01, 0, 0.1, False)
+for name in ("alexnet", "squeezenet1_1", "resnet18", "mobilenet_v3_small"):
+    model = models.empty(name, 2, models.build(name, 2).state_dict())
+    step = training.make_step(model, recipe)
+    step(torch.ones(2, 3, 64, 64), torch.tensor([0, 1]))
+assert not [name for name in sys.modules if name.startswith("torch._dynamo")]
+from torchvision.ops.roi_align import is_compile_supported
+assert is_compile_supported("cpu") == sys.modules["torch._dynamo.utils"].is_compile_supported("cpu")
+assert sys.modules["torch._dynamo.utils"].__file__
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_torchvisions_stand_in_gives_way_to_the_compiler() -> None:
+    code = """
+import builtins, sys
+real = builtins.__import__
+def spy(name, *args):  # as a torchvision would that wants more of it
+    if name == "torchvision":
+        from torch._dynamo.utils import counters
+        assert counters is sys.modules["torch._dynamo.utils"].counters
+    return real(name, *args)
+builtins.__import__ = spy
+import fedcats.core.vision
+import torch._dynamo
+assert torch._dynamo.utils is sys.modules["torch._dynamo.utils"]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_unknown_model_is_refused() -> None:

@@ -16,6 +16,7 @@ from fedcats.core.data import Images, folder_source, normalise, prepare
 from fedcats.core.errors import RunError
 from fedcats.core.frozen import Features, find_frozen_part, share_test, work_out
 from fedcats.core.seeding import derive_seed
+from fedcats.core.sgd import Sgd
 from fedcats.core.training import PlainStep, Recipe, batches, predict, read_pixels, train
 
 RECIPE = Recipe(
@@ -165,6 +166,30 @@ def test_a_loss_that_is_not_finite_ends_the_training(images: Images) -> None:
     recipe = Recipe(**{**RECIPE.__dict__, "lr": 1e30})
     with pytest.raises(RunError, match=r"training loss is (nan|inf) in epoch \d: lower train.lr"):
         train(small(), images, recipe, seed=5)
+
+
+@pytest.mark.parametrize("fused", [None, True])
+@pytest.mark.parametrize(
+    ("momentum", "nesterov", "decay"), [(0, False, 0), (0.9, False, 0), (0.9, True, 0.1)]
+)
+def test_sgd_is_torchs_bit_by_bit(
+    momentum: float, nesterov: bool, decay: float, fused: bool | None
+) -> None:
+    changed = {"momentum": momentum, "nesterov": nesterov, "weight_decay": decay}
+    model, twin = small(), small()
+    ours = Sgd(dict(model.named_parameters()), dataclasses.replace(RECIPE, **changed), fused=fused)
+    theirs = torch.optim.SGD(twin.parameters(), lr=RECIPE.lr, fused=fused, **changed)
+    draw = torch.Generator().manual_seed(0)
+    for step in range(4):
+        ours.lr = theirs.param_groups[0]["lr"] = 0.01 / (step + 1)
+        for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+            a.grad = b.grad = torch.randn(a.shape, generator=draw)
+        model[4].bias.grad = twin[4].bias.grad = None  # as of a layer that was not used
+        ours.step()
+        theirs.step()
+        for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(a, b)
+    assert ours.buffers.keys() == (dict(model.named_parameters()).keys() if momentum else set())
 
 
 def test_plain_and_chosen_step_agree(images: Images) -> None:

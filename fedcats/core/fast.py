@@ -15,7 +15,7 @@ and write in the backward pass:
 
 Besides, images travel in channels-last layout, which saves the convolutions their reordering and
 makes pooling ten times faster, and `keep_freed_memory` spares each step some thousand page faults.
-Everything else (convolutions, biases, normalisation) goes through ``torch.optim.SGD``. The plain
+Everything else (convolutions, biases, normalisation) goes through `fedcats.core.sgd`. The plain
 loop in ``training.py`` is the readable twin and the reference of the tests.
 """
 
@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from fedcats.core.sgd import Sgd
 
 if TYPE_CHECKING:
     from fedcats.core.training import Recipe
@@ -110,28 +112,12 @@ class FastStep:
         self._model = model
         self._layers = {name: _LinearUpdate(name, layer, recipe) for name, layer in layers.items()}
         self._dropouts = [m for m in model.modules() if type(m) is nn.Dropout]
-        self._rest = {
+        rest = {
             name: parameter
             for name, parameter in model.named_parameters()
             if parameter.requires_grad and name not in layers
         }
-        self._optimizer = (
-            torch.optim.SGD(
-                self._rest.values(),
-                lr=recipe.lr,
-                momentum=recipe.momentum,
-                nesterov=recipe.nesterov,
-                weight_decay=recipe.weight_decay,
-                fused=True,
-            )
-            if self._rest
-            else None
-        )
-        self._momentum = recipe.momentum != 0
-        if self._momentum and self._optimizer:
-            # Explicit zeros are what torch's missing buffer means, and make `state` complete.
-            for parameter in self._rest.values():
-                self._optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        self._sgd = Sgd(rest, recipe, fused=True)
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Train on one batch.
@@ -164,8 +150,7 @@ class FastStep:
                 raise RuntimeError(
                     f"{name} is used outside of its layer; train with the plain loop"
                 )
-        if self._optimizer:
-            self._optimizer.step()
+        self._sgd.step()
         return loss.detach()
 
     @contextmanager
@@ -188,18 +173,13 @@ class FastStep:
         """Set the learning rate of the steps to come."""
         for layer in self._layers.values():
             layer.lr = lr
-        if self._optimizer:
-            self._optimizer.param_groups[0]["lr"] = lr
+        self._sgd.lr = lr
 
     def state(self) -> dict[str, Tensor]:
         """Momentum buffers by parameter name, as the step holds them; empty without momentum."""
-        if not self._momentum:
-            return {}
-        buffers = {n: layer.velocity for n, layer in self._layers.items()}
-        if self._optimizer:
-            for name, parameter in self._rest.items():
-                buffers[name] = self._optimizer.state[parameter]["momentum_buffer"]
-        return {name: buffer for name, buffer in buffers.items() if buffer is not None}
+        velocities = {name: layer.velocity for name, layer in self._layers.items()}
+        own = {name: velocity for name, velocity in velocities.items() if velocity is not None}
+        return own | self._sgd.buffers
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Copy momentum buffers into the step; an empty ``state`` is a fresh start.

@@ -19,12 +19,13 @@ from typing import Any, cast
 import numpy as np
 import safetensors.torch
 import torch
-import torchvision
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fedcats.core.errors import UserError
 from fedcats.core.fast import untrained_linear
 from fedcats.core.seeding import derive_seed
+from fedcats.core.vision import torchvision
 
 State = dict[str, Tensor]
 TRAINABLE = ("all", "classifier", "head")
@@ -70,10 +71,22 @@ def _head(model: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
 
 def empty(name: str, num_classes: int, state: Mapping[str, Tensor]) -> nn.Module:
     """The model around the tensors of ``state`` (not copied), without the cost of a random init."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NothingDrawn():
         model = build(name, num_classes)
     model.load_state_dict(dict(state), strict=True, assign=True)
     return model
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Nothing is drawn for meta tensors: they have no values, and it would import torch._dynamo."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.normal_ or getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def set_trainable(model: nn.Module, trainable: str) -> list[str]:

@@ -17,6 +17,7 @@ from fedcats.core.errors import RunError
 from fedcats.core.fast import make_fast_step
 from fedcats.core.frozen import Features
 from fedcats.core.seeding import derive_seed
+from fedcats.core.sgd import Sgd
 
 VERSION = 6
 """Of the computation in `train`: raise it when the same input gives other weights."""
@@ -104,43 +105,32 @@ class PlainStep:
         self._mu = recipe.proximal_mu
         self._start = start or {}
         self._named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._optimizer = torch.optim.SGD(
-            self._named.values(),
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-            weight_decay=recipe.weight_decay,
-        )
+        self._sgd = Sgd(self._named, recipe)
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Zero the gradients, forward, backward, update."""
-        self._optimizer.zero_grad()
+        self._model.zero_grad()
         loss = cross_entropy(self._model(x), y)
         loss.backward()  # type: ignore[no-untyped-call]
         if self._mu:  # the gradient of the proximal term
             for name, p in self._named.items():
                 assert p.grad is not None
                 p.grad.add_(p.detach() - self._start[name], alpha=self._mu)
-        self._optimizer.step()
+        self._sgd.step()
         return loss.detach()
 
     def set_lr(self, lr: float) -> None:
         """Use another learning rate from now on."""
-        self._optimizer.param_groups[0]["lr"] = lr
+        self._sgd.lr = lr
 
     def state(self) -> dict[str, Tensor]:
-        """Momentum buffers by parameter name; empty before the first step and without momentum."""
-        states = self._optimizer.state
-        return {
-            name: states[p]["momentum_buffer"]
-            for name, p in self._named.items()
-            if states.get(p, {}).get("momentum_buffer") is not None
-        }
+        """Momentum buffers by parameter name; empty without momentum."""
+        return self._sgd.buffers
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Put back what `state` gave."""
         for name, buffer in state.items():
-            self._optimizer.state[self._named[name]]["momentum_buffer"] = buffer.clone()
+            self._sgd.buffers[name].copy_(buffer)
 
 
 def make_step(model: nn.Module, recipe: Recipe) -> Step:
