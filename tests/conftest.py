@@ -30,9 +30,9 @@ TINY_DRAWINGS = ["data.train_per_class=8", "data.test_per_class=6"]
 T = TypeVar("T")
 
 
-def wait_until(true: Callable[[], T]) -> T:
-    """What ``true`` gives, once that is true; AssertionError after five minutes."""
-    deadline = time.monotonic() + 300
+def wait_until(true: Callable[[], T], seconds: float = 120.0) -> T:
+    """What ``true`` gives, once that is true; AssertionError if it is not in time."""
+    deadline = time.monotonic() + seconds
     while not (found := true()):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)

@@ -84,7 +84,7 @@ class _NothingDrawn(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.normal_ or getattr(func, "__module__", None) == "torch.nn.init":
+        if func in (Tensor.normal_, nn.init.normal_):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
 

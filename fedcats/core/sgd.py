@@ -1,7 +1,7 @@
 """``torch.optim.SGD`` in its functional form.
 
-The optimizer class imports PyTorch's compiler when it is first used, which takes as long as half of
-all that a process imports before it can train.
+The optimizer class imports PyTorch's compiler when it is first used, which processes do without
+(see `fedcats.core.vision`).
 """
 
 from __future__ import annotations

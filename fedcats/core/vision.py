@@ -1,4 +1,4 @@
-"""torchvision without PyTorch's compiler, a third of the time that a process needs to start.
+"""torchvision without PyTorch's compiler, half of what a process would import before it trains.
 
 torchvision imports all of ``torch._dynamo`` for one function, which only detectors call. Here that
 function imports it when it is called.

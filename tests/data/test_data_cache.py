@@ -191,7 +191,7 @@ def test_several_processes_at_once_decode_once(root, tmp_path):
     for process in processes:
         process.start()
     start.set()
-    answers = [results.get(timeout=300) for _ in processes]
+    answers = [results.get(timeout=60) for _ in processes]
     for process in processes:
         process.join()
     assert len({answer[:2] for answer in answers}) == 1

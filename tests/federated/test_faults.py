@@ -215,7 +215,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, run: Go) -> Callable[..., tuple[dict
         try:
             return run(*TEN, *QUICK, *overrides, folder=folder)
         finally:
-            wait_until(lambda: not [name for name in names_below() if "ray" in name.lower()])
+            assert not [name for name in names_below() if "ray" in name.lower()]
 
     return go
 
@@ -245,7 +245,7 @@ def test_the_run_fails_without_waiting_for_a_client_that_hangs(
     started = time.monotonic()
     with pytest.raises(RunError, match="client 0 failed in round 1: the camera is broken"):
         broken("raise:0 stop:1", "seed=22")
-    assert time.monotonic() - started < 600  # strategy.timeout is 3,600
+    assert time.monotonic() - started < 60
 
 
 def test_clients_that_not_even_end_themselves_are_given_up_on(
@@ -283,7 +283,8 @@ def end_the_ray_of(process: psutil.Process) -> None:
 
 def is_agent(process: psutil.Process) -> bool:
     """Ray's own helpers, which need a minute to see that it was killed; their titles come late."""
-    return any(re.search(r"Agent$|agent(/main)?\.py$", part) for part in process.cmdline()[:3])
+    command = process.as_dict(["cmdline"])["cmdline"] or []  # none of one that has just ended
+    return any(re.search(r"Agent$|agent(/main)?\.py$", part) for part in command[:3])
 
 
 def interrupt_the_group_of(process: psutil.Process) -> None:
@@ -307,10 +308,10 @@ def test_a_run_cut_short_while_its_clients_train_ends_and_says_so(
     wait_until(lambda: events.is_file() and '"epoch": 1' in events.read_text())
     started = [p for p in process.children(recursive=True) if not is_agent(p)]
     end(process)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert err.splitlines()[-1].startswith(f"fedcats: {line}")
-    assert not psutil.wait_procs(started, timeout=60)[1]
+    assert not psutil.wait_procs(started, timeout=30)[1]
 
 
 def test_workers_that_die_of_ray_are_no_failed_clients(tmp_path: Path) -> None:
@@ -337,7 +338,7 @@ def test_a_run_cut_short_while_ray_starts_ends_and_says_so(tmp_path: Path) -> No
     process = begin_a_long_run(tmp_path, "seed=25")
     started = wait_until(lambda: [p for p in process.children() if p.name() == "gcs_server"])
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.splitlines()[-1].startswith("fedcats: interrupted")
-    assert not psutil.wait_procs(started, timeout=60)[1]
+    assert not psutil.wait_procs(started, timeout=30)[1]

@@ -129,7 +129,7 @@ def test_the_flwr_runner_ends_as_the_run_does(simulator: dict[str, str], tmp_pat
     }
     for overrides, message in mistakes.items():
         process = start(simulator, "model.weights=none", *overrides, cwd=tmp_path)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=60)
         assert (process.returncode, out) == (2, "")
         assert err.splitlines()[-1].startswith(f"fedcats: {message}")
         assert "Traceback" not in err
@@ -170,7 +170,7 @@ def test_under_flwr_run_too_one_killed_client_is_left_out_and_no_other(
         fold.add(safetensors.torch.load_file(models / f"submodel-{survivor}.safetensors"), 4)
     merged = safetensors.torch.load_file(models / "polyak.safetensors")
     assert safetensors.torch.save(merged) == safetensors.torch.save(fold.result())
-    wait_until(lambda: not rays(simulator))
+    wait_until(lambda: not rays(simulator), 60.0)
 
 
 def test_under_flwr_run_too_a_client_that_raises_ends_the_run(
@@ -182,7 +182,7 @@ def test_under_flwr_run_too_a_client_that_raises_ends_the_run(
     last = err.splitlines()[-1]
     assert last.startswith("fedcats: client 0 failed in round 1: the training loss is nan in epoch")
     assert "Traceback" not in err
-    wait_until(lambda: not rays(simulator))
+    wait_until(lambda: not rays(simulator), 60.0)
 
 
 def test_results_need_a_folder_that_the_server_sees(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_an_interrupt_stops_the_run_at_the_superlink(
     run_id = process.stderr.readline().split()[1]
     wait_until(lambda: list((tmp_path / "home/store").glob("part-*")))
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.splitlines()[-1].startswith("fedcats: interrupted; finished work is kept")
     assert "Traceback" not in err
