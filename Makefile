@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test test-newest lint bench clean
 setup: $(VENV)/.ready
 
 # Pinned versions, without any address of an index: pip takes its own.
@@ -19,6 +19,17 @@ demo: setup
 # Two files at a time: in many of them something is waited for, such as Flower's heartbeats.
 test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# Once a week: everything at its newest, beyond what pyproject.toml allows, to see here first what an
+# upgrade will break. Prints what is newer than constraints.txt.
+test-newest:
+	$(PYTHON) -m venv --clear $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
+		'flwr[simulation]' flwr-datasets hydra-core rich
+	$(VENV)-newest/bin/python -m pip freeze --exclude-editable | \
+		grep --line-regexp --invert-match --ignore-case --fixed-strings --file constraints.txt || true
+	$(VENV)-newest/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .
@@ -37,4 +48,4 @@ $(VENV)-pfl/.ready: constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-pfl outputs multirun
+	rm -rf $(VENV) $(VENV)-pfl $(VENV)-newest outputs multirun

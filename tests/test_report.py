@@ -119,7 +119,7 @@ def fake_run(
         "status": "complete",
         "config": {"strategy": {"rules": list(rules), "beta": 0.5}, "train": {"lr": 0.001}},
         "seed": 0,
-        "versions": {"python": "3.11.7", "torch": "2.14.1", "flwr": "1.41.0"},
+        "versions": {"python": "3.11.7", "torch": "2.14.1", "flwr": "1.42.0"},
         "data": {
             "source": source,
             "note": "",

@@ -22,6 +22,7 @@ from fedcats.config import compose_config
 from fedcats.core.errors import RunError, UserError
 from fedcats.core.home import home
 from fedcats.experiment import run
+from fedcats.federated.environment import refuse_foreign
 from fedcats.federated.runner import watched
 
 app = ServerApp()
@@ -33,6 +34,7 @@ def main(grid: Grid, context: Context) -> None:
     settings = {key: str(context.run_config[key]) for key in ("overrides", "home", "ticket")}
     simulated = isinstance(grid, InMemoryGrid)
     try:
+        refuse_foreign()
         raw = configuration(settings, simulated=simulated)
         folder = run_folder(settings["ticket"], context.run_id)
         print(f"fedcats: run folder: {folder}", flush=True)

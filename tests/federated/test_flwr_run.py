@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,3 +209,38 @@ def test_an_interrupt_stops_the_run_at_the_superlink(
     assert err.splitlines()[-1].startswith("fedcats: interrupted; finished work is kept")
     assert "Traceback" not in err
     assert flower.follow(run_id, "sim", environment=simulator).status == "stopped"
+
+
+def test_a_run_that_another_checkouts_superlink_has_taken_is_refused(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    other = tmp_path / "other"
+    for name in ("fedcats", "conf"):
+        shutil.copytree(root / name, other / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "LICENSE"):
+        shutil.copy(root / name, other)
+    (other / "fedcats/__init__.py").open("a").write("\n# Changed.\n")
+    environment = {
+        "FLWR_HOME": str(tmp_path / "flwr"),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
+        "FLWR_LOCAL_CONTROL_API_PORT": str(free_port()),
+        MARK: "two-checkouts-" + os.urandom(8).hex(),
+    }
+    guard = watch(environment[MARK])
+    try:
+        details = []
+        for checkout in (root, other):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(flower, "app_folder", lambda checkout=checkout: checkout)
+                run_id = flower.submit(
+                    "local",
+                    ["data=folder", "data.root=/nowhere", "partition.num_shards=1"],
+                    supernodes=1,
+                    environment=environment,
+                )
+            outcome = flower.follow(run_id, "local", environment=environment)
+            assert outcome.error is not None and outcome.error[0] == 2
+            details.append(outcome.error[1])
+    finally:
+        guard.communicate()
+    assert details[0].startswith("data.root=/nowhere: does not exist")
+    assert f"in which fedcats is {root / 'fedcats'}, another one than was submitted" in details[1]
