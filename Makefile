@@ -27,7 +27,7 @@ test-newest:
 	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
 		'flwr[simulation]' flwr-datasets hydra-core rich
-	$(VENV)-newest/bin/python -m pip freeze --exclude-editable | \
+	$(VENV)-newest/bin/python -m pip freeze --exclude-editable | tr _ - | \
 		grep --line-regexp --invert-match --ignore-case --fixed-strings --file constraints.txt || true
 	$(VENV)-newest/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
