@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +58,12 @@ def check(config: Config, *, findings: bool) -> Dataset:
     UserError
         When there are more unusable files than ``data.max_bad_fraction`` allows, after printing.
     """
-    strict = config.data
-    if findings and isinstance(strict, PhotoData):
-        lenient = replace(config, data=replace(strict, max_bad_fraction=1.0))
-        for line in report(_decoded(lenient).audit):
+    if findings and isinstance(config.data, PhotoData):
+        for line in report(_decoded(config, strict=False).audit):
             print(line)
     dataset = _decoded(config)
+    if dataset.note:
+        print(f"note: {dataset.note}")
     for split in ("train", "test"):
         labels = Counter(getattr(dataset, split).labels.tolist())
         counts = (f"{labels[label]:,} {name}" for label, name in enumerate(dataset.classes))
@@ -122,12 +121,12 @@ def show(config: Config, out: Path) -> None:
     print(out.resolve())
 
 
-def _decoded(config: Config) -> Dataset:
+def _decoded(config: Config, *, strict: bool = True) -> Dataset:
     from fedcats.experiment import decoded, make_source
     from fedcats.report import Progress
 
     with Progress() as progress:
-        return decoded(config, make_source(config, progress), progress)
+        return decoded(config, make_source(config, progress), progress, strict=strict)
 
 
 if __name__ == "__main__":

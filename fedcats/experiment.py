@@ -337,12 +337,15 @@ def _store(config: Config, folder: Path) -> Iterator[Store]:
             yield Store(Path(temporary))
 
 
-def decoded(config: Config, source: Source, progress: Progress) -> Dataset:
-    """The images in the cache; says what the check of the files found."""
+def decoded(config: Config, source: Source, progress: Progress, *, strict: bool = True) -> Dataset:
+    """The images in the cache; says what the check of the files found, and fails if ``strict``."""
     options: dict[str, Any] = {}
     if isinstance(config.data, PhotoData):
         options["max_bad_fraction"] = config.data.max_bad_fraction
         options["keep_duplicates"] = config.data.keep_duplicates
+    if not strict:
+        options["max_bad_fraction"] = None
+    options["max_bytes"] = int(config.store.images_gb * 1e9)
 
     def on_progress(done: int, total: int) -> None:
         state = "done" if done == total else "decoding"
@@ -541,7 +544,9 @@ def _write_shards(this: Run) -> None:
     """Which file went to which client, with its content hash."""
     if this.sites is not None:
         return  # that is the sites' own business
-    with (this.folder / "shards.csv").open("w", newline="", encoding="utf-8") as file:
+    path = this.folder / "shards.csv"
+    # surrogateescape: a file name need not be valid UTF-8
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["client", "file", "label", "sha256"])
         for client, indices in enumerate(this.shards):
