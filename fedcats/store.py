@@ -61,12 +61,12 @@ def _verify(store: Store, images: Path) -> int:
             print(f"damaged, dropped: {_line(entry)}")
             store.remove(entry.key)
     print(f"{count} entries read, {len(damaged)} damaged, in {store.root}")
-    decoded = upkeep.decoded(images)
+    decoded = [one for one in upkeep.decoded(images) if one.what != upkeep.UNREADABLE]
     unusable = [one for one in decoded if not _is_whole(one)]
     for one in unusable:
         state = "dropped" if upkeep.drop(one.path) else "kept, since it is in use or not yours"
         print(f"damaged, {state}: {_image_line(one)}")
-    print(f"{len(decoded)} data sets opened, {len(unusable)} damaged, in {images}")
+    print(f"{_total_images(decoded)} opened, {len(unusable)} damaged, in {images}")
     return 1 if damaged or unusable else 0
 
 

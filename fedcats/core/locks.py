@@ -22,7 +22,7 @@ def open_lock(path: Path) -> int:
     except OSError as error:
         with contextlib.suppress(OSError):
             return os.open(path, os.O_RDONLY)
-        raise RunError(f"{path} cannot be locked: {error.strerror}") from None
+        raise RunError(f"{path} cannot be opened or made: {error.strerror}") from None
 
 
 @contextlib.contextmanager

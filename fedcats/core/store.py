@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 from torch import Tensor
 
 from fedcats.core.errors import RunError
 from fedcats.core.locks import locked, locked_now, open_lock, try_lock
 from fedcats.core.models import digest
+from fedcats.core.tensors import save
 
 _STALE_SECONDS = 300.0  # a temporary file not written to for so long belongs to a killed process
 CHECKPOINT = "part-"  # before the key of the update that a checkpoint belongs to
@@ -123,11 +123,8 @@ class Store:
         header = {"meta": text, "checksum": _checksum(tensors, text)}
         temporary = self.root / f".{key}.{os.getpid()}.tmp"
         try:
-            safetensors.torch.save_file(
-                {name: value.detach().contiguous() for name, value in tensors.items()},
-                temporary,
-                metadata=header,
-            )
+            contiguous = {name: value.detach().contiguous() for name, value in tensors.items()}
+            save(contiguous, temporary, header)
             temporary.replace(self.path(key))
         except (OSError, safetensors.SafetensorError) as error:
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)

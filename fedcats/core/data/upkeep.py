@@ -13,6 +13,8 @@ from pathlib import Path
 from fedcats.core.errors import RunError
 from fedcats.core.locks import locked_now, try_lock
 
+UNREADABLE = "another user's, not readable"
+
 _PART = ".part"
 
 
@@ -25,7 +27,7 @@ class Decoded:
     images
         How many it has.
     what
-        The source and the classes; "damaged" when it cannot be read.
+        The source and the classes; or "damaged", or `UNREADABLE`.
     """
 
     path: Path
@@ -68,8 +70,9 @@ def _looked_at(folder: Path) -> Decoded:
         images = sum(len(index[split]["files"]) for split in ("train", "test"))
         what = f"{index['name']}: {', '.join(index['classes'])}"
         used = (folder / "index.json").stat().st_mtime
-    except (OSError, ValueError, KeyError, TypeError):
-        images, what, used = 0, "damaged", folder.stat().st_mtime
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = UNREADABLE if isinstance(error, PermissionError) else "damaged"
+        images, used = 0, folder.stat().st_mtime
     return Decoded(folder, size, used, images, what)
 
 
