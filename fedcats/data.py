@@ -3,12 +3,13 @@
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedcats.config import Config, PhotoData, compose_config, load
 from fedcats.core.data import AuditReport, Dataset, contact_sheet
+from fedcats.core.data.audit import shown
 from fedcats.core.errors import RunError, UserError
 
 COMMANDS = {
@@ -74,15 +75,21 @@ def check(config: Config, *, findings: bool) -> Dataset:
 
 def report(audit: AuditReport) -> Iterator[str]:
     """Every finding in lines; the first says how many files were looked at."""
+
+    def groups(files: Iterable[Sequence[str]]) -> Iterator[str]:
+        return (" = ".join(map(shown, group)) for group in files)
+
     kept = "left out of training" if audit.removed else "kept in training"
     sections = {
-        "files that cannot be used, left out": map(": ".join, audit.quarantined),
-        "files that do not look like images, ignored": audit.ignored,
-        f"training images that are test images too, {kept}": map(" = ".join, audit.in_test_too),
-        "the same image in several classes": map(" = ".join, audit.contradictions),
-        "the same image several times in one part": map(" = ".join, audit.duplicates),
+        "files that cannot be used, left out": (
+            f"{shown(path)}: {reason}" for path, reason in audit.quarantined
+        ),
+        "files that do not look like images, ignored": map(shown, audit.ignored),
+        f"training images that are test images too, {kept}": groups(audit.in_test_too),
+        "the same image in several classes": groups(audit.contradictions),
+        "the same image several times in one part": groups(audit.duplicates),
         "pairs that look alike (perceptual hash)": (
-            f"{pair.first} ~ {pair.second}{'  (training and test)' if pair.across else ''}"
+            f"{shown(pair.first)} ~ {shown(pair.second)}{'  (training and test)' if pair.across else ''}"
             for pair in audit.near_duplicates
         ),
     }

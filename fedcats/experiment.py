@@ -41,6 +41,7 @@ from fedcats.core.data import (
     prepare,
     shared_between_shards,
 )
+from fedcats.core.data.audit import shown
 from fedcats.core.data.sources import part_source
 from fedcats.core.errors import RunError, UserError
 from fedcats.core.frozen import SharedTest
@@ -381,7 +382,7 @@ def _prepare(
         dataset = decoded(config, make_source(config, progress), progress)
         shards = deal_out(config, dataset)
         if shared := shared_between_shards(dataset.train, shards):
-            where = " = ".join(f"{file} (client {client})" for client, file in shared[0])
+            where = " = ".join(f"{shown(file)} (client {client})" for client, file in shared[0])
             progress.message(
                 f"{len(shared)} photos are in several shards, e.g. {where} "
                 "(all of them: results.json, data.in_several_shards)"
@@ -525,13 +526,13 @@ def _findings(dataset: Dataset) -> list[str]:
         file, reason = audit.quarantined[0]
         lines.append(
             f"{len(audit.quarantined)} of {audit.checked} files cannot be used and are left out, "
-            f"e.g. {file}: {reason} (all of them: results.json, data.audit)"
+            f"e.g. {shown(file)}: {reason} (all of them: results.json, data.audit)"
         )
     if audit.in_test_too and audit.removed:
         train, test = audit.in_test_too[0]
         lines.append(
             f"{len(audit.in_test_too)} training images are test images too and are left out of "
-            f"training, e.g. {train} = {test}"
+            f"training, e.g. {shown(train)} = {shown(test)}"
         )
     return lines
 

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from fedcats.core.data import upkeep
-from fedcats.core.data.audit import AuditReport
+from fedcats.core.data.audit import AuditReport, shown
 from fedcats.core.data.build import FORMAT, Build, in_order, sha256_of, transform_name, unreadable
 from fedcats.core.data.decoding import BadImage
 from fedcats.core.data.sources import SPLITS, Item, Source
@@ -323,11 +323,11 @@ def _check_usable(dataset: Dataset, source: Source, max_bad_fraction: float) -> 
     bad = dataset.audit.quarantined
     total = dataset.audit.checked
     if len(bad) > max_bad_fraction * total:
-        shown = "; ".join(f"{path} ({reason})" for path, reason in bad[:3])
+        first = "; ".join(f"{shown(path)} ({reason})" for path, reason in bad[:3])
         more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise UserError(
             f"{len(bad)} of {total} files cannot be used, more than data.max_bad_fraction="
-            f"{max_bad_fraction} allows: {shown}{more}"
+            f"{max_bad_fraction} allows: {first}{more}"
         )
     for split in SPLITS:
         present = set(getattr(dataset, split).labels.tolist())
@@ -337,7 +337,7 @@ def _check_usable(dataset: Dataset, source: Source, max_bad_fraction: float) -> 
                 removed = len(dataset.audit.in_test_too) if dataset.audit.removed else 0
                 why = f"; {removed} training images are in test too and were left out"
                 paths = {item.path for item in getattr(source, split) if item.label == label}
-                of_it = [f"{path} ({reason})" for path, reason in bad if path in paths]
+                of_it = [f"{shown(path)} ({reason})" for path, reason in bad if path in paths]
                 raise UserError(
                     f"no usable image of class {name!r} is left in {split}"
                     f"{why if removed else ''}{f'; {of_it[0]}' if of_it else ''}"
