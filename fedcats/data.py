@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,20 +76,15 @@ def check(config: Config, *, findings: bool) -> Dataset:
 def report(audit: AuditReport) -> Iterator[str]:
     """Every finding in lines; the first says how many files were looked at."""
 
-    def groups(files: Iterable[Sequence[str]]) -> Iterator[str]:
-        return (" = ".join(map(shown, group)) for group in files)
-
     kept = "left out of training" if audit.removed else "kept in training"
     sections = {
-        "files that cannot be used, left out": (
-            f"{shown(path)}: {reason}" for path, reason in audit.quarantined
-        ),
-        "files that do not look like images, ignored": map(shown, audit.ignored),
-        f"training images that are test images too, {kept}": groups(audit.in_test_too),
-        "the same image in several classes": groups(audit.contradictions),
-        "the same image several times in one part": groups(audit.duplicates),
+        "files that cannot be used, left out": map(": ".join, audit.quarantined),
+        "files that do not look like images, ignored": audit.ignored,
+        f"training images that are test images too, {kept}": map(" = ".join, audit.in_test_too),
+        "the same image in several classes": map(" = ".join, audit.contradictions),
+        "the same image several times in one part": map(" = ".join, audit.duplicates),
         "pairs that look alike (perceptual hash)": (
-            f"{shown(pair.first)} ~ {shown(pair.second)}{'  (training and test)' if pair.across else ''}"
+            f"{pair.first} ~ {pair.second}{'  (training and test)' if pair.across else ''}"
             for pair in audit.near_duplicates
         ),
     }
@@ -97,7 +92,7 @@ def report(audit: AuditReport) -> Iterator[str]:
     for what, entries in sections.items():
         if lines := list(entries):
             yield f"{what}: {len(lines)}"
-            yield from (f"  {line}" for line in lines)
+            yield from (f"  {shown(line)}" for line in lines)
     if more := audit.near_duplicates_found - len(audit.near_duplicates):
         yield f"  and {more} more"
 

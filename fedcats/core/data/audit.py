@@ -96,8 +96,8 @@ class AuditReport:
         verb = "left out of training" if self.removed else "kept in training"
         findings = [
             (self.quarantined, "cannot be used and are left out", _with_reason),
-            (self.ignored, "do not look like images and are ignored", shown),
-            (self.in_test_too, f"of train are in test too, {verb}", lambda pair: shown(pair[0])),
+            (self.ignored, "do not look like images and are ignored", str),
+            (self.in_test_too, f"of train are in test too, {verb}", lambda pair: pair[0]),
             (self.contradictions, "are in more than one class (groups)", _group),
             (self.duplicates, "are there more than once (groups)", _group),
         ]
@@ -110,11 +110,9 @@ class AuditReport:
             lines.append(
                 f"{self.near_duplicates_found} pairs of images look alike, "
                 f"{across} of those listed across train and test: "
-                + _some(
-                    f"{shown(pair.first)} and {shown(pair.second)}" for pair in self.near_duplicates
-                )
+                + _some(f"{pair.first} and {pair.second}" for pair in self.near_duplicates)
             )
-        return lines
+        return [shown(line) for line in lines]
 
 
 def shown(name: str) -> str:
@@ -123,11 +121,11 @@ def shown(name: str) -> str:
 
 
 def _with_reason(entry: tuple[str, str]) -> str:
-    return f"{shown(entry[0])} ({entry[1]})"
+    return f"{entry[0]} ({entry[1]})"
 
 
 def _group(entry: tuple[str, ...]) -> str:
-    return " = ".join(map(shown, entry))
+    return " = ".join(entry)
 
 
 def _some(texts: Iterable[str]) -> str:
