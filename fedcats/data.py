@@ -9,7 +9,7 @@ from typing import Any
 
 from fedcats.config import Config, PhotoData, compose_config, load
 from fedcats.core.data import AuditReport, Dataset, contact_sheet
-from fedcats.core.data.audit import shown
+from fedcats.core.data.files import shown
 from fedcats.core.errors import RunError, UserError
 
 COMMANDS = {

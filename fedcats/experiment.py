@@ -41,7 +41,7 @@ from fedcats.core.data import (
     prepare,
     shared_between_shards,
 )
-from fedcats.core.data.audit import shown
+from fedcats.core.data.files import shown
 from fedcats.core.data.sources import part_source
 from fedcats.core.errors import RunError, UserError
 from fedcats.core.frozen import SharedTest

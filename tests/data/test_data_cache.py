@@ -374,9 +374,11 @@ def test_the_data_sets_used_longest_ago_are_dropped(root, tmp_path):
     )
     assert {one.path for one in upkeep.decoded(cache)} == {data.path, oldest.path, newest.path}
     # Less than this one alone takes: what is in use stays.
-    prepare(folder_source(root, 0.25, 0), cache, size=18, max_bytes=1)
-    assert len(upkeep.decoded(cache)) == 2
+    other = prepare(folder_source(root, 0.25, 0), cache, size=18, max_bytes=1)
+    assert {one.path for one in upkeep.decoded(cache)} == {data.path, other.path}
     assert upkeep.drop_unused(cache) == []
+    del other
+    assert len(upkeep.drop_unused(cache)) == 1
     assert torch.equal(data.train.pixels([0]), prepared(root, cache).train.pixels([0]))
 
 
@@ -388,9 +390,10 @@ def test_a_data_set_that_another_process_opens_is_not_dropped(root, tmp_path):
     opened, done = context.Event(), context.Event()
 
     def use():
-        open_dataset(made.path)
+        data = open_dataset(made.path)
         opened.set()
         done.wait()
+        del data
 
     process = context.Process(target=use)
     process.start()

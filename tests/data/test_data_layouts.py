@@ -276,3 +276,17 @@ def test_an_archive_with_names_that_are_no_utf_8(tmp_path):
     path.write_bytes(broken)
     with pytest.raises(UserError, match=r"the archive cannot be read: .*utf-8"):
         folder_source(path, 0.25, 0)
+
+
+@pytest.mark.parametrize("layout", [parts("train", "test", classes=("x", "y")), ["x", "y"]])
+def test_class_names_are_text_of_one_line(tmp_path, layout):
+    root = tree(tmp_path, *layout)
+    names = {"x": os.fsdecode(b"k\xe4tzchen"), "y": "two\nlines \x1b[31m"}
+    for folder in layout:
+        (root / folder).rename((root / folder).with_name(names[folder[-1]]))
+    classes = ("k\\udce4tzchen", "two\\nlines \\x1b[31m")
+    source = folder_source(root, 0.25, 0)
+    assert source.classes == classes
+    assert source.image(source.train[0]).size == (7, 9)
+    part = part_source(root, "train", classes[::-1])
+    assert {item.label for item in part.train} == {0, 1}

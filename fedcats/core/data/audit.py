@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from fedcats.core.data.files import shown
+
 NEAR = 4
 """Two images are near-duplicates when at most so many of the 64 bits of their hashes differ."""
 
@@ -113,11 +115,6 @@ class AuditReport:
                 + _some(f"{pair.first} and {pair.second}" for pair in self.near_duplicates)
             )
         return [shown(line) for line in lines]
-
-
-def shown(name: str) -> str:
-    """Return a file's name for one line of a terminal: line ends and the like are escaped."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def _with_reason(entry: tuple[str, str]) -> str:

@@ -3,7 +3,7 @@
 A dataset is a folder: ``train.npy`` and ``test.npy``, each (n, 3, size, size) uint8, and
 ``index.json`` with the classes, files, labels and the sha256 of each file. The folder's name is a
 key of what it holds, so it is never out of date. It is built under another name and renamed when
-complete: a process that dies leaves nothing that looks like a dataset. Who has it open holds a
+complete: a process that dies leaves nothing that looks like a dataset. An open `Dataset` holds a
 shared lock on ``index.json``; see `fedcats.core.data.upkeep` for how the cache is kept small.
 """
 
@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
@@ -24,15 +25,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from fedcats.core.data import upkeep
-from fedcats.core.data.audit import AuditReport, shown
+from fedcats.core.data.audit import AuditReport
 from fedcats.core.data.build import FORMAT, Build, in_order, sha256_of, transform_name, unreadable
 from fedcats.core.data.decoding import BadImage
+from fedcats.core.data.files import shown
 from fedcats.core.data.sources import SPLITS, Item, Source
 from fedcats.core.data.transforms import normalise
 from fedcats.core.errors import RunError, UserError
 from fedcats.core.locks import locked
-
-_in_use: dict[Path, int] = {}  # open files, locked as long as this process lives
 
 
 @dataclass(frozen=True)
@@ -264,11 +264,7 @@ def open_dataset(path: str | Path) -> Dataset:
     except (OSError, ValueError, KeyError, TypeError) as error:
         os.close(descriptor)
         raise RunError(f"the decoded data set {path} cannot be used: {error}") from None
-    before = _in_use.pop(path, None)
-    if before is not None:
-        os.close(before)
-    _in_use[path] = descriptor
-    return Dataset(
+    dataset = Dataset(
         path=path,
         name=index["name"],
         note=index["note"],
@@ -278,6 +274,8 @@ def open_dataset(path: str | Path) -> Dataset:
         test=images["test"],
         audit=AuditReport.from_dict(index["audit"]),
     )
+    weakref.finalize(dataset, os.close, descriptor)  # it is locked until then
+    return dataset
 
 
 def _open_images(path: Path, split: str, index: dict[str, Any]) -> Images:

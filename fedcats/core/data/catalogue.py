@@ -13,7 +13,7 @@ from typing import Any
 from fedcats.core.data.decoding import BadImage
 from fedcats.core.data.download import OnBytes, fetch
 from fedcats.core.data.drawings import synthetic_source
-from fedcats.core.data.files import FolderFiles
+from fedcats.core.data.files import FolderFiles, shown
 from fedcats.core.data.sources import Source, arrange, folder_source
 from fedcats.core.errors import UserError
 
@@ -336,7 +336,9 @@ def _hub_part(tables: _Tables, split: str, label: str) -> _HubPart:
             by_class[number[value]].append(path)
         else:
             rejected.append((path, "no label"))
-    return _HubPart(classes, [by_class[i] for i in range(len(classes))], rejected)
+    return _HubPart(
+        tuple(map(shown, classes)), [by_class[i] for i in range(len(classes))], rejected
+    )
 
 
 SOURCES: dict[str, Callable[..., Source]] = {

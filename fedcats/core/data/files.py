@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import stat
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -36,6 +37,7 @@ _NOT_OF_THE_DATA = frozenset(
         *("@eadir", "#snapshot", "@recently-snapshot"),
     )
 )
+_NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # controls, surrogates, line and paragraph separators
 _LEAVES = "link that leaves the folder"
 _TOO_LARGE = f"larger than {MAX_FILE_BYTES} bytes"
 
@@ -72,6 +74,11 @@ class Files(Protocol):
 
     def read(self, path: str) -> bytes:
         """Return the content of a file, or raise `BadImage`."""
+
+
+def shown(name: str) -> str:
+    """Return a name as text of one line: what is no UTF-8, line ends and the like are escaped."""
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in _NO_TEXT else c for c in name)
 
 
 def open_files(root: str | Path) -> Files:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedcats.core.data.files import Files
+from fedcats.core.data.files import Files, shown
 from fedcats.core.errors import UserError
 
 LAYOUTS = (
@@ -244,7 +244,7 @@ def _given_split(files: Files, top: str, train: str, test: str, note: str) -> La
                 f"{called[test]}"
             )
     parts = [by_class(files, folder, classes) for folder in (train, test)]
-    return Layout(tuple(classes), parts[0], parts[1], (train, test), note)
+    return Layout(_named(classes), parts[0], parts[1], (train, test), note)
 
 
 # --- one part -------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def _class_folders(files: Files, top: str) -> Layout:
         )
     check_classes(files, classes, top)
     folders = tuple(f"{top}{name}/" for name in classes)
-    return Layout(tuple(classes), by_class(files, top, classes), None, folders)
+    return Layout(_named(classes), by_class(files, top, classes), None, folders)
 
 
 def _flat(files: Files, top: str) -> Layout | None:
@@ -295,8 +295,12 @@ def _named_by_class(files: Files, folder: str) -> Layout | None:
     if len(grouped) < 2:
         return None
     files.rejected |= dict.fromkeys(nameless, "no class in its name, as in cat.0.jpg")
-    classes = tuple(sorted(grouped))
-    return Layout(classes, [grouped[name] for name in classes], None, (folder,))
+    classes = sorted(grouped)
+    return Layout(_named(classes), [grouped[name] for name in classes], None, (folder,))
+
+
+def _named(folders: Sequence[str]) -> tuple[str, ...]:
+    return tuple(map(shown, folders))
 
 
 def _the_only_folder(files: Files, top: str) -> str | None:

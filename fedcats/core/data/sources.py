@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from fedcats.core.data.decoding import decode
-from fedcats.core.data.files import open_files
+from fedcats.core.data.files import open_files, shown
 from fedcats.core.data.layouts import (
     by_class,
     check_classes,
@@ -192,14 +192,14 @@ def part_source(root: str | Path, part: str, classes: tuple[str, ...] | None = N
     found = folders_in(files, top)
     if classes is None:
         check_classes(files, found, top)
-        classes = tuple(found)
-    for name in found:
+        classes = tuple(map(shown, found))
+    for name in map(shown, found):
         if name not in classes:
             raise UserError(
                 f"data.root={files.where}: class {name!r} is not one of the federation's: "
                 f"allowed are {', '.join(classes)}"
             )
-    grouped = dict(zip(found, by_class(files, top, found), strict=True))
+    grouped = dict(zip(map(shown, found), by_class(files, top, found), strict=True))
     items = _items([grouped.get(name, []) for name in classes])
     if not items:
         raise UserError(

@@ -1,6 +1,6 @@
 """What the cache of decoded images holds, and how it is kept small.
 
-A data set that a process has open is locked, for as long as that process lives.
+A data set that a process has open is locked for as long.
 """
 
 import contextlib
