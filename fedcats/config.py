@@ -309,10 +309,11 @@ class FlwrRunner(RunnerConfig):
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """``store``: finished updates, kept for the next run."""
+    """``store``: finished updates and decoded images, kept for the next run."""
 
     enabled: bool
     max_gb: float = _number(0, above=True)
+    images_gb: float = _number(0, above=True)
     checkpoint_seconds: float = _number(0)
 
 

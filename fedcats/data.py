@@ -4,12 +4,12 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedcats.config import Config, PhotoData, compose_config, load
 from fedcats.core.data import AuditReport, Dataset, contact_sheet
+from fedcats.core.data.files import shown
 from fedcats.core.errors import RunError, UserError
 
 COMMANDS = {
@@ -59,12 +59,12 @@ def check(config: Config, *, findings: bool) -> Dataset:
     UserError
         When there are more unusable files than ``data.max_bad_fraction`` allows, after printing.
     """
-    strict = config.data
-    if findings and isinstance(strict, PhotoData):
-        lenient = replace(config, data=replace(strict, max_bad_fraction=1.0))
-        for line in report(_decoded(lenient).audit):
+    if findings and isinstance(config.data, PhotoData):
+        for line in report(_decoded(config, strict=False).audit):
             print(line)
     dataset = _decoded(config)
+    if dataset.note:
+        print(f"note: {dataset.note}")
     for split in ("train", "test"):
         labels = Counter(getattr(dataset, split).labels.tolist())
         counts = (f"{labels[label]:,} {name}" for label, name in enumerate(dataset.classes))
@@ -75,6 +75,7 @@ def check(config: Config, *, findings: bool) -> Dataset:
 
 def report(audit: AuditReport) -> Iterator[str]:
     """Every finding in lines; the first says how many files were looked at."""
+
     kept = "left out of training" if audit.removed else "kept in training"
     sections = {
         "files that cannot be used, left out": map(": ".join, audit.quarantined),
@@ -91,7 +92,7 @@ def report(audit: AuditReport) -> Iterator[str]:
     for what, entries in sections.items():
         if lines := list(entries):
             yield f"{what}: {len(lines)}"
-            yield from (f"  {line}" for line in lines)
+            yield from (f"  {shown(line)}" for line in lines)
     if more := audit.near_duplicates_found - len(audit.near_duplicates):
         yield f"  and {more} more"
 
@@ -122,12 +123,12 @@ def show(config: Config, out: Path) -> None:
     print(out.resolve())
 
 
-def _decoded(config: Config) -> Dataset:
+def _decoded(config: Config, *, strict: bool = True) -> Dataset:
     from fedcats.experiment import decoded, make_source
     from fedcats.report import Progress
 
     with Progress() as progress:
-        return decoded(config, make_source(config, progress), progress)
+        return decoded(config, make_source(config, progress), progress, strict=strict)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ heavy is imported here.
 """
 
 import atexit
+import contextlib
 import hashlib
 import json
 import os
@@ -31,8 +32,9 @@ def remember_trained(config: Config) -> None:
     """Of a run whose training is done: another one with it need not start anything early."""
     if _keeps_baseline(config):
         path = _trained(config)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        with contextlib.suppress(PermissionError):  # another user's
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
 
 
 def _keeps_baseline(config: Config) -> bool:

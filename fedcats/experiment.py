@@ -41,6 +41,7 @@ from fedcats.core.data import (
     prepare,
     shared_between_shards,
 )
+from fedcats.core.data.files import shown
 from fedcats.core.data.sources import part_source
 from fedcats.core.errors import RunError, UserError
 from fedcats.core.frozen import SharedTest
@@ -337,12 +338,15 @@ def _store(config: Config, folder: Path) -> Iterator[Store]:
             yield Store(Path(temporary))
 
 
-def decoded(config: Config, source: Source, progress: Progress) -> Dataset:
-    """The images in the cache; says what the check of the files found."""
+def decoded(config: Config, source: Source, progress: Progress, *, strict: bool = True) -> Dataset:
+    """The images in the cache; says what the check of the files found, and fails if ``strict``."""
     options: dict[str, Any] = {}
     if isinstance(config.data, PhotoData):
         options["max_bad_fraction"] = config.data.max_bad_fraction
         options["keep_duplicates"] = config.data.keep_duplicates
+    if not strict:
+        options["max_bad_fraction"] = None
+    options["max_bytes"] = int(config.store.images_gb * 1e9)
 
     def on_progress(done: int, total: int) -> None:
         state = "done" if done == total else "decoding"
@@ -378,7 +382,7 @@ def _prepare(
         dataset = decoded(config, make_source(config, progress), progress)
         shards = deal_out(config, dataset)
         if shared := shared_between_shards(dataset.train, shards):
-            where = " = ".join(f"{file} (client {client})" for client, file in shared[0])
+            where = " = ".join(f"{shown(file)} (client {client})" for client, file in shared[0])
             progress.message(
                 f"{len(shared)} photos are in several shards, e.g. {where} "
                 "(all of them: results.json, data.in_several_shards)"
@@ -522,13 +526,13 @@ def _findings(dataset: Dataset) -> list[str]:
         file, reason = audit.quarantined[0]
         lines.append(
             f"{len(audit.quarantined)} of {audit.checked} files cannot be used and are left out, "
-            f"e.g. {file}: {reason} (all of them: results.json, data.audit)"
+            f"e.g. {shown(file)}: {reason} (all of them: results.json, data.audit)"
         )
     if audit.in_test_too and audit.removed:
         train, test = audit.in_test_too[0]
         lines.append(
             f"{len(audit.in_test_too)} training images are test images too and are left out of "
-            f"training, e.g. {train} = {test}"
+            f"training, e.g. {shown(train)} = {shown(test)}"
         )
     return lines
 
@@ -541,7 +545,9 @@ def _write_shards(this: Run) -> None:
     """Which file went to which client, with its content hash."""
     if this.sites is not None:
         return  # that is the sites' own business
-    with (this.folder / "shards.csv").open("w", newline="", encoding="utf-8") as file:
+    path = this.folder / "shards.csv"
+    # surrogateescape: a file name need not be valid UTF-8
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["client", "file", "label", "sha256"])
         for client, indices in enumerate(this.shards):

@@ -1,43 +1,57 @@
-"""The command ``fedcats-store``: what the store holds, whether it is whole, and emptying it."""
+"""The command ``fedcats-store``: what is kept for later runs, whether it is whole, emptying it."""
 
 import argparse
 import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
+from fedcats.core.data import open_dataset, upkeep
+from fedcats.core.data.upkeep import Decoded
+from fedcats.core.errors import RunError
 from fedcats.core.home import home
 from fedcats.core.store import Listing, Store
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; 0, or 1 when ``verify`` found damaged entries."""
+    """Entry point; 0, or 1 when ``verify`` found damaged entries or the store cannot be used."""
     parser = argparse.ArgumentParser(
         prog="fedcats-store",
-        description="Finished trainings under FEDCATS_HOME, which runs find again.",
+        description="Finished trainings and decoded images under FEDCATS_HOME, which runs find "
+        "again.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="one line an entry, the one used longest ago first")
-    commands.add_parser("verify", help="check every entry's checksum; drop the damaged ones")
-    commands.add_parser("clear", help="drop all entries but those that a running run needs")
-    command = parser.parse_args(arguments).command
-    store = Store(home() / "store")
+    commands.add_parser("verify", help="check trainings and images; drop the damaged ones")
+    clear = commands.add_parser("clear", help="drop all but what a running run needs")
+    clear.add_argument("--images", action="store_true", help="only the decoded images")
+    chosen = parser.parse_args(arguments)
     try:
-        return {"list": _list, "verify": _verify, "clear": _clear}[command](store)
+        store, images = Store(home() / "store"), home() / "data"
+        if chosen.command == "clear":
+            return _clear(store, images, only_images=chosen.images)
+        return {"list": _list, "verify": _verify}[chosen.command](store, images)
+    except RunError as error:
+        print(f"fedcats-store: {error}", file=sys.stderr)
+        return error.exit_code
     except BrokenPipeError:  # `fedcats-store list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
-def _list(store: Store) -> int:
-    entries = store.entries()
+def _list(store: Store, images: Path) -> int:
+    entries, decoded = store.entries(), upkeep.decoded(images)
     for entry in entries:
         print(_line(entry))
+    for one in decoded:
+        print(_image_line(one))
     print(f"{_total(entries)} in {store.root}")
+    print(f"{_total_images(decoded)} in {images}")
     return 0
 
 
-def _verify(store: Store) -> int:
+def _verify(store: Store, images: Path) -> int:
     damaged = []
     count = 0
     for entry, whole in store.verify():
@@ -47,35 +61,68 @@ def _verify(store: Store) -> int:
             print(f"damaged, dropped: {_line(entry)}")
             store.remove(entry.key)
     print(f"{count} entries read, {len(damaged)} damaged, in {store.root}")
-    return 1 if damaged else 0
+    decoded = [one for one in upkeep.decoded(images) if one.what != upkeep.UNREADABLE]
+    unusable = [one for one in decoded if not _is_whole(one)]
+    for one in unusable:
+        state = "dropped" if upkeep.drop(one.path) else "kept, since it is in use or not yours"
+        print(f"damaged, {state}: {_image_line(one)}")
+    print(f"{_total_images(decoded)} opened, {len(unusable)} damaged, in {images}")
+    return 1 if damaged or unusable else 0
 
 
-def _clear(store: Store) -> int:
-    before = store.entries()
-    store.evict(limit=0)
-    kept = store.entries()
-    gone = {entry.key for entry in before} - {entry.key for entry in kept}
-    print(f"{_total([entry for entry in before if entry.key in gone])} dropped from {store.root}")
-    if kept:
-        print(f"{_total(kept)} kept for running runs")
+def _is_whole(one: Decoded) -> bool:
+    try:
+        open_dataset(one.path)
+    except RunError:
+        return False
+    return True
+
+
+def _clear(store: Store, images: Path, *, only_images: bool) -> int:
+    if not only_images:
+        before = store.entries()
+        store.evict(limit=0)
+        kept = store.entries()
+        gone = {entry.key for entry in before} - {entry.key for entry in kept}
+        total = _total([entry for entry in before if entry.key in gone])
+        print(f"{total} dropped from {store.root}")
+        if kept:
+            print(f"{_total(kept)} kept for running runs, or not yours to remove")
+    upkeep.remove_leftovers(images)
+    print(f"{_total_images(upkeep.drop_unused(images))} dropped from {images}")
+    if left := upkeep.decoded(images):
+        print(f"{_total_images(left)} kept for running runs, or not yours to remove")
     return 0
 
 
 def _line(entry: Listing) -> str:
-    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
     what = entry.meta.get("task", "")
     epochs = f"{len(entry.meta['epochs'])} epochs" if "epochs" in entry.meta else ""
     model = entry.meta.get("model", "")
     kind = entry.meta.get("kind", "damaged")
     return (
-        f"{entry.size / 1e6:9.1f} MB  {used}  {kind:11} {what:20} {model:12} {epochs:10} "
-        f"{entry.key}"
+        f"{_start(entry.size, entry.used)}  {kind:11} {what:20} {model:12} {epochs:10} {entry.key}"
     )
+
+
+def _image_line(one: Decoded) -> str:
+    what = one.what if len(one.what) <= 33 else f"{one.what[:32]}…"
+    number = f"{one.images:,}"
+    return f"{_start(one.size, one.used)}  {'images':11} {what:33} {number:10} {one.path.name}"
+
+
+def _start(size: int, used: float) -> str:
+    return f"{size / 1e6:9.1f} MB  {time.strftime('%Y-%m-%d %H:%M', time.localtime(used))}"
 
 
 def _total(entries: Sequence[Listing]) -> str:
     noun = "entry" if len(entries) == 1 else "entries"
     return f"{len(entries)} {noun}, {sum(entry.size for entry in entries) / 1e9:.2f} GB"
+
+
+def _total_images(decoded: Sequence[Decoded]) -> str:
+    noun = "data set" if len(decoded) == 1 else "data sets"
+    return f"{len(decoded)} decoded {noun}, {sum(one.size for one in decoded) / 1e9:.2f} GB"
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from fedcats.core.errors import UserError
 from fedcats.core.fast import untrained_linear
 from fedcats.core.seeding import derive_seed
+from fedcats.core.tensors import save
 from fedcats.core.vision import torchvision
 
 State = dict[str, Tensor]
@@ -244,7 +245,7 @@ def _pretrained(name: str, source: str, home: Path, say: Callable[[str], None]) 
         raise UserError("model.weights=imagenet_features exists for alexnet only")
     cached.parent.mkdir(parents=True, exist_ok=True)
     temporary = cached.with_suffix(f".{os.getpid()}.tmp")
-    safetensors.torch.save_file(state, temporary)
+    save(state, temporary)
     temporary.replace(cached)
     return state
 

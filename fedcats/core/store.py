@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 from torch import Tensor
 
 from fedcats.core.errors import RunError
+from fedcats.core.locks import locked, locked_now, open_lock, try_lock
 from fedcats.core.models import digest
+from fedcats.core.tensors import save
 
 _STALE_SECONDS = 300.0  # a temporary file not written to for so long belongs to a killed process
 CHECKPOINT = "part-"  # before the key of the update that a checkpoint belongs to
@@ -81,8 +82,11 @@ class Store:
         self._since = math.inf  # bytes written since then
         self._held: dict[str, list[str]] = {}
         self._holder: int | None = None
-        for folder in (root, root / "locks", root / "held"):
-            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            for folder in (root, root / "locks", root / "held"):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"store {root}: cannot be made: {error.strerror}") from error
 
     def path(self, key: str) -> Path:
         """Where the entry is or would be."""
@@ -101,8 +105,7 @@ class Store:
         try:
             inode = path.stat().st_ino
             entry = _read(path)
-            os.utime(path)  # for the order in which entries are dropped
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):
             return None
         except (OSError, ValueError, KeyError, safetensors.SafetensorError):
             self.damaged.append(key)
@@ -110,6 +113,8 @@ class Store:
                 if path.stat().st_ino == inode:  # else another process has replaced it by now
                     path.unlink()
             return None
+        with contextlib.suppress(PermissionError):  # another user's
+            os.utime(path)  # for the order in which entries are dropped
         return entry
 
     def put(self, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -118,11 +123,8 @@ class Store:
         header = {"meta": text, "checksum": _checksum(tensors, text)}
         temporary = self.root / f".{key}.{os.getpid()}.tmp"
         try:
-            safetensors.torch.save_file(
-                {name: value.detach().contiguous() for name, value in tensors.items()},
-                temporary,
-                metadata=header,
-            )
+            contiguous = {name: value.detach().contiguous() for name, value in tensors.items()}
+            save(contiguous, temporary, header)
             temporary.replace(self.path(key))
         except (OSError, safetensors.SafetensorError) as error:
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
@@ -163,11 +165,9 @@ class Store:
 
         ``on_wait`` is called once when another process has it.
         """
-        descriptor = _open(self.root / "locks" / key)
+        descriptor = open_lock(self.root / "locks" / key)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_lock(descriptor):
                 on_wait()
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -182,7 +182,7 @@ class Store:
         """
         with self._locked():
             if self._holder is None:
-                self._holder = _open(self.root / "held" / uuid.uuid4().hex)
+                self._holder = open_lock(self.root / "held" / uuid.uuid4().hex)
                 fcntl.flock(self._holder, fcntl.LOCK_EX)
             self._held[group] = list(keys)
             os.ftruncate(self._holder, 0)
@@ -199,13 +199,14 @@ class Store:
         """Drop the entries used longest ago until all fit into ``limit`` (here: `max_bytes`)."""
         now = time.time()
         for path in self.root.glob(".*.tmp"):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, PermissionError):
                 if now - path.stat().st_mtime > _STALE_SECONDS:
                     path.unlink()
         limit = self.max_bytes if limit is None else limit
         if limit is None:
             return
-        with self._locked():
+        # A run is done by then: where another user's files cannot be opened, nothing is dropped.
+        with contextlib.suppress(RunError), self._locked():
             held = self._held_by_all() | {keep}
             sizes = []
             for path in self.root.glob("*.safetensors"):
@@ -218,8 +219,7 @@ class Store:
             for _, path, size in sorted(sizes):
                 if excess <= 0:
                     break
-                if path.stem.removeprefix(CHECKPOINT) not in held:
-                    path.unlink(missing_ok=True)
+                if path.stem.removeprefix(CHECKPOINT) not in held and _unlinked(path):
                     excess -= size
                     self._seen -= size
 
@@ -228,7 +228,7 @@ class Store:
         for listing in self.entries():
             try:
                 _read(listing.path)
-            except FileNotFoundError:
+            except (FileNotFoundError, PermissionError):
                 continue
             except (OSError, ValueError, KeyError, safetensors.SafetensorError):
                 yield listing, False
@@ -238,31 +238,29 @@ class Store:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """For what must not happen between another process's look and its deed."""
-        descriptor = _open(self.root / "lock")
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with locked(self.root / "lock"):
             yield
-        finally:
-            os.close(descriptor)
 
     def _held_by_all(self) -> set[str]:
         """What living processes hold; lists of ended ones are removed."""
         held: set[str] = set()
         for path in (self.root / "held").iterdir():
-            descriptor = _open(path)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
-            except BlockingIOError:
-                groups = json.loads(path.read_text() or "{}")
-                held.update(key for keys in groups.values() for key in keys)
-            finally:
-                os.close(descriptor)
+            with locked_now(path) as ended:
+                if ended:
+                    _unlinked(path)
+                else:
+                    groups = json.loads(path.read_text() or "{}")
+                    held.update(key for keys in groups.values() for key in keys)
         return held
 
 
-def _open(path: Path) -> int:
-    return os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+def _unlinked(path: Path) -> bool:
+    """Remove a file unless it is in a folder of another user's; whether it is gone."""
+    try:
+        path.unlink(missing_ok=True)
+    except PermissionError:
+        return False
+    return True
 
 
 def _read(path: Path) -> Entry:

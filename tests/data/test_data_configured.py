@@ -1,5 +1,6 @@
 """Sources and partitions as a user asks for them: by the configuration, through a whole run."""
 
+import os
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from PIL import Image
 
 from fedcats.core.data import catalogue
 from fedcats.core.errors import UserError
+from fedcats.data import main
 
 Go = Callable[..., tuple[dict[str, Any], Path]]
 QUICK = ["runner=local", "mode=federated", "train.epochs=1", "save_models=false"]
@@ -173,3 +175,29 @@ def test_uneven_shards_are_weighted_by_their_sizes(run: Go) -> None:
     assert sizes[0] < sizes[1] < sizes[2]
     weights = results["models"]["fedavg"]["effective_weights"]
     assert weights == pytest.approx([size / sum(sizes) for size in sizes])
+
+
+def test_names_that_are_no_text(
+    run: Go, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No UTF-8, a line end, a terminal's escape: kept in tables, escaped in print."""
+    names = [b"k\xe4tzchen.jpg", b"two\nlines.jpg", b"red\x1b[31m.jpg", b'a,"b".jpg']
+    root = tmp_path / "photos"
+    for seed in range(16):
+        photo(root / "ab"[seed % 2] / f"{seed}.jpg", seed)
+    for number, name in enumerate(names):
+        (root / f"a/{2 * number}.jpg").rename(root / "a" / os.fsdecode(name))
+    for name in (b"b\xe4d.jpg", b"b\na\x1bd.jpg"):
+        (root / "b" / os.fsdecode(name)).write_bytes(b"")
+    data = ["data=folder", f"data.root={root}", "data.max_bad_fraction=0.5"]
+    results, folder = run(*QUICK, *data)
+    listed = (folder / "shards.csv").read_bytes() + b"".join(
+        path.read_bytes() for path in (folder / "predictions").iterdir()
+    )
+    assert all(name.replace(b'"', b'""') in listed for name in names)
+    assert len(results["data"]["audit"]["quarantined"]) == 2
+    assert main(["check", *data]) == 0
+    out, err = capsys.readouterr()
+    assert "  b/b\\na\\x1bd.jpg: empty file\n" in out
+    assert "  b/b\\udce4d.jpg: empty file\n" in out
+    assert "\x1b[31m" not in out + err

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from fedcats.core.data.files import shown
+
 NEAR = 4
 """Two images are near-duplicates when at most so many of the 64 bits of their hashes differ."""
 
@@ -112,7 +114,7 @@ class AuditReport:
                 f"{across} of those listed across train and test: "
                 + _some(f"{pair.first} and {pair.second}" for pair in self.near_duplicates)
             )
-        return lines
+        return [shown(line) for line in lines]
 
 
 def _with_reason(entry: tuple[str, str]) -> str:

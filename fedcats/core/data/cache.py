@@ -3,45 +3,36 @@
 A dataset is a folder: ``train.npy`` and ``test.npy``, each (n, 3, size, size) uint8, and
 ``index.json`` with the classes, files, labels and the sha256 of each file. The folder's name is a
 key of what it holds, so it is never out of date. It is built under another name and renamed when
-complete: a process that dies leaves nothing that looks like a dataset.
+complete: a process that dies leaves nothing that looks like a dataset. An open `Dataset` holds a
+shared lock on ``index.json``; see `fedcats.core.data.upkeep` for how the cache is kept small.
 """
 
+import fcntl
 import hashlib
 import json
 import os
-import shutil
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any
 
 import joblib
 import numpy as np
-import PIL
 import torch
-from filelock import FileLock
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
-from fedcats.core.data.audit import (
-    AuditReport,
-    Seen,
-    find_duplicates,
-    find_near_duplicates,
-    perceptual_hash,
-)
-from fedcats.core.data.decoding import BadImage, decode
+from fedcats.core.data import upkeep
+from fedcats.core.data.audit import AuditReport
+from fedcats.core.data.build import FORMAT, Build, in_order, sha256_of, transform_name, unreadable
+from fedcats.core.data.decoding import BadImage
+from fedcats.core.data.files import shown
 from fedcats.core.data.sources import SPLITS, Item, Source
 from fedcats.core.data.transforms import normalise
 from fedcats.core.errors import RunError, UserError
-
-_FORMAT = 2
-_T = TypeVar("_T")
-_R = TypeVar("_R")
+from fedcats.core.locks import locked
 
 
 @dataclass(frozen=True)
@@ -123,7 +114,7 @@ class Images:
     @cached_property
     def digest(self) -> str:
         """sha256, in hex, of everything that training sees: files, labels, order, transform."""
-        return _sha256_of([self.transform, self.digests, self.labels.tolist()])
+        return sha256_of([self.transform, self.digests, self.labels.tolist()])
 
     @cached_property
     def _array(self) -> NDArray[np.uint8]:
@@ -171,14 +162,15 @@ def prepare(
     size: int = 224,
     workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-    max_bad_fraction: float = 0.05,
+    max_bad_fraction: float | None = 0.05,
     keep_duplicates: bool = False,
+    max_bytes: int | None = None,
 ) -> Dataset:
     """Decode a source into the cache, or open it there.
 
     Each file is decoded (`decode`) and resized as torchvision's ``Resize((size, size))`` does it,
     after which the paper's centre crop changes nothing. Several processes may ask for the same
-    source at once; one decodes, the others wait for it.
+    source at once; one decodes, the others wait for it. What is there is opened without writing.
 
     Parameters
     ----------
@@ -193,9 +185,12 @@ def prepare(
     on_progress
         Called with (images done, images in all) while decoding, from this thread.
     max_bad_fraction
-        Largest share of unusable files, 0 to 1, of all files.
+        Largest share of unusable files, 0 to 1, of all files; None only looks at them.
     keep_duplicates
         Keep training images that are, byte for byte, in the test part too.
+    max_bytes
+        When the cache grows beyond it, the data sets used longest ago are dropped, but none that
+        a living process has open. None: no limit.
 
     Returns
     -------
@@ -213,18 +208,26 @@ def prepare(
         digests = _digests(source, pool) if source.fingerprint is None else None
         key = _key(source, digests, size, keep_duplicates)
         folder = cache_root / key
-        try:
-            cache_root.mkdir(parents=True, exist_ok=True)
-            # A lock of the operating system: it goes when its process goes, however that ends.
-            with FileLock(cache_root / f"{key}.lock"):
-                dataset = _open_if_sound(folder)
-                if dataset is None:
-                    build = _Build(source, size, keep_duplicates, pool, on_progress)
-                    build.into(folder, digests)
-                    dataset = open_dataset(folder)
-        except OSError as error:
-            raise RunError(f"the image cache {cache_root} cannot be written: {error}") from None
-    _check_usable(dataset, source, max_bad_fraction)
+        upkeep.remove_leftovers(cache_root)
+        dataset = _open_if_sound(folder)
+        if dataset is None:
+            try:
+                cache_root.mkdir(parents=True, exist_ok=True)
+                with locked(upkeep.lock_of(folder)):
+                    dataset = _open_if_sound(folder)  # another process has made it meanwhile
+                    if dataset is None:
+                        build = Build(source, size, keep_duplicates, pool, on_progress)
+                        build.into(folder, digests)
+                        dataset = open_dataset(folder)
+            except OSError as error:
+                raise RunError(
+                    f"the image cache {cache_root} cannot be written: {error.strerror or error}"
+                ) from None
+            if max_bytes is not None:
+                upkeep.drop_unused(cache_root, max_bytes)
+    upkeep.note_use(folder)
+    if max_bad_fraction is not None:
+        _check_usable(dataset, source, max_bad_fraction)
     return dataset
 
 
@@ -247,14 +250,21 @@ def open_dataset(path: str | Path) -> Dataset:
     """
     path = Path(path)
     try:
-        stored = json.loads((path / "index.json").read_text())
+        descriptor = os.open(path / "index.json", os.O_RDONLY)
+    except OSError as error:
+        raise RunError(f"the decoded data set {path} cannot be used: {error}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        with os.fdopen(os.dup(descriptor)) as file:
+            stored = json.load(file)
         index = stored["index"]
-        if stored["sha256"] != _sha256_of(index) or index["format"] != _FORMAT:
+        if stored["sha256"] != sha256_of(index) or index["format"] != FORMAT:
             raise ValueError("index.json is damaged")
         images = {split: _open_images(path, split, index) for split in SPLITS}
     except (OSError, ValueError, KeyError, TypeError) as error:
+        os.close(descriptor)
         raise RunError(f"the decoded data set {path} cannot be used: {error}") from None
-    return Dataset(
+    dataset = Dataset(
         path=path,
         name=index["name"],
         note=index["note"],
@@ -264,6 +274,8 @@ def open_dataset(path: str | Path) -> Dataset:
         test=images["test"],
         audit=AuditReport.from_dict(index["audit"]),
     )
+    weakref.finalize(dataset, os.close, descriptor)  # it is locked until then
+    return dataset
 
 
 def _open_images(path: Path, split: str, index: dict[str, Any]) -> Images:
@@ -290,169 +302,6 @@ def _open_if_sound(folder: Path) -> Dataset | None:
         return None
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    """What became of one item: pixels (3, size, size), or why there are none."""
-
-    item: Item
-    digest: str
-    pixels: NDArray[np.uint8] | None
-    look: int | None
-    reason: str = ""
-
-
-@dataclass
-class _Build:
-    """Decodes a source into a folder, and takes notes for the audit."""
-
-    source: Source
-    size: int
-    keep_duplicates: bool
-    pool: ThreadPoolExecutor
-    on_progress: Callable[[int, int], None] | None
-    seen: list[Seen] = field(default_factory=list)
-    quarantined: list[tuple[str, str]] = field(default_factory=list)
-    in_test_too: list[tuple[str, str]] = field(default_factory=list)
-    done: int = 0
-    total: int = 0
-
-    def into(self, folder: Path, digests: dict[str, str] | None) -> None:
-        """Write everything into a temporary folder and rename it; the caller holds the lock.
-
-        Parameters
-        ----------
-        folder
-            Must not be there when this returns before its time.
-        digests
-            By path, what the files held when the key was made; None when nothing was read for it.
-        """
-        temporary = folder.with_name(folder.name + ".part")
-        for leftover in (temporary, folder):
-            shutil.rmtree(leftover, ignore_errors=True)
-        temporary.mkdir()
-        self.quarantined.extend(self.source.rejected)
-        self.total = sum(sum(self._wanted(split).values()) for split in SPLITS)
-        index: dict[str, Any] = {
-            "format": _FORMAT,
-            "name": self.source.name,
-            "note": self.source.note,
-            "classes": self.source.classes,
-            "size": self.size,
-            "transform": _transform(self.size),
-        }
-        with warnings.catch_warnings():
-            # Pillow warns of what is decided here: bombs are refused, odd metadata is harmless.
-            warnings.simplefilter("ignore")
-            for split in ("test", "train"):  # what the test part holds is left out of the other
-                index[split] = self._write(split, temporary / f"{split}.npy", digests)
-        index["audit"] = self._audit().as_dict()
-        text = json.dumps({"sha256": _sha256_of(index), "index": index}, indent=1)
-        (temporary / "index.json").write_text(text)
-        temporary.rename(folder)
-
-    def _write(self, split: str, path: Path, digests: dict[str, str] | None) -> dict[str, Any]:
-        """Write the usable images of a split; return its part of the index."""
-        start = len(self.seen)
-        in_test = {image.digest: image.path for image in reversed(self.seen)}
-        missing = self._wanted(split)
-
-        def candidates() -> Iterator[Item]:
-            return (item for item in getattr(self.source, split) if missing[item.label])
-
-        with path.open("wb") as file:
-            _write_header(file, 0, self.size)
-            for one in _in_order(self.pool, self._decode, candidates()):
-                if not missing[one.item.label]:
-                    continue  # was under way when the last one that was wanted came in
-                if digests and digests[one.item.path] != one.digest:
-                    raise RunError(f"{one.item.path} changed while it was being read")
-                if self._accept(one, in_test):
-                    file.write(one.pixels.tobytes())  # type: ignore[union-attr]
-                    self.seen.append(
-                        Seen(split, one.item.path, one.item.label, one.digest, one.look)
-                    )
-                    missing[one.item.label] -= 1
-                self.done += 1
-                if self.on_progress:
-                    self.on_progress(min(self.done, self.total), self.total)
-            kept = self.seen[start:]
-            file.seek(0)
-            _write_header(file, len(kept), self.size)
-            file.flush()
-            os.fsync(file.fileno())
-        self._check_exact(split, kept)
-        return {
-            "files": [image.path for image in kept],
-            "labels": [image.label for image in kept],
-            "sha256": [image.digest for image in kept],
-        }
-
-    def _decode(self, item: Item) -> _Decoded:
-        try:
-            content = self.source.read(item.path)
-        except BadImage as bad:
-            return _Decoded(item, _unreadable(bad), None, None, str(bad))
-        digest = hashlib.sha256(content).hexdigest()
-        try:
-            image = decode(content).resize((self.size, self.size), Image.Resampling.BILINEAR)
-        except BadImage as bad:
-            return _Decoded(item, digest, None, None, str(bad))
-        look = None if self.source.own_drawings else perceptual_hash(image)
-        return _Decoded(item, digest, np.asarray(image).transpose(2, 0, 1), look)
-
-    def _accept(self, one: _Decoded, in_test: dict[str, str]) -> bool:
-        """Decide whether an image is kept, and note why not."""
-        if one.pixels is None:
-            self.quarantined.append((one.item.path, one.reason))
-            return False
-        twin = in_test.get(one.digest)
-        if twin is not None:
-            self.in_test_too.append((one.item.path, twin))
-        return twin is None or self.keep_duplicates
-
-    def _wanted(self, split: str) -> dict[int, int]:
-        """How many images to keep, by label."""
-        listed = Counter(item.label for item in getattr(self.source, split))
-        if self.source.take is None:
-            return dict(listed)
-        take = getattr(self.source.take, split)
-        return {label: min(listed[label], take[label]) for label in listed}
-
-    def _check_exact(self, split: str, kept: Sequence[Seen]) -> None:
-        if self.source.take is None or not self.source.take.exact:
-            return
-        found = Counter(image.label for image in kept)
-        for label, wanted in enumerate(getattr(self.source.take, split)):
-            if found[label] < wanted:
-                raise UserError(
-                    f"data.counts: {wanted} images of class {self.source.classes[label]!r} are "
-                    f"wanted for {split}, but there are only {found[label]} usable ones"
-                )
-
-    def _audit(self) -> AuditReport:
-        duplicates, contradictions = find_duplicates(self.seen)
-        near, number = find_near_duplicates(self.seen)
-        removed = 0 if self.keep_duplicates else len(self.in_test_too)
-        return AuditReport(
-            checked=len(self.seen) + len(self.quarantined) + removed,
-            quarantined=tuple(sorted(self.quarantined)),
-            ignored=self.source.ignored,
-            in_test_too=tuple(self.in_test_too),
-            removed=not self.keep_duplicates,
-            duplicates=duplicates,
-            contradictions=contradictions,
-            near_duplicates=near,
-            near_duplicates_found=number,
-        )
-
-
-def _write_header(file: BinaryIO, images: int, size: int) -> None:
-    """Write the header of an .npy file, which is equally long for any number of images."""
-    np.lib.format.write_array_header_1_0(
-        file, {"descr": "|u1", "fortran_order": False, "shape": (images, 3, size, size)}
-    )
-
-
 def _digests(source: Source, pool: ThreadPoolExecutor) -> dict[str, str]:
     """sha256 of each file, by path."""
 
@@ -460,42 +309,23 @@ def _digests(source: Source, pool: ThreadPoolExecutor) -> dict[str, str]:
         try:
             return hashlib.sha256(source.read(item.path)).hexdigest()
         except BadImage as bad:
-            return _unreadable(bad)
+            return unreadable(bad)
 
     items = [*source.train, *source.test]
     return {
-        item.path: digest
-        for item, digest in zip(items, _in_order(pool, digest, items), strict=True)
+        item.path: digest for item, digest in zip(items, in_order(pool, digest, items), strict=True)
     }
-
-
-def _unreadable(bad: BadImage) -> str:
-    """Stand in for the sha256 of a file that cannot be read."""
-    return f"unreadable: {bad}"
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, function: Callable[[_T], _R], items: Iterable[_T]
-) -> Iterator[_R]:
-    """Map over the pool, in order, a few items ahead of the reader: results are large."""
-    ahead: list[Any] = []
-    for item in items:
-        ahead.append(pool.submit(function, item))
-        if len(ahead) >= 32:
-            yield ahead.pop(0).result()
-    for future in ahead:
-        yield future.result()
 
 
 def _check_usable(dataset: Dataset, source: Source, max_bad_fraction: float) -> None:
     bad = dataset.audit.quarantined
     total = dataset.audit.checked
     if len(bad) > max_bad_fraction * total:
-        shown = "; ".join(f"{path} ({reason})" for path, reason in bad[:3])
+        first = "; ".join(f"{shown(path)} ({reason})" for path, reason in bad[:3])
         more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise UserError(
             f"{len(bad)} of {total} files cannot be used, more than data.max_bad_fraction="
-            f"{max_bad_fraction} allows: {shown}{more}"
+            f"{max_bad_fraction} allows: {first}{more}"
         )
     for split in SPLITS:
         present = set(getattr(dataset, split).labels.tolist())
@@ -504,22 +334,20 @@ def _check_usable(dataset: Dataset, source: Source, max_bad_fraction: float) -> 
             if label in listed - present:
                 removed = len(dataset.audit.in_test_too) if dataset.audit.removed else 0
                 why = f"; {removed} training images are in test too and were left out"
+                paths = {item.path for item in getattr(source, split) if item.label == label}
+                of_it = [f"{shown(path)} ({reason})" for path, reason in bad if path in paths]
                 raise UserError(
-                    f"no usable image of class {name!r} is left in {split}{why if removed else ''}"
+                    f"no usable image of class {name!r} is left in {split}"
+                    f"{why if removed else ''}{f'; {of_it[0]}' if of_it else ''}"
                 )
-
-
-def _transform(size: int) -> str:
-    """Name everything that stands between the files and the pixels."""
-    return f"upright, RGB, bilinear to {size} x {size}, Pillow {PIL.__version__}"
 
 
 def _key(source: Source, digests: dict[str, str] | None, size: int, keep_duplicates: bool) -> str:
     """Name of the folder: a digest of all that decides what it holds."""
-    return _sha256_of(
+    return sha256_of(
         [
-            _FORMAT,
-            _transform(size),
+            FORMAT,
+            transform_name(size),
             (source.name, source.note, source.classes),
             {split: [astuple(item) for item in getattr(source, split)] for split in SPLITS},
             digests or source.fingerprint,
@@ -528,8 +356,3 @@ def _key(source: Source, digests: dict[str, str] | None, size: int, keep_duplica
             keep_duplicates,
         ]
     )[:32]
-
-
-def _sha256_of(value: Any) -> str:
-    """Digest of a value's JSON; tuples count as lists."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -13,7 +13,7 @@ from typing import Any
 from fedcats.core.data.decoding import BadImage
 from fedcats.core.data.download import OnBytes, fetch
 from fedcats.core.data.drawings import synthetic_source
-from fedcats.core.data.files import FolderFiles
+from fedcats.core.data.files import FolderFiles, shown
 from fedcats.core.data.sources import Source, arrange, folder_source
 from fedcats.core.errors import UserError
 
@@ -208,7 +208,10 @@ def hub_source(
     UserError
         When it cannot be loaded, or has no such column.
     """
-    tables = _Tables(repo, image)
+    if not repo.strip():
+        raise UserError("data.repo=: is empty; allowed is a data set of the hub, or a folder")
+    local = Path(repo).expanduser()
+    tables = _Tables(str(local.resolve()) if local.is_dir() else repo, image)
     parts = [_hub_part(tables, split, label) for split in (train_split, test_split) if split]
     classes = parts[0].classes
     if any(part.classes != classes for part in parts):
@@ -218,7 +221,7 @@ def hub_source(
     return arrange(
         Source(
             name="hub",
-            note=repo if not Path(repo).exists() else Path(repo).name,
+            note=local.resolve().name if local.is_dir() else repo,
             classes=classes,
             train=(),
             test=(),
@@ -259,6 +262,7 @@ class _Tables:
                     f"{', '.join(table.column_names)}"
                 )
             self.splits[split] = table.cast_column(self.image, datasets.Image(decode=False))
+            self._refuse_strangers(split)
         except UserError:
             raise
         except Exception as error:  # of many kinds, from three libraries
@@ -270,6 +274,23 @@ class _Tables:
         finally:
             quiet.setLevel(level)
         return self.splits[split]
+
+    def _refuse_strangers(self, split: str) -> None:
+        """Of a folder's files take none that `FolderFiles` would not, such as our own figures."""
+        folder = Path(self.repo)
+        if not folder.is_dir():
+            return
+        listed = set(FolderFiles(folder).images)
+        chunks = self.splits[split].data[self.image].chunks
+        paths = (path for chunk in chunks for path in chunk.field("path").to_pylist())
+        for path in filter(None, paths):
+            if Path(path).is_relative_to(folder) and (
+                (name := Path(path).relative_to(folder).as_posix()) not in listed
+            ):
+                raise UserError(
+                    f"data.repo={self.repo}: {name} is no photo of a data set, but would be taken "
+                    f"for one; use data=folder data.root={self.repo}, or move it elsewhere"
+                )
 
     def read(self, path: str) -> bytes:
         split, _, row = path.partition("/")
@@ -315,7 +336,9 @@ def _hub_part(tables: _Tables, split: str, label: str) -> _HubPart:
             by_class[number[value]].append(path)
         else:
             rejected.append((path, "no label"))
-    return _HubPart(classes, [by_class[i] for i in range(len(classes))], rejected)
+    return _HubPart(
+        tuple(map(shown, classes)), [by_class[i] for i in range(len(classes))], rejected
+    )
 
 
 SOURCES: dict[str, Callable[..., Source]] = {

@@ -1,17 +1,32 @@
 """From the bytes of a file to an RGB image, or to the reason why there is none."""
 
 import io
+import re
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
-"""The kinds of image that are taken, by content and not by file name (names of Pillow)."""
+from fedcats.core.data.kinds import RAW, kind_of
 
 Image.init()  # registers the readers; done here because it is not safe in several threads
 
+FORMATS = tuple(
+    name
+    for name in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
+    if name in Image.OPEN
+)
+"""The kinds of image that are taken, by content and not by file name (names of Pillow)."""
+
 MAX_PIXELS = 89_478_485
 """Pillow's own limit, above which it warns of a decompression bomb; here it is an error."""
+
+SCALED = "scaled"
+"""In ``Image.info`` of what `decode` returns: its grey was not 8 or 16 bits of full range."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+_JPEG_MARKER = re.compile(rb"\xff+([\x01-\xfe])")
 
 
 class BadImage(Exception):
@@ -23,12 +38,14 @@ def decode(content: bytes) -> Image.Image:
 
     The EXIF orientation is applied, then the image is converted to RGB as torchvision's loader
     does it (grey is repeated, alpha dropped, CMYK converted, the first frame of several taken).
-    16-bit grey is scaled to 8 bits, where Pillow alone would clip it to white.
+    Deep grey is scaled to 8 bits, where Pillow alone would clip it: integers of up to 8, 12 or 16
+    bits by that depth, all others (32 bits, negative, floating point) by the range of the image's
+    finite values; what is not finite becomes black.
 
     Parameters
     ----------
     content
-        The bytes of the file. Its name plays no part.
+        The bytes of the file. Its name plays no part, nor does what follows the image's end.
 
     Returns
     -------
@@ -38,27 +55,43 @@ def decode(content: bytes) -> Image.Image:
     Raises
     ------
     BadImage
-        When the content is empty, no image of the kinds in `FORMATS`, damaged, cut off, or has
-        more than `MAX_PIXELS` pixels.
+        When the content is empty, no image of the kinds in `FORMATS`, damaged, cut off, has more
+        than `MAX_PIXELS` pixels, or values that give no picture.
     """
     if not content:
         raise BadImage("empty file")
+    kind = kind_of(content)
+    if kind == RAW:  # many begin as a TIFF with a small preview
+        raise _unknown(kind)
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_size(image)
             _check_end(image.format, content)
+            if image.format == "TIFF" and _is_preview(image):
+                raise _unknown(RAW)
+            deep = any(";16" in str(tile[3]) for tile in image.tile)
             image.load()  # verify() would let a file through that is cut off
-            upright = ImageOps.exif_transpose(image)
-            return _to_rgb(upright)
+            rgb = _to_rgb(ImageOps.exif_transpose(image))
+            if deep and not image.mode.startswith("I") and not (np.asarray(rgb) >> 4).any():
+                raise BadImage("16-bit colours in their lowest 12 bits only: all black in 8 bits")
+            return rgb
     except BadImage:
         raise
     except UnidentifiedImageError:
-        raise BadImage("not an image of a known kind") from None
+        raise _unknown(kind) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadImage(f"decompression bomb: more than {MAX_PIXELS} pixels") from None
     except Exception as error:  # a damaged file can raise nearly anything in Pillow's readers
+        if content.startswith(_PNG) and len(bare := _without_metadata(content)) < len(content):
+            return decode(bare)  # Pillow refuses long texts and profiles
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadImage(f"damaged or cut off: {reason}") from None
+
+
+def _unknown(kind: str | None) -> BadImage:
+    read = kind is not None and kind.replace(" ", "").upper() in FORMATS
+    variety = f" ({kind}{', but damaged or of a variety that is not read' if read else ''})"
+    return BadImage("not an image of a known kind" + (variety if kind else ""))
 
 
 def _check_size(image: Image.Image) -> None:
@@ -72,19 +105,68 @@ def _check_end(kind: str | None, content: bytes) -> None:
 
     A download that stopped may be padded with zeros; the decoder takes those for grey pixels.
     """
-    no_end = {
-        "JPEG": content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"),
-        "MPO": content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"),
-        "PNG": b"IEND" not in content,
-    }
-    if no_end.get(kind or "", False):
+    no_end = (kind in ("JPEG", "MPO") and not _jpeg_ends(content)) or (
+        kind == "PNG" and b"IEND" not in content
+    )
+    if no_end:
         raise BadImage("damaged or cut off: the end is missing")
 
 
+def _jpeg_ends(content: bytes) -> bool:
+    if content.rfind(b"\xff\xd9") >= content.rfind(b"\xff\xda"):
+        return True
+    # Behind the end anything may follow, such as a phone's video: go from marker to marker.
+    scans = at = 0
+    while found := _JPEG_MARKER.search(content, at):
+        marker, at = found[1][0], found.end()
+        if marker == 0xD9 and scans:
+            return True
+        scans += marker == 0xDA
+        if marker > 0x01 and not 0xD0 <= marker <= 0xD9:  # those stand alone
+            at += int.from_bytes(content[at : at + 2])
+    return False
+
+
+def _is_preview(image: Image.Image) -> bool:
+    """Whether the first image of a TIFF is a camera's preview of its raw data (DNG, NEF, ARW)."""
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    return 50706 in tags or (int(tags.get(254, 0)) & 1 == 1 and 330 in tags)
+
+
+def _without_metadata(png: bytes) -> bytes:
+    """Leave out what is neither pixels nor needed for them."""
+    kept, at = [_PNG], len(_PNG)
+    while at < len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4])
+        if png[at + 4 : at + 8] not in _PNG_METADATA:
+            kept.append(png[at:end])
+        at = end
+    return b"".join(kept)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        grey = np.asarray(image).astype(np.uint32) >> 8
-        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I") or image.mode == "F":
+        pixels, scaled = _eight_bits(np.asarray(image))
+        rgb = Image.fromarray(pixels).convert("RGB")
+        if scaled:
+            rgb.info[SCALED] = True
+        return rgb
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # what Pillow asks for, by a warning, before RGB
     return image.convert("RGB")
+
+
+def _eight_bits(grey: NDArray[np.generic]) -> tuple[NDArray[np.uint8], bool]:
+    """Grey values of any type as 8 bits, and whether it took more than dropping 16 bits' lower."""
+    if grey.dtype.kind in "iu" and grey.min() >= 0 and grey.max() < 1 << 16:
+        depth = next(bits for bits in (8, 12, 16) if grey.max() < 1 << bits)
+        return (grey.astype(np.uint16) >> (depth - 8)).astype(np.uint8), depth < 16
+    values = grey.astype(np.float64)
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise BadImage("no pixel is a finite number")
+    low, high = values[finite].min(), values[finite].max()
+    if low == high:
+        raise BadImage(f"every pixel is {low:g}: there is no range to scale by")
+    values = (np.where(finite, values, low) - low) / (high - low)
+    return np.rint(values * 255).astype(np.uint8), True

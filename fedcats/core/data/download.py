@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from filelock import FileLock
-
 from fedcats.core.errors import UserError
+from fedcats.core.locks import locked
 
 TIMEOUT = 30
 """Seconds without an answer after which a host counts as out of reach."""
@@ -49,10 +48,12 @@ def fetch(
     UserError
         When the host cannot be reached, or sends something else.
     """
+    if target.exists():
+        return target
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
-    with FileLock(target.with_name(target.name + ".lock")):
-        if target.exists():
+    with locked(target.with_name(target.name + ".lock")):
+        if target.exists():  # another process has fetched it meanwhile
             return target
         while True:
             before = _size(part)

@@ -9,19 +9,17 @@ import hashlib
 import os
 import re
 import stat
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from fedcats.core.data.decoding import BadImage
+from fedcats.core.data.kinds import EXTENSIONS, START_BYTES, kind_of
+from fedcats.core.data.written import HOME, is_marker, leave_out_written
 from fedcats.core.errors import UserError
-
-EXTENSIONS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp"),
-    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
-)
-"""File names that promise an image; what the file really is, its content decides."""
+from fedcats.core.home import home
 
 MAX_FILE_BYTES = 200_000_000
 """Files larger than this are not read."""
@@ -30,8 +28,16 @@ MAX_ARCHIVE_FILES = 1_000_000
 MAX_ARCHIVE_BYTES = 100_000_000_000
 """Archives that claim to hold more than this are refused."""
 
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\x00", b"MM\x00*")
-_NOT_OF_THE_DATA = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+# Beside what begins with a dot: what file managers, network storage and file systems leave behind.
+_NOT_OF_THE_DATA = frozenset(
+    (
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini", "icon\r", "__macosx"),
+        *("lost+found", "lost.dir", "system volume information", "__pycache__"),
+        *("$recycle.bin", "recycler", "recycled", "#recycle", "@recycle", "network trash folder"),
+        *("@eadir", "#snapshot", "@recently-snapshot"),
+    )
+)
+_NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # controls, surrogates, line and paragraph separators
 _LEAVES = "link that leaves the folder"
 _TOO_LARGE = f"larger than {MAX_FILE_BYTES} bytes"
 
@@ -47,7 +53,7 @@ class Files(Protocol):
         Files that look like images, by their name or by how they begin; sorted as torchvision's
         ImageFolder sorts them, by folder and then by name.
     folders
-        Every folder, empty ones too.
+        Every folder, empty ones too, but none that only fedcats wrote into.
     rejected
         What is not usable, and why, found without reading it.
     linked_folders
@@ -68,6 +74,11 @@ class Files(Protocol):
 
     def read(self, path: str) -> bytes:
         """Return the content of a file, or raise `BadImage`."""
+
+
+def shown(name: str) -> str:
+    """Return a name as text of one line: what is no UTF-8, line ends and the like are escaped."""
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in _NO_TEXT else c for c in name)
 
 
 def open_files(root: str | Path) -> Files:
@@ -99,7 +110,10 @@ class FolderFiles:
         self.linked_folders: set[str] = set()
         self.ignored: list[str] = []
         self.fingerprint: str | None = None
+        self._home = home().resolve()
+        self._markers: list[str] = []
         self._list(self.where)
+        leave_out_written(self, self._markers)
         self.images.sort(key=_folder_then_name)
 
     def read(self, path: str) -> bytes:
@@ -120,7 +134,12 @@ class FolderFiles:
             raise UserError(f"data.root: {folder} cannot be listed: {error.strerror}") from None
         for path in entries:
             name = path.relative_to(self.where).as_posix()
+            if is_marker(path.name):
+                self._markers.append(name)
             if _is_hidden(path.name):
+                continue
+            if path == self._home:
+                self._markers.append(f"{name}/{HOME}")
                 continue
             if path.is_symlink() and not self._stays_inside(path):
                 self.rejected[name] = _LEAVES
@@ -153,13 +172,14 @@ class ZipFiles:
         self.linked_folders: set[str] = set()
         self.ignored: list[str] = []
         self._members: dict[str, zipfile.ZipInfo] = {}
+        self._markers: list[str] = []
         try:
             self._archive = zipfile.ZipFile(path)
             with path.open("rb") as file:
                 self.fingerprint: str | None = (
                     f"zip {hashlib.file_digest(file, 'sha256').hexdigest()}"
                 )
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
             raise UserError(f"data.root={path}: the archive cannot be read: {error}") from None
         members = self._archive.infolist()
         claimed = sum(member.file_size for member in members)
@@ -170,6 +190,7 @@ class ZipFiles:
             )
         for member in members:
             self._add(member)
+        leave_out_written(self, self._markers)
         self.images.sort(key=_folder_then_name)
 
     def read(self, path: str) -> bytes:
@@ -190,6 +211,9 @@ class ZipFiles:
     def _add(self, member: zipfile.ZipInfo) -> None:
         name = member.filename.replace("\\", "/")
         path = PurePosixPath(name)
+        for depth, part in enumerate(path.parts, 1):
+            if is_marker(part):
+                self._markers.append("/".join(path.parts[:depth]))
         if any(_is_hidden(part) for part in path.parts if part != ".."):
             return
         if member.is_dir():
@@ -207,7 +231,7 @@ class ZipFiles:
         else:
             self._members[str(path)] = member
             self._add_folders(path.parent)
-            looks = _looks_like_an_image(str(path), lambda: self._read(member, 8))
+            looks = _looks_like_an_image(str(path), lambda: self._read(member, START_BYTES))
             (self.images if looks else self.ignored).append(str(path))
 
     def _add_folders(self, folder: PurePosixPath) -> None:
@@ -229,11 +253,11 @@ def _looks_like_an_image(name: str, start: Callable[[], bytes]) -> bool:
     if PurePosixPath(name).suffix.lower() in EXTENSIONS:
         return True
     try:
-        return start().startswith(_SIGNATURES)
+        return kind_of(start()) is not None
     except (OSError, BadImage):
         return False
 
 
 def _start_of(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(8)
+        return file.read(START_BYTES)

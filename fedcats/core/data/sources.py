@@ -3,8 +3,6 @@
 A source lists and reads; nothing is decoded before `fedcats.core.data.cache.prepare`.
 """
 
-import re
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,13 +11,19 @@ import numpy as np
 from PIL import Image
 
 from fedcats.core.data.decoding import decode
-from fedcats.core.data.files import Files, open_files
+from fedcats.core.data.files import open_files, shown
+from fedcats.core.data.layouts import (
+    by_class,
+    check_classes,
+    find_layout,
+    folders_in,
+    part_folder,
+    refuse_links,
+)
 from fedcats.core.errors import UserError
 from fedcats.core.seeding import derive_seed
 
 SPLITS = ("train", "test")
-LAYOUTS = "allowed are train/<class> and test/<class>, only <class>, or files like cat.0.jpg"
-_NAME_WITH_CLASS = re.compile(r"([^./]+)\.\d+\.[^./]+")
 
 
 @dataclass(frozen=True)
@@ -102,11 +106,12 @@ def folder_source(
 ) -> Source:
     """Photos in a folder or a zip archive, in one of the layouts that people have.
 
-    These are ``train/<class>`` and ``test/<class>``; only ``<class>`` folders, such as Microsoft's
-    PetImages; or files that begin with their class, such as ``cat.0.jpg`` in Kaggle's train.zip.
-    Folders around all that are passed through. Classes and files come in the order of
-    torchvision's ImageFolder: by name, upper case first, with the files of folders inside a class
-    folder included.
+    These are ``train/<class>`` and ``test/<class>``, also under other usual names of the two parts
+    (``Training``, ``test_set``; ``val`` where there is no test part); only ``<class>`` folders,
+    such as Microsoft's PetImages; or files that begin with their class, such as ``cat.0.jpg`` in
+    Kaggle's train.zip. Folders around all that are passed through. Classes and files come in the
+    order of torchvision's ImageFolder: by name, upper case first, with the files of folders inside
+    a class folder included.
 
     Parameters
     ----------
@@ -133,11 +138,11 @@ def folder_source(
         both parts.
     """
     files = open_files(root)
-    layout = _find_layout(files)
+    layout = find_layout(files)
     return arrange(
         Source(
             name="folder",
-            note="",
+            note=layout.note,
             classes=layout.classes,
             train=(),
             test=(),
@@ -157,29 +162,14 @@ def folder_source(
     )
 
 
-# --- layouts --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Paths by class: of a train and a test part, or of all images when `test` is None."""
-
-    classes: tuple[str, ...]
-    train: list[list[str]]
-    test: list[list[str]] | None
-    folders: tuple[str, ...]  # what lies outside them is of no interest
-
-    def holds(self, path: str) -> bool:
-        return any(path.startswith(folder) for folder in self.folders)
-
-
 def part_source(root: str | Path, part: str, classes: tuple[str, ...] | None = None) -> Source:
     """Photos of one part alone: a site's for training, or a server's for testing.
 
     Parameters
     ----------
     root
-        The folder: ``part/<class>`` where there is a folder ``part``, else ``<class>``.
+        The folder: ``part/<class>`` where there is a folder ``part`` (or with another usual name
+        of it), else ``<class>``.
     part
         ``train`` or ``test``; the other one stays empty.
     classes
@@ -197,19 +187,19 @@ def part_source(root: str | Path, part: str, classes: tuple[str, ...] | None = N
         When the folder does not exist, holds no images, or holds other classes.
     """
     files = open_files(root)
-    top = f"{part}/" if _folders_in(files, f"{part}/") else ""
-    _refuse_links(files, top)
-    found = _folders_in(files, top)
+    top = part_folder(files, part)
+    refuse_links(files, top)
+    found = folders_in(files, top)
     if classes is None:
-        _check_classes(files, found, top)
-        classes = tuple(found)
-    for name in found:
+        check_classes(files, found, top)
+        classes = tuple(map(shown, found))
+    for name in map(shown, found):
         if name not in classes:
             raise UserError(
                 f"data.root={files.where}: class {name!r} is not one of the federation's: "
                 f"allowed are {', '.join(classes)}"
             )
-    grouped = dict(zip(found, _by_class(files, top, found), strict=True))
+    grouped = dict(zip(map(shown, found), by_class(files, top, found), strict=True))
     items = _items([grouped.get(name, []) for name in classes])
     if not items:
         raise UserError(
@@ -227,129 +217,6 @@ def part_source(root: str | Path, part: str, classes: tuple[str, ...] | None = N
         rejected=tuple((path, why) for path, why in sorted(files.rejected.items())),
         ignored=tuple(sorted(files.ignored)),
     )
-
-
-def _find_layout(files: Files) -> _Layout:
-    top = ""
-    while True:
-        train, test = f"{top}train/", f"{top}test/"
-        in_train, in_test = _folders_in(files, train), _folders_in(files, test)
-        if in_train or in_test:
-            _refuse_links(files, top)
-        if in_train and in_test:
-            return _given_split(files, train, test)
-        if in_train or in_test:
-            raise UserError(
-                f"data.root={files.where}: there are classes in {'train' if in_train else 'test'} "
-                f"but not in {'test' if in_train else 'train'}; {LAYOUTS}"
-            )
-        for folder in (top, train):
-            if flat := _named_by_class(files, folder):
-                return flat
-        inside = _the_only_folder(files, top)
-        if not (inside and (_folders_in(files, inside) or _named_by_class(files, inside))):
-            return _class_folders(files, top)
-        top = inside
-
-
-def _the_only_folder(files: Files, top: str) -> str | None:
-    """Path of the folder that all else is in, as archives often have it."""
-    below = _folders_in(files, top)
-    return f"{top}{below[0]}/" if len(below) == 1 and not _images_in(files, top) else None
-
-
-def _refuse_links(files: Files, folder: str) -> None:
-    """Raise when a folder that should hold classes, or be one, is a link to elsewhere."""
-    for linked in sorted(files.linked_folders):
-        if linked.startswith(folder) and "/" not in linked[len(folder) :]:
-            raise UserError(
-                f"data.root={files.where}: the folder {linked} is a link that leaves it; "
-                "copy it there, or name the real folder"
-            )
-
-
-def _folders_in(files: Files, folder: str) -> list[str]:
-    """Names of the folders directly in `folder` ('' or 'some/folder/'), sorted."""
-    names = (path[len(folder) :] for path in files.folders if path.startswith(folder))
-    return sorted(name for name in names if name and "/" not in name)
-
-
-def _images_in(files: Files, folder: str) -> list[str]:
-    return [
-        path for path in files.images if path.startswith(folder) and "/" not in path[len(folder) :]
-    ]
-
-
-def _by_class(files: Files, folder: str, classes: Sequence[str]) -> list[list[str]]:
-    grouped: dict[str, list[str]] = defaultdict(list)
-    for path in files.images:
-        if path.startswith(folder):
-            grouped[path[len(folder) :].partition("/")[0]].append(path)
-    for name in classes:
-        if not grouped[name]:
-            raise UserError(
-                f"data.root={files.where}: the class folder {folder}{name} has no images"
-            )
-    return [grouped[name] for name in classes]
-
-
-def _given_split(files: Files, train: str, test: str) -> _Layout:
-    for folder in (train, test):
-        _refuse_links(files, folder)
-    classes = _folders_in(files, train)
-    _check_classes(files, classes, train)
-    in_test = _folders_in(files, test)
-    for name in in_test:
-        if name not in classes:
-            raise UserError(
-                f"data.root={files.where}: class {name!r} is in test but not in train; "
-                f"train has {', '.join(classes)}"
-            )
-    for name in classes:
-        if name not in in_test:
-            raise UserError(f"data.root={files.where}: class {name!r} is in train but not in test")
-    parts = [_by_class(files, folder, classes) for folder in (train, test)]
-    return _Layout(tuple(classes), parts[0], parts[1], (train, test))
-
-
-def _class_folders(files: Files, top: str) -> _Layout:
-    _refuse_links(files, top)
-    classes = _folders_in(files, top)
-    if not classes and (inner := [path for path in files.ignored if path.endswith(".zip")]):
-        raise UserError(
-            f"data.root={files.where}: holds no images but {inner[0]}; "
-            "unpack it and name that: data.root=.../" + inner[0].rpartition("/")[2]
-        )
-    _check_classes(files, classes, top)
-    folders = tuple(f"{top}{name}/" for name in classes)
-    return _Layout(tuple(classes), _by_class(files, top, classes), None, folders)
-
-
-def _named_by_class(files: Files, folder: str) -> _Layout | None:
-    """Find files like ``cat.0.jpg`` directly in `folder`; None when there are not two classes."""
-    grouped: dict[str, list[str]] = defaultdict(list)
-    nameless = []
-    for path in _images_in(files, folder):
-        match = _NAME_WITH_CLASS.fullmatch(path[len(folder) :])
-        if match:
-            grouped[match[1]].append(path)
-        else:
-            nameless.append(path)
-    if len(grouped) < 2:
-        return None
-    files.rejected |= dict.fromkeys(nameless, "no class in its name, as in cat.0.jpg")
-    classes = tuple(sorted(grouped))
-    return _Layout(classes, [grouped[name] for name in classes], None, (folder,))
-
-
-def _check_classes(files: Files, classes: Sequence[str], folder: str) -> None:
-    where = files.where / folder
-    if not classes:
-        raise UserError(f"data.root: no class folders in {where}; {LAYOUTS}")
-    if len(classes) == 1:
-        raise UserError(
-            f"data.root: only one class folder, {classes[0]!r}, in {where}; at least two are needed"
-        )
 
 
 # --- parts and choices ----------------------------------------------------------------------------
