@@ -65,10 +65,13 @@ def find_frozen_part(
     Returns
     -------
     FrozenPart or None
-        None when the trained tensors are not those of one module that ends the model.
+        None when the trained tensors, and all modules in training mode, are not those of one
+        module that ends the model.
     """
-    modules = [name.rpartition(".")[0].replace(".", "/") for name in trained]
-    path = os.path.commonpath(modules).replace("/", ".")
+    modules = [name.rpartition(".")[0] for name in trained]
+    # A dropout before the trained layer draws at each step, so it is no part of what is frozen.
+    modules += [name for name, module in model.named_modules() if module.training]
+    path = os.path.commonpath([name.replace(".", "/") for name in modules]).replace("/", ".")
     if not path or {*model.get_submodule(path).state_dict()} != {
         name.removeprefix(f"{path}.") for name in trained
     }:

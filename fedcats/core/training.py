@@ -238,7 +238,7 @@ def read_pixels(images: Images, device: torch.device, *, keep: bool) -> Callable
 
 def batches(n: int, size: int, drop_last: bool, generator: torch.Generator) -> Iterator[Tensor]:
     """Shuffled positions 0 .. n-1 in batches of ``size``, each an int64 tensor."""
-    for batch in torch.split(torch.randperm(n, generator=generator), size):
+    for batch in torch.split(torch.randperm(n, generator=generator), min(size, n)):
         if len(batch) == size or not drop_last:
             yield batch
 
