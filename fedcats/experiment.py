@@ -177,7 +177,8 @@ class Run:
     def trainings(self) -> dict[str, int]:
         """How many images each training of a round has, by who trains."""
         mode = self.config.mode
-        sizes = {} if mode == "centralized" else {f"client {i}": n for i, n in enumerate(self.sizes)}
+        own = {f"client {i}": size for i, size in enumerate(self.sizes)}
+        sizes = {} if mode == "centralized" else own
         if mode != "federated":
             sizes["centralized"] = len(self.dataset.train) - len(self.held)
         return sizes

@@ -2,7 +2,8 @@
 
 With ``model.trainable=classifier`` or ``head`` most of the operations are a forward pass that never
 changes. Here it is run once for each image, mirrored and not, and the trained part gets the same
-numbers, bit for bit, that it would get from the whole model.
+numbers that it would get from the whole model: bit for bit, unless a model's functions round
+otherwise at the end of a batch than within (as the sigmoids of RegNet's Y do).
 """
 
 import copy
