@@ -25,6 +25,7 @@ MODES = ("compare", "federated", "centralized", "merge")
 RULES = (*FOLDS, *SERVER_OPTIMIZERS, *ROBUST)
 HELD_OUT = 0.2  # hold_out=null means this share where something is chosen
 CHOSEN = ("soup", "best")  # need held-out images to choose on
+_FLOAT32 = 3.4e38  # larger factors do not fit the weights' type
 
 
 def conf_dir() -> Path:
@@ -199,14 +200,14 @@ class TrainConfig:
 
     epochs: int = _number(1)
     batch_size: int = _number(1)
-    lr: float = _number(0, above=True)
+    lr: float = _number(0, _FLOAT32, above=True)
     momentum: float = _number(0, 1)
     nesterov: bool = _checked("true | false", lambda v: isinstance(v, bool))
-    weight_decay: float = _number(0)
+    weight_decay: float = _number(0, _FLOAT32)
     step_size: int = _number(0)
     gamma: float = _number(0, 1, above=True)
     drop_last: bool = _checked("true | false", lambda v: isinstance(v, bool))
-    proximal_mu: float = _number(0)
+    proximal_mu: float = _number(0, _FLOAT32)
 
 
 @dataclass  # frozen, OmegaConf could not merge into it inside another
@@ -287,7 +288,7 @@ class RunnerConfig:
 
     name: str
     workers: int | None = _optional(_number(1))
-    threads: int = _number(1)
+    threads: int = _number(1, 256)  # starting thousands takes for ever
     device: str = _choice("auto", "cpu", "cuda")
 
 

@@ -25,6 +25,7 @@ import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from omegaconf import DictConfig
+from torch import nn
 
 from fedcats import __version__
 from fedcats.centralized import Baseline
@@ -172,6 +173,16 @@ class Run:
         if self.sites is not None:
             return [sum(site.per_class.values()) for site in self.sites]
         return [len(shard) for shard in self.shards]
+
+    @property
+    def trainings(self) -> dict[str, int]:
+        """How many images each training of a round has, by who trains."""
+        mode = self.config.mode
+        own = {f"client {i}": size for i, size in enumerate(self.sizes)}
+        sizes = {} if mode == "centralized" else own
+        if mode != "federated":
+            sizes["centralized"] = len(self.dataset.train) - len(self.held)
+        return sizes
 
     def task(self, client: int | str, server_round: int, start: str, rule: str = "") -> Task:
         """What a client does in a round (or the baseline, with all images).
@@ -361,6 +372,7 @@ def decoded(config: Config, source: Source, progress: Progress, *, strict: bool 
 def _prepare(
     config: Config, folder: Path, store: Store, progress: Progress, grid: Grid | None
 ) -> Run:
+    models.check_name(config.model.name)  # before anything takes time
     sites = None
     parts: list[np.ndarray[Any, np.dtype[np.int64]]] = []
     if config.partition.name == "sites":
@@ -426,6 +438,7 @@ def _prepare(
     )
     _check_room(this)
     _check_sizes(this)
+    _check_step(this, model)
     start = _part(initial.state, names)
     whole = len(start) == len(initial.state)
     this.base, this.start = initial.sha256, initial.sha256 if whole else models.digest(start)
@@ -507,16 +520,40 @@ def _check_room(this: Run) -> None:
 
 
 def _check_sizes(this: Run) -> None:
-    """UserError when a client would train on nothing."""
+    """UserError when somebody would train on nothing."""
     train = this.config.train
-    if not train.drop_last or this.config.mode == "centralized":
-        return
-    for client, size in enumerate(this.sizes):
-        if size < train.batch_size:
+    for who, size in this.trainings.items():
+        if train.drop_last and size < train.batch_size:
             raise UserError(
-                f"train.drop_last=true: client {client} has {size} training images, fewer than "
+                f"train.drop_last=true: {who} has {size} training images, fewer than "
                 f"train.batch_size={train.batch_size}, and would train on nothing"
             )
+
+
+def _check_step(this: Run, model: nn.Module) -> None:
+    """UserError when the model cannot take a step on the smallest batch that there will be."""
+    train, name, side = this.config.train, this.config.model.name, this.dataset.size
+
+    def smallest(size: int) -> int:
+        rest = size % train.batch_size
+        return rest if rest and not train.drop_last else min(size, train.batch_size)
+
+    who, size = min(this.trainings.items(), key=lambda item: smallest(item[1]))
+    few = min(smallest(size), 2)  # batch norm takes two as it takes more
+    if not (why := models.refusal(model, few, side)):
+        return
+    if few == 2 or models.refusal(model, 2, side):
+        raise UserError(f"model.name={name}: cannot be trained on images of {side} x {side}: {why}")
+    if size == 1:
+        allowed = "allowed are partitions and counts that give everyone two images"
+    elif train.batch_size == 1:
+        allowed = "allowed is a larger train.batch_size"
+    else:
+        allowed = "allowed is train.drop_last=true, or another train.batch_size"
+    raise UserError(
+        f"train.batch_size={train.batch_size}: of {size} training images of {who} a batch of one "
+        f"is made, which {name} cannot be trained on ({why}); {allowed}"
+    )
 
 
 def _findings(dataset: Dataset) -> list[str]:

@@ -298,3 +298,14 @@ def test_features_worked_out_once_train_to_the_same_bits(
     assert [e.loss for e in epochs] == [e.loss for e in expected]
     for key, value in whole.state_dict().items():
         assert torch.equal(split.state_dict()[key], value), key
+
+
+def test_the_message_of_a_loss_that_is_not_finite_is_true(images: Images) -> None:
+    recipe = dataclasses.replace(RECIPE, momentum=1.0, weight_decay=1e30)
+    with pytest.raises(RunError, match=r"lower train.lr or train.momentum or train.weight_decay"):
+        train(small(), images, recipe, seed=5)
+    broken = small()
+    with torch.no_grad():
+        broken[4].bias.fill_(torch.nan)
+    with pytest.raises(RunError, match="is nan before the first step: the weights that it starts"):
+        train(broken, images, recipe, seed=5)

@@ -136,8 +136,8 @@ class FastStep:
         Raises
         ------
         RuntimeError
-            If the model uses a linear layer twice in one forward pass, or its weight outside of
-            the layer: such a model needs the plain loop.
+            If the model uses a linear layer twice in one forward pass, or its weight both inside
+            and outside of the layer: such a model needs the plain loop.
         """
         self._model.zero_grad()
         if x.dim() == 4 and x.device.type == "cpu":
@@ -145,11 +145,8 @@ class FastStep:
         with self._patched():
             loss = F.cross_entropy(self._model(x), y)
             loss.backward()  # type: ignore[no-untyped-call]
-        for name, layer in self._layers.items():
-            if layer.module.weight.grad is not None:
-                raise RuntimeError(
-                    f"{name} is used outside of its layer; train with the plain loop"
-                )
+        for layer in self._layers.values():
+            layer.finish()
         self._sgd.step()
         return loss.detach()
 
@@ -227,9 +224,11 @@ def _sliced(weight: Tensor, count: int) -> Tensor:
 
 
 def _sliced_product(x: Tensor, slices: Tensor) -> Tensor:
-    """``x W^T`` for a weight as (k, out/k, in)."""
+    """``x W^T`` for a weight as (k, out/k, in); no view, so it may be changed in place."""
     parts = torch.bmm(x.expand(len(slices), *x.shape), slices.transpose(1, 2))
-    return parts.transpose(0, 1).reshape(len(x), -1)
+    y = x.new_empty(len(x), slices.shape[0] * slices.shape[1])
+    y.view(len(x), len(slices), -1).copy_(parts.transpose(0, 1))
+    return y
 
 
 class _LinearUpdate:
@@ -250,6 +249,17 @@ class _LinearUpdate:
         """Return the layer's forward for one training step."""
         self._used = False
         return self._forward
+
+    def finish(self) -> None:
+        """Take the step where the model used the weight without its layer, as a Swin does."""
+        gradient = self.module.weight.grad
+        if gradient is None:
+            return
+        if self._used:
+            raise RuntimeError(
+                f"{self.name} is used outside of its layer; train with the plain loop"
+            )
+        self._step(self.module.weight.detach(), self.velocity, gradient)
 
     def _forward(self, x: Tensor) -> Tensor:
         if self._used:
@@ -308,7 +318,10 @@ class _LinearUpdate:
             else:
                 w.add_(v.addmm_(dy_t, x, beta=self.momentum), alpha=-self.lr)
             return
-        g = dy_t @ x
+        self._step(w, v, dy_t @ x)
+
+    def _step(self, w: Tensor, v: Tensor | None, g: Tensor) -> None:
+        """``torch.optim.SGD`` with a gradient ``g``, which is used up."""
         if self.weight_decay:
             g.add_(w, alpha=self.weight_decay)
         if v is not None:

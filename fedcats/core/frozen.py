@@ -2,7 +2,8 @@
 
 With ``model.trainable=classifier`` or ``head`` most of the operations are a forward pass that never
 changes. Here it is run once for each image, mirrored and not, and the trained part gets the same
-numbers, bit for bit, that it would get from the whole model.
+numbers that it would get from the whole model: bit for bit, unless a model's functions round
+otherwise at the end of a batch than within (as the sigmoids of RegNet's Y do).
 """
 
 import copy
@@ -65,10 +66,13 @@ def find_frozen_part(
     Returns
     -------
     FrozenPart or None
-        None when the trained tensors are not those of one module that ends the model.
+        None when the trained tensors, and all modules in training mode, are not those of one
+        module that ends the model.
     """
-    modules = [name.rpartition(".")[0].replace(".", "/") for name in trained]
-    path = os.path.commonpath(modules).replace("/", ".")
+    modules = [name.rpartition(".")[0] for name in trained]
+    # A dropout before the trained layer draws at each step, so it is no part of what is frozen.
+    modules += [name for name, module in model.named_modules() if module.training]
+    path = os.path.commonpath([name.replace(".", "/") for name in modules]).replace("/", ".")
     if not path or {*model.get_submodule(path).state_dict()} != {
         name.removeprefix(f"{path}.") for name in trained
     }:

