@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from PIL import Image
 from rich.console import Console
@@ -207,6 +209,41 @@ def test_the_answer_says_when_it_is_more_than_chance():
     assert "p < 0.001" in first
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(*[st.integers(0, 1)] * 3), min_size=1, max_size=60), st.data())
+def test_every_sentence_about_a_difference_is_true(rows: list[tuple[int, int, int]], data: Any):
+    repeat = data.draw(st.sampled_from([1, 3, 40]))  # so that small differences occur, too
+    labels, first, second = np.repeat(np.array(rows), repeat, axis=0).T
+    p, q = np.eye(2)[first], np.eye(2)[second]
+    results = small()
+    for name, predicted in (("polyak", p), ("centralized", q)):
+        results["models"][name] |= scores(labels, predicted, ["cat", "dog"])
+    found = compare(labels, p, q, seed=1, resamples=50)
+    results["comparison"] = {"polyak": found}
+    first_sentence, second_sentence, *more = view.verdict(results)
+    low, high = found["accuracy"]["low"], found["accuracy"]["high"]
+    excluded = low > 0 or high < 0
+    difference = results["models"]["polyak"]["accuracy"]
+    difference -= results["models"]["centralized"]["accuracy"]
+    # the words, the printed interval and the printed p say one thing
+    assert ("is more than chance" in first_sentence) == excluded == (found["mcnemar_p"] < 0.05)
+    assert ("the same as" in first_sentence) == (difference == 0)
+    assert ("is no more than chance" in first_sentence) == (difference != 0 and not excluded)
+    ends = re.search(r"interval ([−+\d.]+) to ([−+\d.]+) points", first_sentence)
+    printed = [float(end.replace(view.MINUS, "-")) for end in ends.groups()]
+    assert (printed[0] > 0 or printed[1] < 0) == excluded
+    assert printed[0] < printed[1]
+    said = re.search(r"p ([=<]) ([\d.]+)\)", first_sentence)
+    assert (float(said[2]) < 0.05) == excluded
+    nowhere = [who for who, one in (("centralized", second), ("merged", first)) if 1 not in one]
+    assert [sentence.split()[1] for sentence in more] == nowhere
+    assert ("no interval), recall" in second_sentence) == (
+        bool(nowhere) or len({*labels.tolist()}) < 2
+    )
+    for table in (tables.comparison(results), tables.scores(results)):
+        assert "None" not in str(table)
+
+
 def test_the_answer_without_a_centralized_model():
     results = small()
     del results["models"]["centralized"], results["comparison"]
@@ -246,6 +283,11 @@ def test_warnings_name_drawings_and_clients_left_out():
         (view.duration(3780), "1 h 03 min"),
         (view.p_value(0.0004), "p < 0.001"),
         (view.p_value(0.0312), "p = 0.031"),
+        (view.p_value(0.04996), "p = 0.04996"),
+        (view.p_value(0.0504), "p = 0.05"),
+        (view.apart(-0.0004), "under 0.1 points less than"),
+        (view.interval({"low": -0.0123, "high": 0.0004}), "−1.23 to +0.04"),
+        (view.interval({"low": None, "high": None}), "no interval"),
         (view.p_value(0.7266), "p = 0.73"),
     ],
 )

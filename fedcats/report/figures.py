@@ -164,8 +164,8 @@ def run_figures(results: Results, folder: Path) -> list[Drawn]:
                 lambda: scores(results),
             ),
             "difference": (
-                "Merged minus centralized on the same test set, with 95% bootstrap intervals; "
-                f"right of 0 the merged model is better{hollow}.",
+                "Merged minus centralized on the same test set, with 95% intervals where there are "
+                f"any; right of 0 the merged model is better{hollow}.",
                 lambda: difference(results),
             ),
             "confusion": (
@@ -264,8 +264,9 @@ def difference(results: Results) -> Figure | None:
         ax.axvline(0, color=CENTRALIZED, linewidth=1, linestyle=(0, (4, 3)))
         for row, (name, one) in enumerate(found.items()):
             colour, mark = _look(results, name)
-            ends = [100 * one[key]["low"], 100 * one[key]["high"]]
-            ax.plot(ends, [row, row], color=colour, linewidth=1.6)
+            if one[key]["low"] is not None:
+                ends = [100 * one[key]["low"], 100 * one[key]["high"]]
+                ax.plot(ends, [row, row], color=colour, linewidth=1.6)
             ax.plot(100 * one[key]["difference"], row, mark, color=colour, markersize=7)
             there = view.published(results, name)
             if there and base:

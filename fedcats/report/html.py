@@ -104,7 +104,8 @@ def _cards(results: Results) -> list[dict[str, str]]:
     cards = []
     for key in view.SCORES:
         detail = f"centralized {view.percent(base[key])}, merged {view.percent(model[key])}"
-        ends = f"interval {view.interval(found[key])}" if found else ""
+        ends = view.interval(found[key]) if found else ""
+        ends = f"interval {ends}" if " to " in ends else ends
         change = f"{view.points(model[key] - base[key])} points"
         cards.append({"name": key, "change": change, "detail": detail, "interval": ends})
     return cards

@@ -196,15 +196,16 @@ def sweep_verdict(rows: Sequence[Row]) -> list[str]:
     best = max(models, key=lambda row: row["accuracy"])
     worst = min(models, key=lambda row: row["accuracy"])
     if best["accuracy"] == worst["accuracy"]:
-        text = (
-            f"All {len(models)} merged models have an accuracy of {view.percent(best['accuracy'])}."
-        )
+        all_of = f"All {len(models)} merged models have" if models[1:] else "The merged model has"
+        text = f"{all_of} an accuracy of {view.percent(best['accuracy'])}."
     else:
         text = (
             f"Of {len(models)} merged models {_name(best, rows)} has the highest accuracy, "
             f"{view.percent(best['accuracy'])}; {_name(worst, rows)} has the lowest, "
             f"{view.percent(worst['accuracy'])}."
         )
+    if not models[1:]:
+        return [text, *([beside] if (beside := _beside(best, rows).strip()) else [])]
     return [
         text,
         f"{_beside(best, rows)}The best of many, picked on the test set itself, flatters: a "

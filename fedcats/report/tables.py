@@ -121,7 +121,9 @@ def scores(results: Results, *, submodels: bool = True) -> Table:
     if binary:
         note = f"Precision, recall and F1 of the class {second}; tn: {first} seen as {first}."
     else:
-        note = "Precision, recall and F1 are means over the classes."
+        note = (
+            "Precision, recall and F1 are means over the classes; where a class has none, it is 0."
+        )
     header = ("model", "accuracy", "precision", "recall", "F1", "loss")
     return Table(
         "Scores", (*header, *(("tn", "fp", "fn", "tp") if binary else ())), rows, note=note
@@ -171,9 +173,11 @@ def comparison(results: Results, *, counts: bool = True) -> Table | None:
         for name, one in found.items()
     ]
     level = f"{100 * next(iter(found.values())).get('confidence', 0.95):.0f}%"
+    exact = "accuracy and recall" if view.is_binary(results) else "accuracy"
     note = (
-        f"Differences in percentage points with {level} bootstrap intervals; p of the exact "
-        "McNemar test. Both speak of the choice of test pictures, not of another training seed."
+        f"Differences in percentage points with {level} intervals, exact ones for {exact}; p of "
+        "the exact McNemar test of the accuracy. All speak of the choice of test pictures, not of "
+        "another training seed."
     )
     header = ("model", *view.SCORES, *(("only one right",) if counts else ()), "p")
     return Table("Merged minus centralized", header, rows, note=note)
