@@ -209,7 +209,7 @@ def test_the_answer_says_when_it_is_more_than_chance():
     assert "p < 0.001" in first
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(*[st.integers(0, 1)] * 3), min_size=1, max_size=60), st.data())
 def test_every_sentence_about_a_difference_is_true(rows: list[tuple[int, int, int]], data: Any):
     repeat = data.draw(st.sampled_from([1, 3, 40]))  # so that small differences occur, too
@@ -428,6 +428,36 @@ def test_figures_are_the_same_bytes_again(tmp_path: Path):
         written.append({file.name: file.read_bytes() for file in files})
     assert written[0] == written[1]
     assert b"<dc:date>" not in b"".join(written[0].values())
+
+
+@pytest.mark.parametrize(("k", "clients"), [(2, 1000), (7, 40), (37, 3), (300, 2), (300, 100)])
+def test_many_classes_and_clients_are_few_shapes(tmp_path: Path, k: int, clients: int):
+    classes = [f"{c:03d}. a rather long name of a class" for c in range(k)]
+    draw = np.random.default_rng(1)
+    matrix = (draw.integers(0, 3, (k, k)) + 5 * np.eye(k, dtype=int)).tolist()
+    results = small()
+    results["data"]["classes"] = classes
+    results["data"]["shards"] = [
+        {"client": c, "examples": k, "per_class": dict(zip(classes, row, strict=True))}
+        for c, row in enumerate(draw.integers(0, 9, (clients, k)).tolist())
+    ]
+    for model in results["models"].values():
+        model |= {"confusion_matrix": matrix, "by_client": draw.random(clients).tolist()}
+    drawn = figures.write(
+        tmp_path,
+        {
+            "confusion": ("", lambda: figures.confusion(results)),
+            "who": ("", lambda: figures.who_has_what(results)),
+            "by-client": ("", lambda: figures.by_client(results)),
+        },
+    )
+    for one in drawn:
+        assert len(one.svg) < 800_000
+        pixels = np.asarray(Image.open(tmp_path / f"{one.name}.png").convert("L"))
+        border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+        assert (border == 255).all(), f"{one.name} is cut off"
+    for row in tables.shards(results).rows:
+        assert len(row) <= 2 + tables.MANY_CLASSES + 2
 
 
 def test_the_loss_figure_shows_the_history(tmp_path: Path):

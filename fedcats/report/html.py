@@ -84,8 +84,9 @@ class _Missing(dict[str, "Drawn"]):
 def _meta(results: Results) -> str:
     data = results["data"]
     what = view.things(results)
+    classes = data["classes"]
     parts = [
-        ", ".join(data["classes"]),
+        ", ".join(classes) if len(classes) <= tables.MANY_CLASSES else f"{len(classes)} classes",
         f"{sum(data['train'].values()):,} training {what}",
         f"{sum(data['test'].values()):,} test {what}",
     ]

@@ -8,6 +8,7 @@ nothing to put in it. ``to_rich`` renders for the terminal, ``to_markdown`` for 
 from __future__ import annotations
 
 import html
+from collections import Counter
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import rich.table
 
 EMPTY = "\N{EN DASH}"
+MANY_CLASSES = 12  # more of them get no column each
 NARROW = 81  # columns of a plain terminal: a table that would be wider is set closer
 
 
@@ -208,6 +210,7 @@ def shards(results: Results) -> Table | None:
     if not found:
         return None
     classes = results["data"]["classes"]
+    each = len(classes) <= MANY_CLASSES
     weights = {
         name: dict(zip(view.clients(model), model["effective_weights"], strict=True))
         for name, model in view.merged(results).items()
@@ -218,16 +221,17 @@ def shards(results: Results) -> Table | None:
     for shard in found:
         client = shard["client"]
         model = own.get(client)
+        counts = Counter(shard.get("per_class", {}))
         rows.append(
             (
                 str(client),
                 f"{shard['examples']:,}",
-                *(f"{shard.get('per_class', {}).get(name, 0):,}" for name in classes),
+                *([f"{counts[name]:,}" for name in classes] if each else [str(len(+counts))]),
                 EMPTY if model is None else f"{model['accuracy']:.4f}",
                 *(_share(kept.get(client)) for kept in weights.values()),
             )
         )
-    header = ("client", "examples", *classes, "own accuracy")
+    header = ("client", "examples", *(classes if each else ("classes",)), "own accuracy")
     kept = tuple(f"in {view.title(results, name)}" for name in weights)
     note = "The last columns: how much of the client's weights is in each merged model."
     return Table("The shards", (*header, *kept), rows, note=note if kept else "")
