@@ -989,6 +989,7 @@ def _results(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
             "source": this.initial.source,
             "sha256": this.initial.sha256,
             "note": this.initial.note,
+            "missing": list(this.initial.missing),
         },
         "store": {
             "enabled": this.config.store.enabled,

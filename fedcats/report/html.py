@@ -115,6 +115,8 @@ def _cards(results: Results) -> list[dict[str, str]]:
 def _made(results: Results) -> list[tuple[str, str]]:
     weights, store = results.get("weights") or {}, results.get("store") or {}
     items = [("initial weights", str(weights.get("source", "unknown")))]
+    if weights.get("note"):
+        items.append(("about them", str(weights["note"])))
     if weights.get("sha256"):
         items.append(("their sha256", str(weights["sha256"])))
     items += [("seed", str(results.get("seed"))), ("data", str(results["data"].get("source")))]

@@ -130,6 +130,8 @@ def warnings(results: Results) -> list[str]:
             f"This run simulates an attack ({attack['name']}{factor}) by client(s) {who}; the "
             "centralized model is trained on all images as they are."
         )
+    if (weights := results.get("weights") or {}).get("missing"):
+        found.append(f"{weights['note']}.")
     for who, why in (results.get("failures") or {}).items():
         found.append(f"Left out of the merge: {who} ({why}).")
     return found
