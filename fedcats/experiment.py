@@ -472,16 +472,18 @@ def class_counts(images: Images, classes: Sequence[str]) -> dict[str, int]:
 def _check_room(this: Run) -> None:
     """UserError when the disk cannot hold the models, or the store what it needs at one time."""
     config, store = this.config, this.store
-    if config.save_models and config.mode != "merge":
+    if config.save_models != "none" and config.mode != "merge":
         whole = sum(value.nbytes for value in this.initial.state.values())
         count = int(config.mode != "federated")
         if config.mode != "centralized":
-            count += len(this.shards) + len(config.strategy.rules)
+            count += len(config.strategy.rules)
+            count += len(this.shards) * (config.save_models == "all")
         free = shutil.disk_usage(this.folder).free
         if count * whole > free:
+            less = "merged or none" if config.save_models == "all" else "none"
             raise UserError(
-                f"save_models=true: {count} models of {whole / 1e6:.0f} MB do not fit into "
-                f"{this.folder}, where {free / 1e9:.2g} GB are free; allowed is save_models=false"
+                f"save_models={config.save_models}: {count} models of {whole / 1e6:.0f} MB do not "
+                f"fit into {this.folder}, where {free / 1e9:.2g} GB are free; allowed is {less}"
             )
     if store.max_bytes is None:
         return
@@ -825,7 +827,7 @@ def _evaluate(
                 float(right[np.searchsorted(this.held, part)].mean()) if len(part) else None
                 for part in this.parts
             ]
-        if this.config.save_models and this.config.mode != "merge":
+        if _is_saved(this.config, name):
             model["file"] = f"models/{file}.safetensors"
             path = this.folder / model["file"]
             path.parent.mkdir(exist_ok=True)
@@ -845,6 +847,7 @@ def _evaluate(
     for name, model in done.items():
         if name in trained.updates:
             model["training"] = _training(trained.updates[name])
+            model["key"] = trained.updates[name].key if this.config.store.enabled else None
         if name in merges:
             merged = merges[name]
             model["clients"] = merged.clients
@@ -863,6 +866,13 @@ def _evaluate(
                 if trained.betas:
                     model["beta_chosen_from"] = trained.betas
     return done
+
+
+def _is_saved(config: Config, model: str) -> bool:
+    """Whether the weights go into the run folder; what was trained is in the store, too."""
+    if config.mode == "merge" or config.save_models == "none":
+        return False
+    return config.save_models == "all" or not model.startswith("submodel/")
 
 
 def _model_order(name: str) -> tuple[int, int]:
@@ -901,7 +911,7 @@ def _score_rounds(
         if number < len(trained.earlier):
             scored = dict(zip(merges, pool.map(score, merges.values()), strict=True))
         else:
-            files = ("file", "predictions")
+            files = ("file", "key", "predictions")
             scored = {
                 rule: {k: v for k, v in last[rule].items() if k not in files} | _traffic(merged)
                 for rule, merged in merges.items()

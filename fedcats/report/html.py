@@ -125,6 +125,12 @@ def _made(results: Results) -> list[tuple[str, str]]:
     if store:
         trained, reused = store.get("trained", ()), store.get("reused", ())
         items.append(("models", f"{len(trained)} trained, {len(reused)} taken from the store"))
+    saved = [model for model in results["models"].values() if model.get("file")]
+    kept = [model for model in results["models"].values() if model.get("key")]
+    if saved or kept:
+        stored = f"{len(kept)} in the store, by the keys in results.json" if kept else ""
+        files = f"{len(saved)} in models/" if saved else ""
+        items.append(("weights of the models", "; ".join(filter(None, (files, stored)))))
     for name, seconds in (results.get("seconds") or {}).items():
         if isinstance(seconds, int | float):
             items.append((f"time: {name}", view.duration(seconds)))
