@@ -87,9 +87,11 @@ from fedcats.grid import (
     probabilities,
     validation_scores,
 )
-from fedcats.report import Progress, print_summary, write_report
+from fedcats.report import Progress, Work, print_summary, write_report
+from fedcats.report.estimate import LAST
 
 SCHEMA = 1
+TEST = "test on the same images"
 
 
 @dataclass
@@ -145,14 +147,48 @@ class Run:
         return events_file(self.folder)
 
     @property
-    def expected(self) -> dict[str, float]:
-        """What is going to be trained, and how many images an epoch of it has."""
-        expected: dict[str, float] = {}
-        if self.config.mode != "federated":
-            expected["centralized"] = len(self.dataset.train) - len(self.held)
-        if self.config.mode != "centralized" and self.config.rounds == 1:
-            expected |= {f"client {i}": size for i, size in enumerate(self.sizes)}
+    def expected(self) -> dict[str, Work]:
+        """What is going to be trained and tested."""
+        config, epochs = self.config, self.config.train.epochs
+        expected: dict[str, Work] = {}
+        count = len(config.strategy.rules) if config.mode in ("compare", "federated") else 0
+        if config.mode != "federated":
+            images = len(self.dataset.train) - len(self.held)
+            expected["centralized"] = Work(images, epochs * config.rounds, "centralized")
+            count += 1
+        if config.mode != "centralized":
+            batch = 0
+            for number in range(1, config.rounds + 1):
+                chosen = self.plan.clients(number)
+                count += len(chosen) if number == 1 else len(config.strategy.rules)
+                for rule in config.strategy.rules if number > 1 else ("",):
+                    batch += 1
+                    for client in chosen:
+                        work = Work(self.sizes[client], epochs, "clients", batch)
+                        expected[self.name(client, number, rule)] = work
+        # A test is only a forward pass, over many images at a time, and on all workers.
+        tested = (len(self.dataset.test) + len(self.held)) / 3 / self.workers
+        expected[TEST] = Work(tested, count, LAST)
         return expected
+
+    @property
+    def plan(self) -> Plan:
+        """Who takes part in which round."""
+        strategy = self.config.strategy
+        return Plan(
+            merge_order(strategy.order, len(self.shards), self.config.seed),
+            strategy.fraction,
+            self.config.seed,
+            strategy.on_failure,
+            strategy.min_clients,
+            strategy.max_norm,
+        )
+
+    def name(self, client: int, server_round: int, rule: str = "") -> str:
+        """What a client's task is called."""
+        if self.config.rounds == 1:
+            return f"client {client}"
+        return f"round {server_round}, client {client}" + (f" ({rule})" if rule else "")
 
     @property
     def hostile(self) -> list[int]:
@@ -185,9 +221,7 @@ class Run:
             recipe = replace(recipe, epochs=recipe.epochs * config.rounds, proximal_mu=0.0)
         else:
             indices = self.shards[cast(int, client)]
-            name = f"client {client}"
-            if config.rounds > 1:
-                name = f"round {server_round}, {name}" + (f" ({rule})" if rule else "")
+            name = self.name(cast(int, client), server_round, rule)
         return Task(
             name=name,
             client=client,
@@ -647,14 +681,6 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
         name: make_merge(config, name, beta, this.parameters) for name in config.strategy.rules
     }
     clients = len(this.shards)
-    plan = Plan(
-        merge_order(config.strategy.order, clients, config.seed),
-        config.strategy.fraction,
-        config.seed,
-        config.strategy.on_failure,
-        config.strategy.min_clients,
-        config.strategy.max_norm,
-    )
     hangs: float | None = config.strategy.timeout
     if this.sites is None and isinstance(grid, LocalGrid):
         hangs = None  # clients run in this very process
@@ -702,7 +728,7 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
 
         return MergeStrategy(
             {name: rules[name] for name in names},
-            plan,
+            this.plan,
             make_tasks,
             this.sizes,
             this.store,
@@ -756,7 +782,8 @@ def _follow(events: Path, progress: Progress) -> Iterator[None]:
                 for line in lines:
                     event = json.loads(line)
                     event.pop("round")
-                    progress.update(**event)
+                    ago = min(max(time.time() - event.pop("time"), 0.0), 1.0)  # clocks differ
+                    progress.update(**event, ago=ago)
                 if last:
                     return
                 stop.wait(0.2)
@@ -835,15 +862,21 @@ def _evaluate(
             safetensors.torch.save_file(whole, path, {"classes": json.dumps(this.dataset.classes)})
         return model
 
+    count = len(ordered) + sum(map(len, trained.earlier[:-1]))
+
+    def tested(number: int) -> None:
+        progress.update(TEST, number, count, None, "testing" if number < count else "done")
+
+    tested(0)
     with ThreadPoolExecutor(this.workers) as pool:
         done: dict[str, dict[str, Any]] = {}
         passes = in_passes(this, ordered)
-        for names, tested in zip(passes, pool.map(test, passes), strict=True):
-            done |= zip(names, tested, strict=True)
-            progress.update("test on the same images", len(done), len(ordered), None, "testing")
+        for names, scored in zip(passes, pool.map(test, passes), strict=True):
+            done |= zip(names, scored, strict=True)
+            tested(len(done))
         if len(trained.earlier) > 1:
-            results["rounds"] = _score_rounds(this, trained, pool, done)
-    progress.update("test on the same images", len(ordered), len(ordered), None, "done")
+            results["rounds"] = _score_rounds(this, trained, pool, done, tested)
+    tested(count)
     for name, model in done.items():
         if name in trained.updates:
             model["training"] = _training(trained.updates[name])
@@ -897,9 +930,16 @@ def _traffic(merged: Merged) -> dict[str, Any]:
 
 
 def _score_rounds(
-    this: Run, trained: Trained, pool: ThreadPoolExecutor, last: dict[str, Any]
+    this: Run,
+    trained: Trained,
+    pool: ThreadPoolExecutor,
+    last: dict[str, Any],
+    tested: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    """The scores of each rule's merge after each round; ``last``: those of the last, by model."""
+    """The scores of each rule's merge after each round; ``last``: those of the last, by model.
+
+    ``tested`` is called with the number of models tested so far, ``last`` included.
+    """
 
     def score(merged: Merged) -> dict[str, Any]:
         test = this.dataset.test
@@ -917,6 +957,7 @@ def _score_rounds(
                 for rule, merged in merges.items()
             }
         rows.append({"round": number, **scored})
+        tested(len(last) + sum(len(row) - 1 for row in rows[: len(trained.earlier) - 1]))
     return rows
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 
 from fedcats.core.metrics import compare, read_predictions, scores, write_predictions
-from fedcats.report import Progress, figures, print_summary, tables, view, write_report
+from fedcats.report import Progress, Work, figures, print_summary, tables, view, write_report
 
 PAPER = OmegaConf.to_container(
     OmegaConf.load(Path(__file__).parents[1] / "conf" / "paper" / "cats_dogs.yaml")
@@ -525,7 +525,7 @@ def test_the_summary_fits_a_plain_terminal_and_ends_with_the_folder(tmp_path: Pa
 def test_progress_without_a_terminal_is_a_few_lines():
     now = 0.0
     console, stream = terminal()
-    tasks = {f"client {i}": 198.0 for i in range(10)}
+    tasks = {f"client {i}": Work(198, 10, "clients") for i in range(10)}
     with Progress(tasks, console, every=30, clock=lambda: now) as progress:
         for step in range(1, 101):
             now = float(step)
@@ -535,38 +535,41 @@ def test_progress_without_a_terminal_is_a_few_lines():
             progress.update(name, 10, 10, 0.005, "done")
     lines = stream.getvalue().splitlines()
     assert len(lines) == 3 + 10 + 1  # every 30 s, each end, the total
-    # 3 epochs of one client and 2 of the nine others took 30 s: 21 of 100
+    # all ten at once, in 100 s
     assert lines[0] == (
         "client 0: training, epoch 3 of 10, loss 0.0167  "
-        "(0 of 10 done, 0:30 elapsed, about 1:53 left)"
+        "(0 of 10 done, 0:30 elapsed, about 1:10 left)"
     )
     assert lines[3].startswith("client 0: done, epoch 10 of 10, loss 0.0050  (1 of 10 done")
     assert lines[-1] == "10 of 10 done, 1:40 elapsed"
 
 
-def test_the_time_left_follows_the_work_not_the_number_of_tasks():
+def test_no_time_left_is_shown_before_there_is_a_basis():
     now = 0.0
     console, stream = terminal()
-    with Progress({"centralized": 2000, "client 0": 200}, console, clock=lambda: now) as progress:
-        now = 60.0
-        progress.update("client 0", 10, 10, 0.1, "done")
-    # 200 of 2200 took a minute, so ten minutes are left
-    assert "1 of 2 done, 1:00 elapsed, about 10:00 left" in stream.getvalue()
-
-
-def test_what_was_reused_does_not_count_as_work():
-    now = 0.0
-    console, stream = terminal()
-    with Progress(["a", "b", "c"], console, clock=lambda: now) as progress:
-        progress.update("a", 10, 10, 0.1, "reused")
-        now = 10.0
-        progress.update("b", 10, 10, 0.1, "done")
-    assert "2 of 3 done, 1 from the store, 0:10 elapsed, about 0:10 left" in stream.getvalue()
+    tasks = {"centralized": Work(2000, 10, "centralized"), "client 0": Work(200, 10, "clients")}
+    with Progress(tasks, console, clock=lambda: now, every=1) as progress:
+        for at, event in {
+            20.0: ("images", 2000, 2000, None, "done"),
+            21.0: ("centralized", 0, 10, None, "training"),
+            30.0: ("client 0", 0, 10, None, "training"),
+            32.0: ("client 0", 1, 10, None, "training"),
+            34.0: ("client 0", 2, 10, None, "training"),
+        }.items():
+            now = at
+            progress.update(*event)
+    *before, basis, last = stream.getvalue().splitlines()
+    assert not any("left" in line for line in before)
+    # 2 s for 200 images: the baseline takes 200 s, of which the first epoch's 13 s are spent
+    assert "1 of 3 done, 0:34 elapsed, about 3:07 left" in basis
+    assert "about 3:07 left" in last
 
 
 def test_a_failure_is_shown_at_once_and_many_tasks_make_no_flood():
     console, stream = terminal()
-    with Progress([f"client {i}" for i in range(500)], console, clock=lambda: 0.0) as progress:
+    with Progress(
+        {f"client {i}": Work() for i in range(500)}, console, clock=lambda: 0.0
+    ) as progress:
         for i in range(499):
             progress.update(f"client {i}", 10, 10, 0.1, "reused")
         progress.update("client 499", 3, 10, 0.1, "failed")
@@ -581,8 +584,8 @@ def test_a_failure_is_shown_at_once_and_many_tasks_make_no_flood():
 
 def test_the_live_display_shows_what_is_at_work_and_fits_the_screen():
     console, stream = terminal(force_terminal=True, width=90, height=16, color_system=None)
-    with pytest.raises(KeyError), Progress((), console) as progress:
-        progress.expect({f"client {i}": 198 for i in range(100)})
+    with pytest.raises(KeyError), Progress(console=console) as progress:
+        progress.expect({f"client {i}": Work(198, 10, "clients") for i in range(100)})
         with ThreadPoolExecutor(4) as pool:
             for i in range(90):
                 pool.submit(progress.update, f"client {i}", 10, 10, 0.0123, "done")
