@@ -80,7 +80,7 @@ def rows(root: Path, epochs: int, per_class: int, test: int, pfl: str | None) ->
         counts = f"{{train: [{train}, {train}], test: [{tested}, {tested}]}}"
         return [
             *(python, "-m", "fedcats.cli", "data=folder", f"data.root={root}"),
-            *(f"data.counts={counts}", "model.weights=none", "save_models=false"),
+            *(f"data.counts={counts}", "model.weights=none", "save_models=none"),
             *("partition=paper", f"partition.num_shards={clients}", f"train.epochs={epochs}"),
             *(f"partition.per_class={per_class}", "hydra.run.dir=run", *overrides),
         ]
@@ -183,7 +183,7 @@ def rows(root: Path, epochs: int, per_class: int, test: int, pfl: str | None) ->
                     *(python, "-m", "fedcats.cli", "mode=federated", "data=folder"),
                     *(f"data.root={root}", "partition=iid", "partition.num_shards=1000"),
                     *("model.trainable=head", "rounds=3", "strategy=polyak", "train.epochs=2"),
-                    *("save_models=false", "hydra.run.dir=run"),
+                    *("save_models=none", "hydra.run.dir=run"),
                 ]
             },
             before={"fedcats": decode},

@@ -25,6 +25,7 @@ MODES = ("compare", "federated", "centralized", "merge")
 RULES = (*FOLDS, *SERVER_OPTIMIZERS, *ROBUST)
 HELD_OUT = 0.2  # hold_out=null means this share where something is chosen
 CHOSEN = ("soup", "best")  # need held-out images to choose on
+SAVED = ("all", "merged", "none")
 _FLOAT32 = 3.4e38  # larger factors do not fit the weights' type
 
 
@@ -359,7 +360,7 @@ class Config:
     seed: int = _number(0)
     rounds: int = _number(1)
     hold_out: float | None = _optional(_share_below_one())
-    save_models: bool = _checked("true | false", lambda v: isinstance(v, bool))
+    save_models: str = _choice(*SAVED)
     verbose: bool = _checked("true | false", lambda v: isinstance(v, bool))
 
     @property
@@ -409,6 +410,8 @@ def _load(raw: DictConfig) -> Config:
             values[item.name] = _load_group(item.type, node, item.name)
         else:
             values[item.name] = OmegaConf.to_object(node) if item.name == "paper" else node
+    if isinstance(values["save_models"], bool):  # as it was before there was more to say
+        values["save_models"] = "all" if values["save_models"] else "none"
     config = Config(**values)
     _check(config, "")
     shards = getattr(config.partition, "num_shards", None)

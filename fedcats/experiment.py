@@ -89,9 +89,11 @@ from fedcats.grid import (
     probabilities,
     validation_scores,
 )
-from fedcats.report import Progress, print_summary, write_report
+from fedcats.report import Progress, Work, print_summary, write_report
+from fedcats.report.estimate import LAST
 
 SCHEMA = 1
+TEST = "test on the same images"
 
 
 @dataclass
@@ -147,14 +149,48 @@ class Run:
         return events_file(self.folder)
 
     @property
-    def expected(self) -> dict[str, float]:
-        """What is going to be trained, and how many images an epoch of it has."""
-        expected: dict[str, float] = {}
-        if self.config.mode != "federated":
-            expected["centralized"] = len(self.dataset.train) - len(self.held)
-        if self.config.mode != "centralized" and self.config.rounds == 1:
-            expected |= {f"client {i}": size for i, size in enumerate(self.sizes)}
+    def expected(self) -> dict[str, Work]:
+        """What is going to be trained and tested."""
+        config, epochs = self.config, self.config.train.epochs
+        expected: dict[str, Work] = {}
+        count = len(config.strategy.rules) if config.mode in ("compare", "federated") else 0
+        if config.mode != "federated":
+            images = len(self.dataset.train) - len(self.held)
+            expected["centralized"] = Work(images, epochs * config.rounds, "centralized")
+            count += 1
+        if config.mode != "centralized":
+            batch = 0
+            for number in range(1, config.rounds + 1):
+                chosen = self.plan.clients(number)
+                count += len(chosen) if number == 1 else len(config.strategy.rules)
+                for rule in config.strategy.rules if number > 1 else ("",):
+                    batch += 1
+                    for client in chosen:
+                        work = Work(self.sizes[client], epochs, "clients", batch)
+                        expected[self.name(client, number, rule)] = work
+        # A test is only a forward pass, over many images at a time, and on all workers.
+        tested = (len(self.dataset.test) + len(self.held)) / 3 / self.workers
+        expected[TEST] = Work(tested, count, LAST)
         return expected
+
+    @property
+    def plan(self) -> Plan:
+        """Who takes part in which round."""
+        strategy = self.config.strategy
+        return Plan(
+            merge_order(strategy.order, len(self.shards), self.config.seed),
+            strategy.fraction,
+            self.config.seed,
+            strategy.on_failure,
+            strategy.min_clients,
+            strategy.max_norm,
+        )
+
+    def name(self, client: int, server_round: int, rule: str = "") -> str:
+        """What a client's task is called."""
+        if self.config.rounds == 1:
+            return f"client {client}"
+        return f"round {server_round}, client {client}" + (f" ({rule})" if rule else "")
 
     @property
     def hostile(self) -> list[int]:
@@ -197,9 +233,7 @@ class Run:
             recipe = replace(recipe, epochs=recipe.epochs * config.rounds, proximal_mu=0.0)
         else:
             indices = self.shards[cast(int, client)]
-            name = f"client {client}"
-            if config.rounds > 1:
-                name = f"round {server_round}, {name}" + (f" ({rule})" if rule else "")
+            name = self.name(cast(int, client), server_round, rule)
         return Task(
             name=name,
             client=client,
@@ -489,16 +523,18 @@ def class_counts(images: Images, classes: Sequence[str]) -> dict[str, int]:
 def _check_room(this: Run) -> None:
     """UserError when the disk cannot hold the models, or the store what it needs at one time."""
     config, store = this.config, this.store
-    if config.save_models and config.mode != "merge":
+    if config.save_models != "none" and config.mode != "merge":
         whole = sum(value.nbytes for value in this.initial.state.values())
         count = int(config.mode != "federated")
         if config.mode != "centralized":
-            count += len(this.shards) + len(config.strategy.rules)
+            count += len(config.strategy.rules)
+            count += len(this.shards) * (config.save_models == "all")
         free = shutil.disk_usage(this.folder).free
         if count * whole > free:
+            less = "merged or none" if config.save_models == "all" else "none"
             raise UserError(
-                f"save_models=true: {count} models of {whole / 1e6:.0f} MB do not fit into "
-                f"{this.folder}, where {free / 1e9:.2g} GB are free; allowed is save_models=false"
+                f"save_models={config.save_models}: {count} models of {whole / 1e6:.0f} MB do not "
+                f"fit into {this.folder}, where {free / 1e9:.2g} GB are free; allowed is {less}"
             )
     if store.max_bytes is None:
         return
@@ -688,14 +724,6 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
         name: make_merge(config, name, beta, this.parameters) for name in config.strategy.rules
     }
     clients = len(this.shards)
-    plan = Plan(
-        merge_order(config.strategy.order, clients, config.seed),
-        config.strategy.fraction,
-        config.seed,
-        config.strategy.on_failure,
-        config.strategy.min_clients,
-        config.strategy.max_norm,
-    )
     hangs: float | None = config.strategy.timeout
     if this.sites is None and isinstance(grid, LocalGrid):
         hangs = None  # clients run in this very process
@@ -743,7 +771,7 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
 
         return MergeStrategy(
             {name: rules[name] for name in names},
-            plan,
+            this.plan,
             make_tasks,
             this.sizes,
             this.store,
@@ -797,7 +825,8 @@ def _follow(events: Path, progress: Progress) -> Iterator[None]:
                 for line in lines:
                     event = json.loads(line)
                     event.pop("round")
-                    progress.update(**event)
+                    ago = min(max(time.time() - event.pop("time"), 0.0), 1.0)  # clocks differ
+                    progress.update(**event, ago=ago)
                 if last:
                     return
                 stop.wait(0.2)
@@ -868,7 +897,7 @@ def _evaluate(
                 float(right[np.searchsorted(this.held, part)].mean()) if len(part) else None
                 for part in this.parts
             ]
-        if this.config.save_models and this.config.mode != "merge":
+        if _is_saved(this.config, name):
             model["file"] = f"models/{file}.safetensors"
             path = this.folder / model["file"]
             path.parent.mkdir(exist_ok=True)
@@ -876,18 +905,25 @@ def _evaluate(
             safetensors.torch.save_file(whole, path, {"classes": json.dumps(this.dataset.classes)})
         return model
 
+    count = len(ordered) + sum(map(len, trained.earlier[:-1]))
+
+    def tested(number: int) -> None:
+        progress.update(TEST, number, count, None, "testing" if number < count else "done")
+
+    tested(0)
     with ThreadPoolExecutor(this.workers) as pool:
         done: dict[str, dict[str, Any]] = {}
         passes = in_passes(this, ordered)
-        for names, tested in zip(passes, pool.map(test, passes), strict=True):
-            done |= zip(names, tested, strict=True)
-            progress.update("test on the same images", len(done), len(ordered), None, "testing")
+        for names, scored in zip(passes, pool.map(test, passes), strict=True):
+            done |= zip(names, scored, strict=True)
+            tested(len(done))
         if len(trained.earlier) > 1:
-            results["rounds"] = _score_rounds(this, trained, pool, done)
-    progress.update("test on the same images", len(ordered), len(ordered), None, "done")
+            results["rounds"] = _score_rounds(this, trained, pool, done, tested)
+    tested(count)
     for name, model in done.items():
         if name in trained.updates:
             model["training"] = _training(trained.updates[name])
+            model["key"] = trained.updates[name].key if this.config.store.enabled else None
         if name in merges:
             merged = merges[name]
             model["clients"] = merged.clients
@@ -906,6 +942,13 @@ def _evaluate(
                 if trained.betas:
                     model["beta_chosen_from"] = trained.betas
     return done
+
+
+def _is_saved(config: Config, model: str) -> bool:
+    """Whether the weights go into the run folder; what was trained is in the store, too."""
+    if config.mode == "merge" or config.save_models == "none":
+        return False
+    return config.save_models == "all" or not model.startswith("submodel/")
 
 
 def _model_order(name: str) -> tuple[int, int]:
@@ -930,9 +973,16 @@ def _traffic(merged: Merged) -> dict[str, Any]:
 
 
 def _score_rounds(
-    this: Run, trained: Trained, pool: ThreadPoolExecutor, last: dict[str, Any]
+    this: Run,
+    trained: Trained,
+    pool: ThreadPoolExecutor,
+    last: dict[str, Any],
+    tested: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    """The scores of each rule's merge after each round; ``last``: those of the last, by model."""
+    """The scores of each rule's merge after each round; ``last``: those of the last, by model.
+
+    ``tested`` is called with the number of models tested so far, ``last`` included.
+    """
 
     def score(merged: Merged) -> dict[str, Any]:
         test = this.dataset.test
@@ -944,12 +994,13 @@ def _score_rounds(
         if number < len(trained.earlier):
             scored = dict(zip(merges, pool.map(score, merges.values()), strict=True))
         else:
-            files = ("file", "predictions")
+            files = ("file", "key", "predictions")
             scored = {
                 rule: {k: v for k, v in last[rule].items() if k not in files} | _traffic(merged)
                 for rule, merged in merges.items()
             }
         rows.append({"round": number, **scored})
+        tested(len(last) + sum(len(row) - 1 for row in rows[: len(trained.earlier) - 1]))
     return rows
 
 
@@ -1032,6 +1083,7 @@ def _results(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
             "source": this.initial.source,
             "sha256": this.initial.sha256,
             "note": this.initial.note,
+            "missing": list(this.initial.missing),
         },
         "store": {
             "enabled": this.config.store.enabled,

@@ -29,6 +29,7 @@ from fedcats.core.models import State
 from fedcats.core.store import content_key
 from fedcats.core.training import predict
 from fedcats.federated.strategy import Merged, merge_order
+from fedcats.report.estimate import LAST, Work
 
 if TYPE_CHECKING:
     from fedcats.experiment import Run
@@ -246,6 +247,7 @@ def merge_grid(this: Run, own: SubModels, progress: Progress, pool: Executor) ->
     held = len(this.validation) > 0
     sets = [this.dataset.test, *([this.validation] if held else [])]
     name = f"test {len(points)} merges"
+    progress.expect({name: Work(sum(map(len, sets)) / 3 / this.workers, len(points), LAST, 1)})
     tested = test_points(
         this,
         own,

@@ -22,7 +22,7 @@ TINY = [
     "model.weights=none",
     "partition.num_shards=2",
     "train.epochs=2",
-    "save_models=true",
+    "save_models=all",
 ]
 TINY_DRAWINGS = ["data.train_per_class=8", "data.test_per_class=6"]
 

@@ -396,10 +396,32 @@ def test_models_that_do_not_fit_on_the_disk_are_refused_at_once(
 ) -> None:
     disk = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=10_000_000))
-    with pytest.raises(UserError, match="save_models=true: 5 models of 3 MB do not fit into"):
+    with pytest.raises(UserError, match="save_models=all: 5 models of 3 MB do not fit into"):
         run(LOCAL)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=5_000_000))
+    with pytest.raises(UserError, match=r"save_models=merged: 3 models of .* allowed is none"):
+        run(LOCAL, "save_models=merged")
     results, _ = run(LOCAL, "save_models=false", "mode=federated")
     assert results["models"]["polyak"]["file"] is None
+
+
+def test_sub_models_stay_in_the_store_and_the_merged_ones_are_saved(run: Go, home: Path) -> None:
+    results, folder = run(LOCAL, "save_models=merged", "train.epochs=1")
+    models = results["models"]
+    saved = {name for name, model in models.items() if model["file"]}
+    assert saved == {"centralized", "polyak", "fedavg"}
+    assert {path.stem for path in (folder / "models").iterdir()} == saved
+    store = Store(home / "store")
+    for name in ("submodel/0", "submodel/1", "centralized"):
+        assert store.get(models[name]["key"]) is not None
+    kept = store.get(models["centralized"]["key"]).tensors
+    saved_one = safetensors.torch.load_file(folder / models["centralized"]["file"])
+    assert all(torch.equal(kept[key], value) for key, value in saved_one.items())
+    assert "key" not in models["polyak"]
+    again, other = run(LOCAL, "save_models=true", "train.epochs=1", folder="all")
+    assert len(again["store"]["trained"]) == 0
+    assert len([*(other / "models").iterdir()]) == 5
+    assert "3 in models/" in (folder / "report.html").read_text()
 
 
 def test_every_model_is_tested_on_every_clients_own_part(run: Go) -> None:

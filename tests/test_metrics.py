@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import bootstrap
+from scipy.stats import binom, binomtest
 
 from fedcats.core.errors import RunError, UserError
-from fedcats.core.metrics import compare, read_predictions, scores, wilson, write_predictions
+from fedcats.core.metrics import (
+    compare,
+    paired_interval,
+    read_predictions,
+    scores,
+    wilson,
+    write_predictions,
+)
 
 
 def from_matrix(matrix: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -123,12 +130,15 @@ def test_mcnemar_by_hand():
     assert result["accuracy"]["difference"] == pytest.approx(0.3)
 
 
-def test_a_model_against_itself_differs_by_nothing():
+def test_a_model_against_itself_differs_by_nothing_but_is_not_known_to():
     labels, p = noisy(50, 2, seed=3)
     result = compare(labels, p, p, seed=1)
     assert result["mcnemar_p"] == 1.0
     for key in ("accuracy", "precision", "recall", "f1"):
-        assert result[key] == {"difference": 0.0, "low": 0.0, "high": 0.0}
+        assert result[key]["difference"] == 0.0
+        assert result[key]["low"] < 0 < result[key]["high"]
+    # nothing of n: 1 - (1 - confidence / 2) ** (1 / n), as Clopper and Pearson have it
+    assert result["accuracy"]["high"] == pytest.approx(1 - 0.025 ** (1 / 50))
 
 
 @pytest.mark.parametrize("k", [2, 3])
@@ -142,22 +152,116 @@ def test_the_differences_are_those_of_scores(k):
         assert result[key]["low"] <= result[key]["difference"] <= result[key]["high"]
 
 
-def test_the_interval_agrees_with_scipys_bootstrap():
-    # of one class only, stratified and plain resampling are the same thing
-    generator = np.random.default_rng(5)
-    labels = np.zeros(200, dtype=np.int64)
-    model, reference = generator.random(200) < 0.9, generator.random(200) < 0.8
-    ours = compare(labels, np.eye(2)[1 - model], np.eye(2)[1 - reference], seed=1)["accuracy"]
-    theirs = bootstrap(
-        (model.astype(float), reference.astype(float)),
-        lambda a, b, axis=-1: (a - b).mean(axis=axis),
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        rng=np.random.default_rng(6),
-    ).confidence_interval
-    assert ours["low"] == pytest.approx(theirs.low, abs=0.011)
-    assert ours["high"] == pytest.approx(theirs.high, abs=0.011)
+@settings(max_examples=150, deadline=None)
+@given(st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(0, 2000)))
+def test_the_paired_interval_says_what_the_exact_test_says(table):
+    gained, lost, rest = table
+    n = gained + lost + rest
+    low, high = paired_interval(gained, lost, n)
+    if n == 0:
+        assert (low, high) == (-1, 1)
+        return
+    p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    assert (low > 0 or high < 0) == (p < 0.05)
+    assert -1 <= low <= (gained - lost) / n <= high <= 1
+    assert low < high
+    assert paired_interval(lost, gained, n) == (-high, -low)
+
+
+@pytest.mark.parametrize(
+    "table", [(1, 7, 21), (9, 2, 161), (12, 17, 1013), (3, 0, 3), (2, 47, 50), (0, 0, 9), (6, 3, 9)]
+)
+def test_the_paired_interval_melds_two_clopper_pearson_distributions(table):
+    """Fay and Lumbard's definition, by simulation (1, 7, 21: Bentur 2009, their example)."""
+    x, n = table[0], table[2]
+    m = x + table[1]
+    generator = np.random.default_rng(2)
+
+    def beta(a: int, b: int) -> np.ndarray:
+        if a and b:
+            return generator.beta(a, b, 200_000)
+        return np.full(200_000, float(a > 0))
+
+    shares = beta(m, n - m + 1), beta(m + 1, n - m)
+    sides = beta(x, m - x + 1), beta(x + 1, m - x)
+    low = min(np.quantile(share * (2 * sides[0] - 1), 0.025) for share in shares)
+    high = max(np.quantile(share * (2 * sides[1] - 1), 0.975) for share in shares)
+    assert paired_interval(*table) == pytest.approx((low, high), abs=0.006)
+
+
+@pytest.mark.parametrize("n", [3, 9])
+def test_the_paired_interval_covers_at_least_what_it_says(n):
+    """All tables of n pairs, over a grid of the two probabilities."""
+    tables = [(b, c) for b in range(n + 1) for c in range(n + 1 - b)]
+    ends = [paired_interval(b, c, n) for b, c in tables]
+    for p in np.linspace(0, 1, 11):
+        for q in np.linspace(0, 1 - p, 6):
+            covered = 0.0
+            for (b, c), (low, high) in zip(tables, ends, strict=True):
+                if low - 1e-9 <= p - q <= high + 1e-9:
+                    share = q / (1 - p) if p < 1 else 0.0
+                    covered += binom.pmf(b, n, p) * binom.pmf(c, n - b, min(share, 1.0))
+            assert covered >= 0.95 - 1e-9
+
+
+def hard(labels: list[int], predicted: list[int], k: int) -> np.ndarray:
+    return np.eye(k)[np.array(predicted)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_no_interval_is_a_point_and_each_holds_the_difference(data):
+    k = data.draw(st.integers(2, 4))
+    triple = st.tuples(*[st.integers(0, k - 1)] * 3)
+    rows = data.draw(st.lists(triple, min_size=1, max_size=30))
+    labels, first, second = (list(column) for column in zip(*rows, strict=True))
+    p, q = hard(labels, first, k), hard(labels, second, k)
+    result = compare(labels, p, q, seed=1, resamples=200)
+    assert result["accuracy"]["low"] is not None
+    for key in ("accuracy", "precision", "recall", "f1"):
+        one = result[key]
+        assert (one["low"] is None) == (one["high"] is None)
+        if one["low"] is not None:
+            assert one["low"] <= one["difference"] <= one["high"]
+            assert one["low"] < one["high"]
+    if k == 2:
+        unknown = {*labels} != {0, 1} or 1 not in first or 1 not in second
+        assert (result["precision"]["low"] is None) == unknown
+        assert (result["recall"]["low"] is None) == (1 not in labels)
+
+
+def test_one_photo_a_class_says_nothing_about_macro_means():
+    labels = list(range(5))
+    p, q = hard(labels, labels, 5), hard(labels, [0, 1, 2, 3, 0], 5)
+    result = compare(labels, p, q, seed=1)
+    assert result["recall"] == {"difference": pytest.approx(0.2), "low": None, "high": None}
+    assert result["accuracy"]["low"] < 0.2 < result["accuracy"]["high"]
+
+
+@pytest.mark.parametrize(("sizes", "k"), [((60, 40), 2), ((2,) * 60, 60), ((15, 5, 40), 3)])
+def test_the_other_intervals_cover_about_what_they_say(sizes, k):
+    """Also with two photos a class, where a plain bootstrap within classes is too narrow."""
+    generator = np.random.default_rng(4)
+    labels = np.repeat(np.arange(k), sizes)
+    right = {"model": 0.8, "reference": 0.7}
+
+    def predict(n: np.ndarray, share: float) -> np.ndarray:
+        wrong = (n + generator.integers(1, k, size=n.shape)) % k
+        return np.where(generator.random(n.shape) < share, n, wrong)
+
+    many = np.repeat(labels, 400)
+    truth = {
+        key: scores(many, np.eye(k)[predict(many, right["model"])])[key]
+        - scores(many, np.eye(k)[predict(many, right["reference"])])[key]
+        for key in ("precision", "recall")
+    }
+    trials, hits = 60, {"precision": 0, "recall": 0}
+    for trial in range(trials):
+        p, q = (np.eye(k)[predict(labels, share)] for share in right.values())
+        result = compare(labels, p, q, seed=trial, resamples=400)
+        for key in hits:
+            hits[key] += result[key]["low"] <= truth[key] <= result[key]["high"]
+    assert min(hits.values()) >= 0.85 * trials
 
 
 def test_the_comparison_depends_on_its_seed_alone():

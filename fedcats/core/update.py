@@ -392,10 +392,10 @@ def report_done(task: Task, update: Update, report: Report) -> None:
 
 
 def append_events(path: Path) -> Report:
-    """A report that appends JSON lines to a file, which several processes may do at once."""
+    """A report that appends JSON lines to a file, with the time, as several processes may do."""
 
     def report(event: dict[str, Any]) -> None:
-        line = (json.dumps(event) + "\n").encode()
+        line = (json.dumps({**event, "time": time.time()}) + "\n").encode()
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             os.write(descriptor, line)  # one write: lines of several processes do not mix

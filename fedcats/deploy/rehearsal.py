@@ -252,7 +252,7 @@ def rehearse(
     RunError
         When the run fails, or a merged model differs.
     """
-    raw = compose_config([*overrides, "mode=federated", "save_models=true"])
+    raw = compose_config([*overrides, "mode=federated", "save_models=all"])
     config = load(raw)
     with tempfile.TemporaryDirectory(prefix="fedcats-rehearsal-") as temporary:
         place = Path(temporary)
@@ -280,7 +280,7 @@ def at_sites(overrides: Sequence[str], server: Path) -> list[str]:
         stays = key in ("runner.threads", "runner.device")  # the same bytes need the same threads
         if stays or key.partition(".")[0].partition("@")[0] not in elsewhere:
             kept.append(override)
-    return [*kept, "mode=federated", "save_models=true", "data=folder", f"data.root={server}"]
+    return [*kept, "mode=federated", "save_models=all", "data=folder", f"data.root={server}"]
 
 
 def compare_models(one: Path, other: Path) -> list[str]:

@@ -1,11 +1,13 @@
 """Tables, figures and pages: everything here reads a results dict and the run folder only."""
 
+from fedcats.report.estimate import Work
 from fedcats.report.html import write_report
 from fedcats.report.sweep import print_sweep, sweep_rows, write_sweep_report
 from fedcats.report.terminal import Progress, print_summary
 
 __all__ = [
     "Progress",
+    "Work",
     "print_summary",
     "print_sweep",
     "sweep_rows",

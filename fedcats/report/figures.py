@@ -18,10 +18,12 @@ from statistics import median
 from typing import Any
 
 import matplotlib.style
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis, XAxis
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 
 from fedcats.core.metrics import wilson
 from fedcats.report import view
@@ -87,6 +89,7 @@ Curve = Sequence[tuple[int, int, float]]  # training loss: round, epoch, mean cr
 
 MANY = 16  # above this many clients they share one row, and labels of single ones go
 SMALL_MATRIX = 12  # a larger confusion matrix has no numbers in its cells
+FINE = 1000  # more cells than this are drawn as pixels, in an SVG file too
 
 
 @dataclass(frozen=True)
@@ -164,8 +167,8 @@ def run_figures(results: Results, folder: Path) -> list[Drawn]:
                 lambda: scores(results),
             ),
             "difference": (
-                "Merged minus centralized on the same test set, with 95% bootstrap intervals; "
-                f"right of 0 the merged model is better{hollow}.",
+                "Merged minus centralized on the same test set, with 95% intervals where there are "
+                f"any; right of 0 the merged model is better{hollow}.",
                 lambda: difference(results),
             ),
             "confusion": (
@@ -264,8 +267,9 @@ def difference(results: Results) -> Figure | None:
         ax.axvline(0, color=CENTRALIZED, linewidth=1, linestyle=(0, (4, 3)))
         for row, (name, one) in enumerate(found.items()):
             colour, mark = _look(results, name)
-            ends = [100 * one[key]["low"], 100 * one[key]["high"]]
-            ax.plot(ends, [row, row], color=colour, linewidth=1.6)
+            if one[key]["low"] is not None:
+                ends = [100 * one[key]["low"], 100 * one[key]["high"]]
+                ax.plot(ends, [row, row], color=colour, linewidth=1.6)
             ax.plot(100 * one[key]["difference"], row, mark, color=colour, markersize=7)
             there = view.published(results, name)
             if there and base:
@@ -403,13 +407,13 @@ def who_has_what(results: Results, *, always: bool = False) -> Figure | None:
     if len(classes) <= len(BARS):
         _stacked(ax, counts, classes)
         ax.set_xlabel("training images")
-        figure.legend(loc="outside upper left", ncols=len(classes))
+        columns = len(classes) if sum(len(_short(name)) + 5 for name in classes) < 80 else 3
+        figure.legend(loc="outside upper left", ncols=columns)
     else:
-        most = max(map(max, counts))
+        most = max(map(max, counts)) or 1
         shades = [[0.05 + 0.75 * n / most if n else 0.0 for n in row] for row in counts]
         _cells(ax, shades, [[str(n) for n in row] for row in counts])
-        turned = max(map(len, classes)) > 3
-        ax.set_xticks(range(len(classes)), map(_short, classes), rotation=90 if turned else 0)
+        _name_cells(ax.xaxis, classes, 6.0)
     step = -(-len(shards) // (2 * MANY))
     ax.set_yticks(range(0, len(shards), step), labels[::step])
     ax.set_ylim(len(shards) - 0.4, -0.6)
@@ -434,13 +438,29 @@ def _stacked(ax: Axes, counts: list[list[int]], classes: Sequence[str]) -> None:
 
 def _cells(ax: Axes, shades: list[list[float]], texts: list[list[str]]) -> None:
     """Draw a table of cells, each as dark as its shade (0 to 1), with texts where they are few."""
-    for i, row in enumerate(shades):
-        for k, shade in enumerate(row):
-            ax.add_patch(Rectangle((k - 0.5, i - 0.5), 1, 1, facecolor=BLUE, alpha=shade))
-            if len(row) <= MANY and len(shades) <= 2 * MANY:
-                ax.text(k, i, texts[i][k], ha="center", va="center", fontsize=8)
-    ax.set_xlim(-0.5, len(shades[0]) - 0.5)
+    shade_cells(ax, shades, BLUE)
+    if len(shades[0]) <= MANY and len(shades) <= 2 * MANY:
+        for i, row in enumerate(texts):
+            for k, text in enumerate(row):
+                ax.text(k, i, text, ha="center", va="center", fontsize=8)
     ax.grid(visible=False)
+
+
+def shade_cells(ax: Axes, shades: Sequence[Sequence[float]], colour: str) -> None:
+    """Draw rows of cells, each as dark as its shade (0 to 1), as one mesh however many."""
+    alpha = np.asarray(shades, dtype=float)
+    painted = np.dstack([*(np.full(alpha.shape, part) for part in to_rgb(colour)), alpha])
+    across, down = (np.arange(size + 1) - 0.5 for size in reversed(alpha.shape))
+    ax.pcolormesh(across, down, painted, rasterized=alpha.size > FINE)
+
+
+def _name_cells(axis: Axis, names: Sequence[str], inches: float) -> None:
+    """Label the cells along an axis of this length, every one or as many as have room."""
+    step = -(-len(names) // int(9 * inches))
+    fits = 72 * inches / len(names) > 12
+    turned = isinstance(axis, XAxis) and len(names) * max(map(len, names)) > 11 * inches
+    axis.set_ticks(range(0, len(names), step), [_short(name) for name in names[::step]])
+    axis.set_tick_params(labelsize=9 if fits else 7, labelrotation=90 if turned else 0)
 
 
 def by_client(results: Results) -> Figure | None:
@@ -557,10 +577,10 @@ def _matrices(
     """Draw the confusion matrices of the named models as a grid of panels."""
     if not names:
         return None
-    classes = [_short(name) for name in results["data"]["classes"]]
-    longest = max(map(len, classes))
-    turned = longest > 8 or (len(classes) > 4 and longest > 2)
+    classes = results["data"]["classes"]
+    longest = max(len(_short(name)) for name in classes)
     size = inches * min(2.0, max(1.0, len(classes) / 2.4))
+    turned = len(classes) * longest > 11 * size
     columns = min(columns, len(names), max(1, int(10 / size)))
     lines = -(-len(names) // columns)
     room = 0.09 * longest  # for the class names, in inches
@@ -577,8 +597,8 @@ def _matrices(
         colour, _ = _look(results, name)
         _matrix(ax, results["models"][name]["confusion_matrix"], colour, there, inches)
         ax.set_title(view.title(results, name), fontsize=11 if inches > 2 else 9)
-        ax.set_xticks(range(len(classes)), classes, rotation=90 if turned else 0)
-        ax.set_yticks(range(len(classes)), classes)
+        _name_cells(ax.xaxis, classes, size)
+        _name_cells(ax.yaxis, classes, size)
     figure.supxlabel("predicted", fontsize=10)
     figure.supylabel("true", fontsize=10)
     return figure
@@ -592,15 +612,12 @@ def _matrix(
     big, small = (13, 8) if inches > 2 else (10, 7)
     if k > 4:
         big = small = max(6, 11 - k // 2)
-    for i, row in enumerate(matrix):
-        total = sum(row)
+    shares = [[value / (sum(row) or 1) for value in row] for row in matrix]
+    light, more = (0.06, 0.5) if k <= SMALL_MATRIX else (0.04, 0.96)  # under numbers, or alone
+    shade_cells(ax, [[light + more * share for share in row] for row in shares], colour)
+    for i, row in enumerate(matrix if k <= SMALL_MATRIX else ()):
         for j, value in enumerate(row):
-            share = value / total if total else 0.0
-            square = Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=colour, alpha=0.06 + 0.5 * share)
-            ax.add_patch(square)
-            if k > SMALL_MATRIX:
-                continue
-            lines = [f"{100 * share:.1f}%"] if k <= 4 else []
+            lines = [f"{100 * shares[i][j]:.1f}%"] if k <= 4 else []
             lines += [f"paper {there[i][j]}"] if there else []
             # the count sits on the middle of the cell where nothing is written below it
             lift = 0.12 if lines else 0.0

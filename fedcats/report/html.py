@@ -84,8 +84,9 @@ class _Missing(dict[str, "Drawn"]):
 def _meta(results: Results) -> str:
     data = results["data"]
     what = view.things(results)
+    classes = data["classes"]
     parts = [
-        ", ".join(data["classes"]),
+        ", ".join(classes) if len(classes) <= tables.MANY_CLASSES else f"{len(classes)} classes",
         f"{sum(data['train'].values()):,} training {what}",
         f"{sum(data['test'].values()):,} test {what}",
     ]
@@ -104,7 +105,8 @@ def _cards(results: Results) -> list[dict[str, str]]:
     cards = []
     for key in view.SCORES:
         detail = f"centralized {view.percent(base[key])}, merged {view.percent(model[key])}"
-        ends = f"interval {view.interval(found[key])}" if found else ""
+        ends = view.interval(found[key]) if found else ""
+        ends = f"interval {ends}" if " to " in ends else ends
         change = f"{view.points(model[key] - base[key])} points"
         cards.append({"name": key, "change": change, "detail": detail, "interval": ends})
     return cards
@@ -113,6 +115,8 @@ def _cards(results: Results) -> list[dict[str, str]]:
 def _made(results: Results) -> list[tuple[str, str]]:
     weights, store = results.get("weights") or {}, results.get("store") or {}
     items = [("initial weights", str(weights.get("source", "unknown")))]
+    if weights.get("note"):
+        items.append(("about them", str(weights["note"])))
     if weights.get("sha256"):
         items.append(("their sha256", str(weights["sha256"])))
     items += [("seed", str(results.get("seed"))), ("data", str(results["data"].get("source")))]
@@ -121,6 +125,12 @@ def _made(results: Results) -> list[tuple[str, str]]:
     if store:
         trained, reused = store.get("trained", ()), store.get("reused", ())
         items.append(("models", f"{len(trained)} trained, {len(reused)} taken from the store"))
+    saved = [model for model in results["models"].values() if model.get("file")]
+    kept = [model for model in results["models"].values() if model.get("key")]
+    if saved or kept:
+        stored = f"{len(kept)} in the store, by the keys in results.json" if kept else ""
+        files = f"{len(saved)} in models/" if saved else ""
+        items.append(("weights of the models", "; ".join(filter(None, (files, stored)))))
     for name, seconds in (results.get("seconds") or {}).items():
         if isinstance(seconds, int | float):
             items.append((f"time: {name}", view.duration(seconds)))

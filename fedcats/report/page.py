@@ -137,7 +137,12 @@ REPORT = """\
 
 <h2>Where the models err</h2>
 {{ figure(figures.confusion) }}
-{% if tables.per_class %}{{ to_html(tables.per_class) }}{% endif %}
+{% if tables.per_class %}
+{% if tables.per_class.rows | length > 60 %}
+<details><summary>Each class</summary>
+{{ to_html(tables.per_class) }}</details>
+{% else %}{{ to_html(tables.per_class) }}{% endif %}
+{% endif %}
 {% if figures.confusion_submodels %}
 <details><summary>The clients' own models</summary>
 {{ figure(figures.confusion_submodels) }}</details>

@@ -196,15 +196,16 @@ def sweep_verdict(rows: Sequence[Row]) -> list[str]:
     best = max(models, key=lambda row: row["accuracy"])
     worst = min(models, key=lambda row: row["accuracy"])
     if best["accuracy"] == worst["accuracy"]:
-        text = (
-            f"All {len(models)} merged models have an accuracy of {view.percent(best['accuracy'])}."
-        )
+        all_of = f"All {len(models)} merged models have" if models[1:] else "The merged model has"
+        text = f"{all_of} an accuracy of {view.percent(best['accuracy'])}."
     else:
         text = (
             f"Of {len(models)} merged models {_name(best, rows)} has the highest accuracy, "
             f"{view.percent(best['accuracy'])}; {_name(worst, rows)} has the lowest, "
             f"{view.percent(worst['accuracy'])}."
         )
+    if not models[1:]:
+        return [text, *([beside] if (beside := _beside(best, rows).strip()) else [])]
     return [
         text,
         f"{_beside(best, rows)}The best of many, picked on the test set itself, flatters: a "
@@ -321,7 +322,7 @@ def heat(rows: Sequence[Row]) -> Figure | None:
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    from fedcats.report.figures import BLUE, INK
+    from fedcats.report.figures import BLUE, INK, MANY, shade_cells
 
     x = _x(rows)
     if x is None:
@@ -344,17 +345,20 @@ def heat(rows: Sequence[Row]) -> Figure | None:
         figsize=(min(9.6, 2.4 + 0.72 * len(xs)), 1.1 + 0.45 * len(lines)), layout="constrained"
     )
     ax = figure.subplots()
+    shades = [[0.0] * len(xs) for _ in lines]
     for (i, j), value in means.items():
         share = (value - low) / (high - low) if high > low else 0.5
-        square = Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=BLUE, alpha=0.06 + 0.5 * share)
-        ax.add_patch(square)
-        ax.text(j, i, f"{100 * value:.1f}", ha="center", va="center", fontsize=9)
+        shades[i][j] = 0.06 + 0.5 * share
+        if len(xs) <= MANY:
+            ax.text(j, i, f"{100 * value:.1f}", ha="center", va="center", fontsize=9)
         if value == high:
             frame = Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, fill=False, edgecolor=INK)
             ax.add_patch(frame)
+    shade_cells(ax, shades, BLUE)
     ax.set_xlim(-0.5, len(xs) - 0.5)
     ax.set_ylim(len(lines) - 0.5, -0.5)
-    ax.set_xticks(range(len(xs)), [_text(value) for value in xs])
+    step = -(-len(xs) // MANY)
+    ax.set_xticks(range(0, len(xs), step), [_text(value) for value in xs[::step]])
     labels = [", ".join(_title(v) for v in line) for line in lines]
     ax.set_yticks(range(len(lines)), labels)
     ax.set_xlabel(_short(x))

@@ -8,6 +8,7 @@ nothing to put in it. ``to_rich`` renders for the terminal, ``to_markdown`` for 
 from __future__ import annotations
 
 import html
+from collections import Counter
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import rich.table
 
 EMPTY = "\N{EN DASH}"
+MANY_CLASSES = 12  # more of them get no column each
 NARROW = 81  # columns of a plain terminal: a table that would be wider is set closer
 
 
@@ -121,7 +123,9 @@ def scores(results: Results, *, submodels: bool = True) -> Table:
     if binary:
         note = f"Precision, recall and F1 of the class {second}; tn: {first} seen as {first}."
     else:
-        note = "Precision, recall and F1 are means over the classes."
+        note = (
+            "Precision, recall and F1 are means over the classes; where a class has none, it is 0."
+        )
     header = ("model", "accuracy", "precision", "recall", "F1", "loss")
     return Table(
         "Scores", (*header, *(("tn", "fp", "fn", "tp") if binary else ())), rows, note=note
@@ -171,9 +175,11 @@ def comparison(results: Results, *, counts: bool = True) -> Table | None:
         for name, one in found.items()
     ]
     level = f"{100 * next(iter(found.values())).get('confidence', 0.95):.0f}%"
+    exact = "accuracy and recall" if view.is_binary(results) else "accuracy"
     note = (
-        f"Differences in percentage points with {level} bootstrap intervals; p of the exact "
-        "McNemar test. Both speak of the choice of test pictures, not of another training seed."
+        f"Differences in percentage points with {level} intervals, exact ones for {exact}; p of "
+        "the exact McNemar test of the accuracy. All speak of the choice of test pictures, not of "
+        "another training seed."
     )
     header = ("model", *view.SCORES, *(("only one right",) if counts else ()), "p")
     return Table("Merged minus centralized", header, rows, note=note)
@@ -204,6 +210,7 @@ def shards(results: Results) -> Table | None:
     if not found:
         return None
     classes = results["data"]["classes"]
+    each = len(classes) <= MANY_CLASSES
     weights = {
         name: dict(zip(view.clients(model), model["effective_weights"], strict=True))
         for name, model in view.merged(results).items()
@@ -214,16 +221,17 @@ def shards(results: Results) -> Table | None:
     for shard in found:
         client = shard["client"]
         model = own.get(client)
+        counts = Counter(shard.get("per_class", {}))
         rows.append(
             (
                 str(client),
                 f"{shard['examples']:,}",
-                *(f"{shard.get('per_class', {}).get(name, 0):,}" for name in classes),
+                *([f"{counts[name]:,}" for name in classes] if each else [str(len(+counts))]),
                 EMPTY if model is None else f"{model['accuracy']:.4f}",
                 *(_share(kept.get(client)) for kept in weights.values()),
             )
         )
-    header = ("client", "examples", *classes, "own accuracy")
+    header = ("client", "examples", *(classes if each else ("classes",)), "own accuracy")
     kept = tuple(f"in {view.title(results, name)}" for name in weights)
     note = "The last columns: how much of the client's weights is in each merged model."
     return Table("The shards", (*header, *kept), rows, note=note if kept else "")

@@ -4,39 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Self
 
 from fedcats.report import tables, view
+from fedcats.report.estimate import FINISHED, Task, Work, seconds_left
 from fedcats.report.view import Results
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-FINISHED = ("done", "reused", "failed")
 _STYLES = {"done": "green", "reused": "cyan", "failed": "bold red", "waiting": "dim"}
 _MANY = 30  # above this many tasks, plain output no longer has a line for each
-
-
-@dataclass
-class _Task:
-    work: float
-    epoch: int = 0
-    epochs: int = 0
-    loss: float | None = None
-    state: str = "waiting"
-    started: float | None = None
-    ended: float | None = None
-
-    @property
-    def share(self) -> float:
-        """How much of the task is done, 0 to 1."""
-        if self.state in FINISHED:
-            return 1.0
-        return self.epoch / self.epochs if self.epochs else 0.0
 
 
 class Progress:
@@ -47,9 +28,8 @@ class Progress:
     Parameters
     ----------
     tasks
-        Names of what is going to be trained. As a mapping, also the work that one epoch of each
-        takes, in any unit (examples, say), for a better estimate of the time left. A task that
-        was not announced joins at its first event.
+        What is going to be trained, by name. A task that was not announced joins at its first
+        event and has no part in the estimate of the time left.
     console
         Where to show it; standard error by default, so that it never mixes with a result.
     every
@@ -60,7 +40,7 @@ class Progress:
 
     def __init__(
         self,
-        tasks: Iterable[str] | Mapping[str, float] = (),
+        tasks: Mapping[str, Work] = MappingProxyType({}),
         console: Console | None = None,
         *,
         every: float = 30.0,
@@ -71,7 +51,7 @@ class Progress:
 
         self.console = Console(stderr=True) if console is None else console
         self._lock = threading.RLock()
-        self._tasks: dict[str, _Task] = {}
+        self._tasks: dict[str, Task] = {}
         self.expect(tasks)
         self._every = every
         self._clock = clock
@@ -108,14 +88,21 @@ class Progress:
         elif self._tasks:
             self._print(self._total())
 
-    def expect(self, tasks: Iterable[str] | Mapping[str, float]) -> None:
+    def expect(self, tasks: Mapping[str, Work]) -> None:
         """Announce more tasks, as in the constructor."""
-        work = tasks if isinstance(tasks, Mapping) else dict.fromkeys(tasks, 1.0)
         with self._lock:
-            for name, one in work.items():
-                self._tasks.setdefault(name, _Task(work=float(one)))
+            for name, work in tasks.items():
+                self._tasks.setdefault(name, Task(work))
 
-    def update(self, task: str, epoch: int, epochs: int, loss: float | None, state: str) -> None:
+    def update(
+        self,
+        task: str,
+        epoch: int,
+        epochs: int,
+        loss: float | None,
+        state: str,
+        ago: float = 0.0,
+    ) -> None:
         """Take note of an event.
 
         Parameters
@@ -129,20 +116,14 @@ class Progress:
         state
             "waiting", "training" or another word for what it does now; "done", "reused" (taken
             from the store) and "failed" are final.
+        ago
+            Seconds since it happened.
         """
         with self._lock:
             now = self._clock()
-            if task not in self._tasks:
-                self._tasks[task] = _Task(work=self._usual_work())
-            one = self._tasks[task]
+            one = self._tasks.setdefault(task, Task(Work()))
             news = state in FINISHED and one.state != state
-            one.epoch, one.epochs, one.loss, one.state = epoch, epochs, loss, state
-            if state in FINISHED:
-                one.ended = now if one.ended is None else one.ended
-            else:
-                one.ended = None
-            if one.started is None and state != "waiting":
-                one.started = now
+            one.note(epoch, epochs, loss, state, now - ago)
             if self._live:
                 return
             due = now - self._last_line >= self._every
@@ -158,17 +139,6 @@ class Progress:
         self._last_line = self._clock()
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def _usual_work(self) -> float:
-        known = [task.work for task in self._tasks.values()]
-        return sum(known) / len(known) if known else 1.0
-
-    def _remaining(self) -> float | None:
-        """Seconds left, from the work done so far; what was reused cost and counts nothing."""
-        trained = [task for task in self._tasks.values() if task.state != "reused"]
-        done = sum(task.work * task.share for task in trained)
-        rest = sum(task.work * (1 - task.share) for task in trained)
-        return (self._clock() - self._start) * rest / done if done else None
-
     def _total(self) -> str:
         states = [task.state for task in self._tasks.values()]
         failed, reused = states.count("failed"), states.count("reused")
@@ -177,12 +147,12 @@ class Progress:
         text += f", {reused} from the store" if reused else ""
         text += f", {failed} failed" if failed else ""
         text += f", {_minutes(self._clock() - self._start)} elapsed"
-        remaining = self._remaining()
-        if remaining and finished < len(states):
+        remaining = seconds_left(self._tasks.values(), self._clock())
+        if remaining is not None and remaining >= 1 and finished < len(states):
             text += f", about {_minutes(remaining)} left"
         return text
 
-    def _line(self, name: str, task: _Task) -> str:
+    def _line(self, name: str, task: Task) -> str:
         text = f"{name}: {task.state}"
         if task.epochs and task.state != "reused":
             word = "" if task.loss is None else "epoch "

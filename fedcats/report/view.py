@@ -130,6 +130,8 @@ def warnings(results: Results) -> list[str]:
             f"This run simulates an attack ({attack['name']}{factor}) by client(s) {who}; the "
             "centralized model is trained on all images as they are."
         )
+    if (weights := results.get("weights") or {}).get("missing"):
+        found.append(f"{weights['note']}.")
     for who, why in (results.get("failures") or {}).items():
         found.append(f"Left out of the merge: {who} ({why}).")
     return found
@@ -153,9 +155,26 @@ def points(value: float, digits: int = 1) -> str:
     return text.replace("-", MINUS)
 
 
-def interval(difference: dict[str, float]) -> str:
-    """Format the ends of a difference's interval: "−1.8 to +0.3"."""
-    return f"{points(difference['low'])} to {points(difference['high'])}"
+def interval(difference: dict[str, float | None]) -> str:
+    """Format the ends of a difference's interval: "−1.8 to +0.3".
+
+    With as many digits as it takes to see on which side of 0 an end lies.
+    """
+    low, high = difference["low"], difference["high"]
+    if low is None or high is None:
+        return "no interval"
+    ends = [end for end in (low, high) if end]
+    digits = next((d for d in range(1, 9) if all(round(100 * end, d) for end in ends)), 9)
+    return f"{points(low, digits)} to {points(high, digits)}"
+
+
+def apart(difference: float) -> str:
+    """Say how a score lies to another: "the same as", "0.7 points less than"."""
+    if difference == 0:
+        return "the same as"
+    by = f"{100 * abs(difference):.1f}"
+    by = "under 0.1" if by == "0.0" else by
+    return f"{by} points {'less' if difference < 0 else 'more'} than"
 
 
 def duration(seconds: float) -> str:
@@ -171,8 +190,14 @@ def duration(seconds: float) -> str:
 
 
 def p_value(p: float) -> str:
-    """Format a p value: "p = 0.21", "p < 0.001"."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.1 else f"p = {p:.2f}"
+    """Format a p value: "p = 0.21", "p < 0.001"; on the side of `SIGNIFICANT` on which it is."""
+    if p < 0.001:
+        return "p < 0.001"
+    if p >= 0.1:
+        return f"p = {p:.2f}"
+    shorter = (f"{p:.{digits}g}" for digits in range(2, 17))
+    fits = (text for text in shorter if (float(text) < SIGNIFICANT) == (p < SIGNIFICANT))
+    return f"p = {next(fits, p)}"
 
 
 def span(values: Iterable[float], digits: int = 4) -> str:
@@ -201,6 +226,9 @@ def verdict(results: Results) -> list[str]:
         ]
     name, model = next(iter(rules.items()))
     how = f"{len(own)} devices" if own else "the devices"
+    shards = results["data"].get("shards") or []
+    if len(own) < len(shards) and len(results.get("rounds") or []) > 1:  # others in later rounds
+        how = f"{len(own)} of {len(shards)} devices a round"
     start = (
         f"Training on {how} and merging only the weights ({title(results, name)}) "
         f"gives {percent(model['accuracy'])} accuracy"
@@ -215,27 +243,42 @@ def verdict(results: Results) -> list[str]:
     n_train = sum(results["data"]["train"].values())
     found = results.get("comparison", {}).get(name)
     change = {key: model[key] - base[key] for key in SCORES}
-    by = percent(abs(change["accuracy"])).removesuffix("%")
-    side = "less than" if change["accuracy"] < 0 else "more than"
-    relation = "the same as" if by == "0.0" else f"{by} points {side}"
     first = (
-        f"{start}, {relation} training on all {n_train:,} {what} in one place "
+        f"{start}, {apart(change['accuracy'])} training on all {n_train:,} {what} in one place "
         f"({percent(base['accuracy'])})"
     )
     average = "" if is_binary(results) else "macro-averaged "
     if found is None:
-        return [
-            f"{first}.",
-            f"{average.capitalize()}precision changes by {points(change['precision'])} points, "
-            f"recall by {points(change['recall'])}.",
-        ]
+        second = f"{average}precision changes by {points(change['precision'])} points, "
+        second += f"recall by {points(change['recall'])}."
+        return [f"{first}.", f"{second[0].upper()}{second[1:]}", *_never(results, name)]
     level = f"{100 * found.get('confidence', 0.95):.0f}%"
     p = found["mcnemar_p"]
-    judged = "more than" if p < SIGNIFICANT else "no more than"
+    ends = f"{level} interval {interval(found['accuracy'])} points, exact McNemar {p_value(p)}"
+    if change["accuracy"] == 0:
+        judged = f"; on {found['n']:,} test {what} a difference is not ruled out ({ends})."
+    else:
+        than = "more than" if p < SIGNIFICANT else "no more than"
+        judged = f"; the difference is {than} chance would give on {found['n']:,} test {what} "
+        judged += f"({ends})."
     second = f"{average}precision changes by {points(found['precision']['difference'])} points "
     return [
-        f"{first}; the difference is {judged} chance would give on {found['n']:,} test {what} "
-        f"({level} interval {interval(found['accuracy'])} points, exact McNemar {p_value(p)}).",
+        f"{first}{judged}",
         f"{second[0].upper()}{second[1:]}({interval(found['precision'])}), recall by "
         f"{points(found['recall']['difference'])} ({interval(found['recall'])}).",
+        *_never(results, name),
+    ]
+
+
+def _never(results: Results, name: str) -> list[str]:
+    """Say which precision of a change has no meaning: that of a class that is never predicted."""
+    if not is_binary(results):
+        return []
+    positive = results["data"]["classes"][1]
+    pair = {"centralized": "The centralized model", name: "The merged model"}
+    return [
+        f"{who} takes no {things(results).removesuffix('s')} for {positive}: its precision, which "
+        "is then not defined, counts as 0."
+        for key, who in pair.items()
+        if not any(row[1] for row in results["models"][key]["confusion_matrix"])
     ]
