@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fedcats.config import Config
 from fedcats.core.home import home
+from fedcats.environment import import_path
 
 _waiting: dict[tuple[Path, Path], subprocess.Popen[str]] = {}
 
@@ -59,13 +60,11 @@ def update_process(store: Path, events: Path) -> subprocess.Popen[str]:
 def _start_process(store: Path, events: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-P", "-m", "fedcats.core.update"]  # nothing of the working folder
     command += [str(store), str(events), str(os.getpid())]
-    # This very package, whichever one is installed: `flwr run` brings its own copy.
-    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
         command,
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONPATH": import_path(),
             "PYTHONIOENCODING": "utf-8:backslashreplace",
         },
         stdin=subprocess.PIPE,

@@ -1,12 +1,14 @@
 """What every command settles first: its standard streams, UTF-8, and where imports come from."""
 
 import codecs
+import contextlib
 import errno
 import io
 import os
 import select
 import sys
 import unicodedata
+from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 _PLAIN = {"−": "-", "–": "-", "…": "...", "·": ".", "Δ": "D", "β": "b"}
@@ -17,10 +19,20 @@ def settle() -> None:
     """Make ready for any terminal, locale and working folder; of no effect the second time."""
     _occupy_standard_descriptors()
     _use_utf8()
-    os.environ["PYTHONSAFEPATH"] = "1"  # no process that is started imports the working folder's
+    _import_working_folder_last()
     codecs.register_error("fedcats", _replace)
     sys.stdout = _forgiving(sys.stdout, sys.__stdout__, 1)
     sys.stderr = _forgiving(sys.stderr, sys.__stderr__, 2)
+
+
+def import_path() -> str:
+    """``PYTHONPATH`` for a process that is to import this very package.
+
+    Whichever one is installed: ``flwr run`` brings its own copy. An empty entry would be the
+    working folder.
+    """
+    own = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, own)])
 
 
 def output_lost() -> bool:
@@ -42,6 +54,14 @@ def _occupy_standard_descriptors() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(descriptor, True)
+
+
+def _import_working_folder_last() -> None:
+    """It may hold a ``random.py``; ``python -m`` puts it first. Processes started do without it."""
+    os.environ["PYTHONSAFEPATH"] = "1"
+    with contextlib.suppress(OSError):  # that folder may be gone
+        if sys.path[:1] in ([""], [str(Path.cwd())]):
+            sys.path.append(sys.path.pop(0))
 
 
 def _use_utf8() -> None:

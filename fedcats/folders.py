@@ -51,7 +51,10 @@ class Folders(Callback):
         """Of a sweep, whose jobs compose their configuration again."""
         with _one_line(config):
             folder = _fix(config, "sweep")
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quote(literal(str(folder)))}")
+            with read_write(config.hydra.overrides):
+                config.hydra.overrides.hydra.append(
+                    f"hydra.sweep.dir={quote(literal(str(folder)))}"
+                )
             for job in folder.iterdir():
                 if is_job(job):
                     clear(job)

@@ -1,13 +1,13 @@
 """The command ``fedcats-store``: what the store holds, whether it is whole, and emptying it."""
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
 
 from fedcats.core.home import home
 from fedcats.core.store import Listing, Store
+from fedcats.environment import output_lost, settle
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,13 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("list", help="one line an entry, the one used longest ago first")
     commands.add_parser("verify", help="check every entry's checksum; drop the damaged ones")
     commands.add_parser("clear", help="drop all entries but those that a running run needs")
+    settle()
     command = parser.parse_args(arguments).command
     store = Store(home() / "store")
-    try:
-        return {"list": _list, "verify": _verify, "clear": _clear}[command](store)
-    except BrokenPipeError:  # `fedcats-store list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    code = {"list": _list, "verify": _verify, "clear": _clear}[command](store)
+    sys.stdout.flush()
+    return 1 if output_lost() else code
 
 
 def _list(store: Store) -> int:
