@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fedcats import early, paths
 from fedcats.config import HELD_OUT, compose_config, conf_dir, hydra_error, load
 from fedcats.core.errors import RunError, UserError
-from fedcats.environment import fail, settle
+from fedcats.environment import disk_error, fail, settle
 from fedcats.sweep import report_unfinished
 
 MAX_CHECKED_JOBS = 1000
@@ -65,10 +65,11 @@ def job(raw: DictConfig) -> float | None:
             from fedcats.experiment import run
 
             results = run(raw, folder)
-    except (UserError, RunError) as error:
+    except (UserError, RunError, OSError) as caught:
+        error = disk_error(caught) if isinstance(caught, OSError) else caught
         if sweep:  # the other jobs go on; Hydra raises it when they are done
             print(f"fedcats: job {hydra_config.job.num}: {error}", file=sys.stderr)
-            raise
+            raise error from None
         fail(str(error), error.exit_code)  # Hydra would print more than the one line
     name = raw.strategy.rules[0] if raw.mode != "centralized" else "centralized"
     model = results["models"].get(name, {})
@@ -97,7 +98,7 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         fail(hydra_error(error), UserError.exit_code)
     except OSError as error:  # such as a disk that is full when Hydra writes what was composed
-        fail(f"{error.filename or 'a file'}: {error.strerror or error}", RunError.exit_code)
+        fail(str(disk_error(error)), RunError.exit_code)
     except KeyboardInterrupt:
         fail("interrupted; finished work is kept, the same command goes on from there", 130)
 

@@ -603,6 +603,9 @@ def hydra_error(error: Exception) -> str:
     if "is not in struct" in str(error) or "Could not override" in lines[0]:
         what = lines[0].removeprefix("Could not override ").split(".\n")[0].rstrip(".")
         return f"{what.strip(chr(39))}: no such key; see fedcats --cfg job for all keys"
+    if lines and lines[0].startswith("Ambiguous value"):
+        given = lines[0].removeprefix("Ambiguous value for argument ").strip("'")
+        return f"{given}: several values; -m runs each of them, [..] makes a list, '..' one value"
     return lines[0] if lines else type(error).__name__
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from fedcats.config import Config, PhotoData, compose_config, load
 from fedcats.core.data import AuditReport, Dataset, contact_sheet
 from fedcats.core.errors import RunError, UserError
-from fedcats.environment import output_lost, settle
+from fedcats.environment import disk_error, output_lost, settle
 from fedcats.paths import needed
 
 COMMANDS = {
@@ -43,15 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show(config, Path(needed("--out", chosen.out)))
         else:
             check(config, findings=chosen.command == "check")
-    except (UserError, RunError) as error:
+    except (UserError, RunError, OSError) as caught:
+        error = disk_error(caught) if isinstance(caught, OSError) else caught
         print(f"fedcats-data: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("fedcats-data: interrupted", file=sys.stderr)
         return 130
-    except OSError as error:
-        print(f"fedcats-data: {error.filename}: {error.strerror}", file=sys.stderr)
-        return RunError.exit_code
     sys.stdout.flush()
     return RunError.exit_code if output_lost() else 0
 

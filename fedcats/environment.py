@@ -1,7 +1,6 @@
 """What every command settles first: its standard streams, UTF-8, and where imports come from."""
 
 import codecs
-import contextlib
 import errno
 import io
 import os
@@ -11,6 +10,9 @@ import unicodedata
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
+from fedcats.core.errors import RunError
+from fedcats.core.home import home
+
 _PLAIN = {"−": "-", "–": "-", "…": "...", "·": ".", "Δ": "D", "β": "b"}
 _lost: list[OSError] = []
 
@@ -19,10 +21,10 @@ def settle() -> None:
     """Make ready for any terminal, locale and working folder; of no effect the second time."""
     _occupy_standard_descriptors()
     _use_utf8()
-    _import_working_folder_last()
     codecs.register_error("fedcats", _replace)
     sys.stdout = _forgiving(sys.stdout, sys.__stdout__, 1)
     sys.stderr = _forgiving(sys.stderr, sys.__stderr__, 2)
+    _import_working_folder_last()
 
 
 def import_path() -> str:
@@ -38,6 +40,13 @@ def import_path() -> str:
 def output_lost() -> bool:
     """Whether standard output could not be written; that its reader has left does not count."""
     return bool(_lost)
+
+
+def disk_error(error: OSError) -> RunError:
+    """What the system says of a file, in one line that names it."""
+    path = str(error.filename or "")
+    where = "FEDCATS_HOME: " if Path(path).is_relative_to(home()) else ""
+    return RunError(f"{where}{path}: {error.strerror}" if path else str(error))
 
 
 def fail(message: str, code: int, program: str = "fedcats") -> NoReturn:
@@ -59,9 +68,12 @@ def _occupy_standard_descriptors() -> None:
 def _import_working_folder_last() -> None:
     """It may hold a ``random.py``; ``python -m`` puts it first. Processes started do without it."""
     os.environ["PYTHONSAFEPATH"] = "1"
-    with contextlib.suppress(OSError):  # that folder may be gone
-        if sys.path[:1] in ([""], [str(Path.cwd())]):
-            sys.path.append(sys.path.pop(0))
+    try:
+        here = str(Path.cwd())
+    except OSError:  # nothing works then, not even the import of PyTorch
+        fail("the working folder does not exist any more", RunError.exit_code)
+    if sys.path[:1] in ([""], [here]):
+        sys.path.append(sys.path.pop(0))
 
 
 def _use_utf8() -> None:

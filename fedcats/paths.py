@@ -55,6 +55,8 @@ def read(override: str) -> str:
     start, key, raw = match.groups()
     value, understood = _parse(override)
     text = value.text if isinstance(value, QuotedString) else value
+    if value is None and understood and key.startswith("hydra."):
+        text = ""
     if isinstance(text, str):
         needed(key, text)
         if text == raw and "${" not in raw:

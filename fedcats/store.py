@@ -5,9 +5,10 @@ import sys
 import time
 from collections.abc import Sequence
 
+from fedcats.core.errors import RunError
 from fedcats.core.home import home
 from fedcats.core.store import Listing, Store
-from fedcats.environment import output_lost, settle
+from fedcats.environment import disk_error, fail, output_lost, settle
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,8 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("clear", help="drop all entries but those that a running run needs")
     settle()
     command = parser.parse_args(arguments).command
-    store = Store(home() / "store")
-    code = {"list": _list, "verify": _verify, "clear": _clear}[command](store)
+    try:
+        store = Store(home() / "store")
+        code = {"list": _list, "verify": _verify, "clear": _clear}[command](store)
+    except OSError as error:
+        fail(str(disk_error(error)), RunError.exit_code, "fedcats-store")
     sys.stdout.flush()
     return 1 if output_lost() else code
 
