@@ -490,7 +490,7 @@ def _load_group(schema: type, node: DictConfig, where: str) -> Any:
             for name, value in plain.items():
                 key = where + "." + str(name)
                 if key in paths.KEYS and isinstance(value, str):
-                    plain[name] = paths.needed(key, value)
+                    plain[name] = paths.literal(paths.needed(key, value))  # resolved by now
         typed = OmegaConf.merge(OmegaConf.structured(schema), plain)
         result = OmegaConf.to_object(typed)
     except OmegaConfBaseException as error:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 from fedcats.core.errors import RunError
-from fedcats.core.home import home
 
 _PLAIN = {"−": "-", "–": "-", "…": "...", "·": ".", "Δ": "D", "β": "b"}
 _lost: list[OSError] = []
@@ -44,6 +43,8 @@ def output_lost() -> bool:
 
 def disk_error(error: OSError) -> RunError:
     """What the system says of a file, in one line that names it."""
+    from fedcats.core.home import home  # not before the working folder has been put aside
+
     path = str(error.filename or "")
     where = "FEDCATS_HOME: " if Path(path).is_relative_to(home()) else ""
     return RunError(f"{where}{path}: {error.strerror}" if path else str(error))
