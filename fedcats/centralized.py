@@ -1,5 +1,6 @@
 """The centralized baseline: the same update over all images, in a process beside the federation."""
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +23,8 @@ class Baseline:
         self._store = store
         self._process = early.update_process(store.root, events)
         assert self._process.stdin is not None
-        self._process.stdin.write(task.to_json())
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
+            stdin.write(task.to_json())  # to one that died early; `result` has its last words
         self._process.stdin = None
 
     def __enter__(self) -> "Baseline":

@@ -5,9 +5,9 @@ Heavy imports wait until a job starts, so that ``--help`` is quick.
 
 import itertools
 import os
+import re
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -20,9 +20,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fedcats import early
+from fedcats import early, paths
 from fedcats.config import HELD_OUT, compose_config, conf_dir, hydra_error, load
 from fedcats.core.errors import RunError, UserError
+from fedcats.environment import disk_error, fail, settle
 from fedcats.sweep import report_unfinished
 
 MAX_CHECKED_JOBS = 1000
@@ -44,6 +45,9 @@ def job(raw: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     sweep = hydra_config.mode == RunMode.MULTIRUN
+    settle()  # in a launcher's process of its own
+    # Whatever hydra.job.chdir says: relative paths mean where the command was given.
+    os.chdir(hydra_config.runtime.cwd)
     try:
         config = load(raw)
         if sweep and not config.held_out and not _is_basic(hydra_config.sweeper):
@@ -61,11 +65,12 @@ def job(raw: DictConfig) -> float | None:
             from fedcats.experiment import run
 
             results = run(raw, folder)
-    except (UserError, RunError) as error:
+    except (UserError, RunError, OSError) as caught:
+        error = disk_error(caught) if isinstance(caught, OSError) else caught
         if sweep:  # the other jobs go on; Hydra raises it when they are done
             print(f"fedcats: job {hydra_config.job.num}: {error}", file=sys.stderr)
-            raise
-        _exit(str(error), error.exit_code)  # Hydra would print more than the one line
+            raise error from None
+        fail(str(error), error.exit_code)  # Hydra would print more than the one line
     name = raw.strategy.rules[0] if raw.mode != "centralized" else "centralized"
     model = results["models"].get(name, {})
     return float(model["validation"]["accuracy"]) if "validation" in model else None
@@ -78,8 +83,10 @@ def _is_basic(sweeper: DictConfig) -> bool:
 
 def main() -> None:
     """Entry point of the console script."""
+    settle()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, not to Hydra's printer
     try:
+        sys.argv[1:] = [paths.read(argument) for argument in sys.argv[1:]]
         check(sys.argv[1:])
         try:
             job()
@@ -87,16 +94,13 @@ def main() -> None:
             report_unfinished()
             raise
     except (UserError, RunError) as error:
-        _exit(str(error), error.exit_code)
+        fail(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
-        _exit(hydra_error(error), UserError.exit_code)
+        fail(hydra_error(error), UserError.exit_code)
+    except OSError as error:  # such as a disk that is full when Hydra writes what was composed
+        fail(str(disk_error(error)), RunError.exit_code)
     except KeyboardInterrupt:
-        _exit("interrupted; finished work is kept, the same command goes on from there", 130)
-
-
-def _exit(message: str, code: int) -> NoReturn:
-    print(f"fedcats: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(code)
+        fail("interrupted; finished work is kept, the same command goes on from there", 130)
 
 
 def check(arguments: list[str]) -> None:
@@ -112,8 +116,15 @@ def check(arguments: list[str]) -> None:
     else:
         jobs = [tuple(args.overrides)]
     for overrides in jobs:
-        own = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
-        load(compose_config(own))
+        own = [o for o in overrides if not re.match(r"[+~]*hydra(?!\.searchpath)", o)]
+        load(
+            compose_config(
+                own,
+                config_name=args.config_name,
+                config_path=args.config_path,
+                config_dir=args.config_dir,
+            )
+        )
 
 
 def _choices(override: Override) -> list[str]:

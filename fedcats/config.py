@@ -7,17 +7,22 @@ file has, their types, and what is allowed.
 import itertools
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import compose, version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_automatic_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from fedcats import paths
 from fedcats.core.errors import UserError
 from fedcats.core.names import ATTACKS, FOLDS, ROBUST, SERVER_OPTIMIZERS, STARTS
 
@@ -396,6 +401,12 @@ def load(raw: DictConfig) -> Config:
 
 def _load(raw: DictConfig) -> Config:
     values: dict[str, Any] = {}
+    known = {item.name for item in fields(Config)}
+    for key in map(str, raw):
+        if key not in known:
+            raise UserError(f"{key}: no such key; see fedcats --cfg job for all keys")
+    if lacking := sorted(known - {*map(str, raw)}):  # with a --config-name of the user's own
+        raise UserError(f"{lacking[0]}: not in the configuration")
     for item in fields(Config):
         node = raw[item.name]
         if item.name in _GROUPS:
@@ -480,6 +491,11 @@ def _check_attack(config: Config, shards: int | None) -> None:
 def _load_group(schema: type, node: DictConfig, where: str) -> Any:
     try:
         plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+        if isinstance(plain, dict):
+            for name, value in plain.items():
+                key = where + "." + str(name)
+                if key in paths.KEYS and isinstance(value, str):
+                    plain[name] = paths.literal(paths.needed(key, value))  # resolved by now
         typed = OmegaConf.merge(OmegaConf.structured(schema), plain)
         result = OmegaConf.to_object(typed)
     except OmegaConfBaseException as error:
@@ -537,20 +553,47 @@ def _one_line(error: Exception, where: str) -> str:
     return f"{key}: {text}"
 
 
-def compose_config(overrides: list[str]) -> DictConfig:
+def compose_config(
+    overrides: list[str],
+    *,
+    config_name: str | None = None,
+    config_path: str | None = None,
+    config_dir: str | None = None,
+) -> DictConfig:
     """Compose as the command line does: for ``flwr run``, notebooks and tests.
+
+    Parameters
+    ----------
+    overrides
+        As on the command line, ``hydra.searchpath=[..]`` among them.
+    config_name, config_path, config_dir
+        Hydra's flags of these names.
 
     Raises
     ------
     UserError
         For unknown groups, options and keys, in one line.
     """
+    overrides = [paths.read(override) for override in overrides]
     GlobalHydra.instance().clear()
+    version.setbase("1.3")
+    search = create_automatic_config_search_path(__file__, None, config_path or str(conf_dir()))
+    if config_dir is not None:
+        if not Path(config_dir).is_dir():
+            raise UserError(f"--config-dir {config_dir}: not a folder")
+        folder = f"file://{Path(config_dir).absolute()}"
+        search.prepend("command-line", folder, SearchPathQuery(provider="schema"))
     try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-            return compose("config", overrides=overrides)
+        Hydra.create_main_hydra2(task_name="fedcats", config_search_path=search)
+        with warnings.catch_warnings():  # of hydra.searchpath
+            warnings.filterwarnings("error", ".* is not available", UserWarning)
+            return compose(config_name or "config", overrides=overrides)
+    except UserWarning as warning:
+        raise UserError(f"hydra.searchpath: {warning}") from warning
     except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(hydra_error(error)) from error
+    finally:
+        GlobalHydra.instance().clear()
 
 
 def hydra_error(error: Exception) -> str:
@@ -565,6 +608,9 @@ def hydra_error(error: Exception) -> str:
     if "is not in struct" in str(error) or "Could not override" in lines[0]:
         what = lines[0].removeprefix("Could not override ").split(".\n")[0].rstrip(".")
         return f"{what.strip(chr(39))}: no such key; see fedcats --cfg job for all keys"
+    if lines and lines[0].startswith("Ambiguous value"):
+        given = lines[0].removeprefix("Ambiguous value for argument ").strip("'")
+        return f"{given}: several values; -m runs each of them, [..] makes a list, '..' one value"
     return lines[0] if lines else type(error).__name__
 
 

@@ -11,6 +11,8 @@ from fedcats.config import Config, PhotoData, compose_config, load
 from fedcats.core.data import AuditReport, Dataset, contact_sheet
 from fedcats.core.data.files import shown
 from fedcats.core.errors import RunError, UserError
+from fedcats.environment import disk_error, output_lost, settle
+from fedcats.paths import needed
 
 COMMANDS = {
     "prepare": "download and decode into FEDCATS_HOME, so that runs find it there",
@@ -22,6 +24,7 @@ LARGEST_SHEET = 400  # images; the first ones of a larger shard
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; 0, or the exit code of the error that is printed in one line."""
+    settle()
     parser = argparse.ArgumentParser(
         prog="fedcats-data",
         description="Decode a data set, check its files, look at who gets what.",
@@ -32,23 +35,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("overrides", nargs="*", help="as after fedcats")
         if name == "show":
-            command.add_argument(
-                "--out", type=Path, default=Path("shards"), help="folder to write to (shards)"
-            )
+            command.add_argument("--out", default="shards", help="folder to write to (shards)")
     chosen = parser.parse_args(arguments)
     try:
         config = load(compose_config(chosen.overrides))
         if chosen.command == "show":
-            show(config, chosen.out)
+            show(config, Path(needed("--out", chosen.out)))
         else:
             check(config, findings=chosen.command == "check")
-    except (UserError, RunError) as error:
+    except (UserError, RunError, OSError) as caught:
+        error = disk_error(caught) if isinstance(caught, OSError) else caught
         print(f"fedcats-data: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("fedcats-data: interrupted", file=sys.stderr)
         return 130
-    return 0
+    sys.stdout.flush()
+    return RunError.exit_code if output_lost() else 0
 
 
 def check(config: Config, *, findings: bool) -> Dataset:

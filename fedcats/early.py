@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fedcats.config import Config
 from fedcats.core.home import home
+from fedcats.environment import import_path
 
 _waiting: dict[tuple[Path, Path], subprocess.Popen[str]] = {}
 
@@ -59,15 +60,18 @@ def update_process(store: Path, events: Path) -> subprocess.Popen[str]:
 
 
 def _start_process(store: Path, events: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "fedcats.core.update"]
+    command = [sys.executable, "-P", "-m", "fedcats.core.update"]  # nothing of the working folder
     command += [str(store), str(events), str(os.getpid())]
-    # This very package, whichever one is installed: `flwr run` brings its own copy.
-    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
         command,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        env={
+            **os.environ,
+            "PYTHONPATH": import_path(),
+            "PYTHONIOENCODING": "utf-8:backslashreplace",
+        },
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
     )

@@ -78,6 +78,7 @@ from fedcats.federated.runner import (
 from fedcats.federated.sites import Site, find_sites
 from fedcats.federated.strategy import InOrderGrid, Merged, MergeStrategy, Plan, merge_order
 from fedcats.federated.transport import ByReference, OnTheWire, Transport, wait_for_nodes
+from fedcats.folders import claimed
 from fedcats.grid import (
     Candidate,
     Parts,
@@ -315,12 +316,16 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, An
     UserError, RunError
         With one line that says what to do. What was trained until then stays in the store.
     """
-    started = time.perf_counter()
     config = load(raw)
     if config.runner.name == "flwr" and grid is None:
         raise UserError("runner=flwr: from the command line only; allowed here are ray, local")
     folder = folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    with claimed(folder, alone=config.runner.name != "flwr"):  # there the submitter has it
+        return _run(config, raw, folder, grid)
+
+
+def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> dict[str, Any]:
+    started = time.perf_counter()
     seconds: dict[str, float] = {}
     with Progress() as progress, _store(config, folder) as store:
         with _clock(seconds, "data"):

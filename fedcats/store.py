@@ -1,7 +1,6 @@
 """The command ``fedcats-store``: what is kept for later runs, whether it is whole, emptying it."""
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from fedcats.core.data.upkeep import Decoded
 from fedcats.core.errors import RunError
 from fedcats.core.home import home
 from fedcats.core.store import Listing, Store
+from fedcats.environment import disk_error, fail, output_lost, settle
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,18 +26,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("verify", help="check trainings and images; drop the damaged ones")
     clear = commands.add_parser("clear", help="drop all but what a running run needs")
     clear.add_argument("--images", action="store_true", help="only the decoded images")
+    settle()
     chosen = parser.parse_args(arguments)
     try:
         store, images = Store(home() / "store"), home() / "data"
         if chosen.command == "clear":
-            return _clear(store, images, only_images=chosen.images)
-        return {"list": _list, "verify": _verify}[chosen.command](store, images)
+            code = _clear(store, images, only_images=chosen.images)
+        else:
+            code = {"list": _list, "verify": _verify}[chosen.command](store, images)
     except RunError as error:
-        print(f"fedcats-store: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # `fedcats-store list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        fail(str(error), error.exit_code, "fedcats-store")
+    except OSError as error:
+        fail(str(disk_error(error)), RunError.exit_code, "fedcats-store")
+    sys.stdout.flush()
+    return 1 if output_lost() else code
 
 
 def _list(store: Store, images: Path) -> int:

@@ -10,6 +10,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from fedcats.core.errors import UserError
+from fedcats.folders import is_job
 
 
 class SweepReport(Callback):
@@ -38,6 +39,11 @@ def report_unfinished() -> None:
     if folder is not None and (jobs := read_jobs(folder)):
         from fedcats.report import print_sweep, sweep_rows, view, write_sweep_report
 
+        if len({len(results["data"]["classes"]) for _, results in jobs.values()}) > 1:
+            jobs = {
+                name: ({**parameters, "classes": str(len(results["data"]["classes"]))}, results)
+                for name, (parameters, results) in jobs.items()
+            }
         rows = sweep_rows((parameters, results) for parameters, results in jobs.values())
         results = [results for _, results in jobs.values()]
         warnings = list(dict.fromkeys(line for one in results for line in view.warnings(one)))
@@ -58,6 +64,8 @@ def read_jobs(folder: Path) -> dict[str, tuple[Mapping[str, Any], dict[str, Any]
     """
     jobs: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {}
     for path in sorted(folder.glob("*/results.json"), key=_number):
+        if not is_job(path.parent):
+            continue  # a run of its own
         try:
             results = json.loads(path.read_text(encoding="utf-8"))
             overrides = OmegaConf.load(path.parent / ".hydra" / "overrides.yaml")

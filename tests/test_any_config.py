@@ -1,13 +1,23 @@
-"""A thousand random configurations: each is accepted, or refused in one line."""
+"""A thousand random configurations: each is accepted, or refused in one line.
 
+So is each random command, in any environment: ``FEDCATS_COMMANDS=1000 pytest -k command`` tries
+more of them. What such a command would train is left out.
+"""
+
+import io
+import os
 import random
+import sys
+import traceback
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from fedcats import cli, early, experiment
 from fedcats.config import Config, compose_config, conf_dir, load
 from fedcats.core.errors import UserError
 from fedcats.core.robust import Robust
@@ -105,3 +115,95 @@ def test_none_of_a_thousand_ends_in_a_traceback(seed: int) -> None:
         except Exception as error:
             raise AssertionError(f"{overrides}: {type(error).__name__}: {error}") from error
     assert min(outcomes.values()) >= 5, outcomes
+
+
+VARIABLES = [
+    {}, {"COLUMNS": "20"}, {"TERM": "dumb", "NO_COLOR": "1"}, {"FORCE_COLOR": "1"}, {"PATH": ""},
+    {"TMPDIR": "/does/not/exist"}, {"FEDCATS_HOME": ""}, {"FEDCATS_HOME": "~/x"}, {"HOME": ""},
+    {"FEDCATS_HOME": "/dev/null"}, {"OMP_NUM_THREADS": "0"}, {"CUDA_VISIBLE_DEVICES": ""},
+]  # fmt: skip
+PATHS = [
+    *("My Photos (1)", "a,b", "x=y", "${x}", "~/x", "", "caf\udce9", "'", "猫", "back\\", "{", " "),
+    *("/proc/x", "/dev/null", "x" * 300, "${oc.env:HOME}", "${now:%Y}", "~", "null", "[1,2]"),
+]
+STREAMS = ["file", "full", "closed", "left"]
+
+
+def draw_command(chance: random.Random, keys: list[str]) -> list[str]:
+    """A configuration, here and there a path of any kind, and in one of four a sweep."""
+    overrides = [one for one in draw(chance, keys) if "runner" not in one]  # starts a SuperLink
+    for key in ("data.root", "model.weights", "hydra.run.dir", "hydra.sweep.dir"):
+        if chance.random() < 0.15:
+            overrides.append(f"{key}={chance.choice(PATHS)}")
+    if chance.random() < 0.25:
+        overrides += ["-m", chance.choice(["seed=1,2", "strategy.beta=0.1,2", "data.root=a,b"])]
+        overrides[0], overrides[-2] = overrides[-2], overrides[0]
+    if chance.random() < 0.1:
+        overrides.append(chance.choice(["hydra.job.chdir=true", "+betta=1", "--cfg=job", "--help"]))
+    return overrides
+
+
+def stream(kind: str, descriptor: int, encoding: str) -> io.TextIOWrapper | None:
+    """Make the descriptor something that cannot, or may not, be written."""
+    reader, writer = os.pipe()
+    path = {"file": "said", "full": "/dev/full"}.get(kind)
+    if path:
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    elif kind == "left":
+        os.dup2(writer, descriptor)
+    else:
+        os.close(descriptor)
+    os.close(reader)
+    os.close(writer)
+    return None if kind == "closed" else open(descriptor, "w", encoding=encoding, closefd=False)
+
+
+def finish(chance: random.Random, arguments: list[str]) -> int:
+    """In a process of its own: the command; its exit code, or 99 and a file with the traceback."""
+    os.environ.update(chance.choice(VARIABLES))
+    encoding = chance.choice(["utf-8", "ascii", "latin-1", "cp1252"])
+    sys.stdout = sys.__stdout__ = stream(chance.choice(STREAMS), 1, encoding)  # type: ignore
+    sys.stderr = sys.__stderr__ = stream(chance.choice(STREAMS), 2, encoding)  # type: ignore
+    sys.argv = ["fedcats", *arguments]
+
+    def run(raw: object, folder: Path) -> dict[str, object]:
+        print(f"Käse − 猫 \udcff {folder}")
+        return {"models": {}}
+
+    early.start = experiment.run = run  # type: ignore
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        Path("trace").write_text(f"{arguments} {traceback.format_exc()}", errors="replace")
+        return 99
+    for one in (sys.stdout, sys.stderr):
+        one.flush()
+    return code
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_no_command_ends_in_a_traceback_whatever_the_environment(
+    part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = random.Random(f"command {part}")
+    keys = all_keys()
+    monkeypatch.chdir(tmp_path)
+    codes = []
+    for _ in range(int(os.environ.get("FEDCATS_COMMANDS", "40")) // 4):
+        arguments = draw_command(chance, keys)
+        child = os.fork()
+        if not child:
+            code = 98
+            try:
+                code = finish(chance, ["runner=local", *arguments])
+            finally:
+                os._exit(code)
+        chance.random()
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        assert codes[-1] in (0, 1, 2), (arguments, Path("trace").read_text()[-2000:])
+        said = Path("said").read_text(errors="replace") if Path("said").exists() else ""
+        assert "Traceback" not in said, arguments
+    assert {0, 2} <= {*codes}

@@ -7,5 +7,6 @@ import platformdirs
 
 
 def home() -> Path:
-    """Return ``FEDCATS_HOME``, else the user's cache folder."""
-    return Path(os.environ.get("FEDCATS_HOME") or platformdirs.user_cache_dir("fedcats")).absolute()
+    """Return ``FEDCATS_HOME``, else the user's cache folder; ``~`` is the user's home folder."""
+    path = os.environ.get("FEDCATS_HOME") or platformdirs.user_cache_dir("fedcats")
+    return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111  (see `fedcats.paths.expand`)

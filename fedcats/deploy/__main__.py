@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from fedcats.core.errors import RunError, UserError
+from fedcats.environment import settle
 
 _PREPARED = """\
 {folder} is ready for {nodes} sites:
@@ -20,6 +21,7 @@ and the control machine only (firewall, VPN or proxy)."""
 
 def main() -> int:
     """Parse, do, report; exit code 2 for a user's mistake, 1 for a failure."""
+    settle()
     parser = argparse.ArgumentParser(prog="python -m fedcats.deploy", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser("prepare", help="write certificates, keys and start scripts")

@@ -8,9 +8,10 @@ import contextlib
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
+
+from fedcats.environment import import_path
 
 MARK = "FEDCATS_REHEARSAL"
 """The variable that all processes of a rehearsal have in their environment."""
@@ -28,10 +29,10 @@ def members(mark: str) -> list[psutil.Process]:
 
 def watch(mark: str) -> subprocess.Popen[bytes]:
     """Start a guard over the processes with that mark; ``communicate()`` lets it end them now."""
+    environment = {**os.environ, "PYTHONPATH": import_path()}
     return subprocess.Popen(
-        [sys.executable, "-m", "fedcats.deploy.guard", mark],
-        env={name: value for name, value in os.environ.items() if name != MARK},
-        cwd=Path(__file__).parents[2],
+        [sys.executable, "-P", "-m", "fedcats.deploy.guard", mark],
+        env={name: value for name, value in environment.items() if name != MARK},
         stdin=subprocess.PIPE,
         start_new_session=True,  # an interrupt is not for it
     )

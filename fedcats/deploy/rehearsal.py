@@ -174,6 +174,7 @@ class Loopback:
             **os.environ,
             "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]),
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "PYTHONSAFEPATH": "1",
             guard.MARK: self._mark,
             **more,
         }

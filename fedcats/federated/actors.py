@@ -2,7 +2,10 @@
 
 import functools
 import os
+import re
+import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -12,7 +15,11 @@ from typing import Any
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
+from fedcats.core.errors import RunError
+
 _END_SECONDS = 10.0
+_LONGEST = 37  # bytes: with what Ray appends, a socket's name must not exceed 107
+_ROOM = 50 * 10**6  # bytes, for Ray's logs
 
 _backends: list[Any] = []  # those that run: one, or none
 
@@ -67,8 +74,9 @@ def use_own_parts() -> None:
             # Without an address Ray would join any cluster that was started on this machine.
             arguments = {"address": "local", **backend_config[self.init_args_key]}
             if arguments["address"] == "local":
+                arguments.setdefault("_temp_dir", temporary_folder())
                 # By the environment: given to Ray, as Flower does, every worker starts twice.
-                os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+                os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
                 ray.init(**{"include_dashboard": False, **arguments})
             super().init_ray(backend_config)
 
@@ -103,6 +111,32 @@ def use_own_parts() -> None:
             return list(self.pool._future_to_actor.values() if busy else self.pool.pool)
 
     raybackend.RayBackend = Backend  # type: ignore[misc]
+
+
+def temporary_folder() -> str:
+    """Where Ray keeps its sockets and logs: as it would itself, or where that does not work, near.
+
+    Raises
+    ------
+    RunError
+        When there is no folder for them.
+    """
+    asked = filter(None, map(os.environ.get, ("RAY_TMPDIR", "TMPDIR")))
+    places = [os.path.abspath(place) for place in (*asked, "/tmp", "/var/tmp", "/dev/shm")]  # noqa: PTH100
+    for place in places:
+        if len(place) <= _LONGEST and re.fullmatch(r"[\w./+-]+", place, re.ASCII):
+            folder = f"{place}/ray"
+            try:
+                with tempfile.TemporaryFile(dir=folder if os.path.isdir(folder) else place):  # noqa: PTH112
+                    if shutil.disk_usage(place).free >= _ROOM:
+                        return folder
+            except OSError:
+                continue
+    raise RunError(
+        "runner=ray: Ray's sockets and logs need a folder that can be written, with "
+        f"{_ROOM / 1e6:g} MB free and a name of at most {_LONGEST} plain letters; none of "
+        f"{', '.join(dict.fromkeys(places))} is; name one with TMPDIR, or use runner=local"
+    )
 
 
 def _import_client(actor: object) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from fedcats import paths
 from fedcats.config import load
 from fedcats.core.errors import RunError, UserError
 from fedcats.core.home import home
@@ -142,13 +143,16 @@ def run_on_superlink(raw: DictConfig, overrides: Sequence[str], folder: Path) ->
 
 def _absolute_paths(raw: DictConfig) -> list[str]:
     """Overrides that replace relative paths: the SuperLink was started elsewhere."""
-    paths = {}
-    if raw.data.get("root"):
-        paths["data.root"] = raw.data.root
-    if str(raw.model.weights).endswith((".safetensors", ".pth")):
-        paths["model.weights"] = raw.model.weights
-    quoted = {key: str(Path(path).absolute()).replace("'", "\\'") for key, path in paths.items()}
-    return [f"{key}='{path}'" for key, path in quoted.items()]
+    config = load(raw)
+    found = {}
+    if root := getattr(config.data, "root", None):
+        found["data.root"] = root
+    if (repo := getattr(config.data, "repo", None)) and Path(repo).exists():
+        found["data.repo"] = repo
+    if config.model.weights.endswith((".safetensors", ".pth")):
+        found["model.weights"] = config.model.weights
+    absolute = {key: paths.literal(str(Path(path).absolute())) for key, path in found.items()}
+    return [f"{key}={paths.quote(path)}" for key, path in absolute.items()]
 
 
 def submit(
@@ -187,8 +191,14 @@ def submit(
     }
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.toml"
-        # A JSON string is a TOML string too.
-        file.write_text("".join(f"{key} = {json.dumps(text)}\n" for key, text in settings.items()))
+        # A JSON string is a TOML string too, but for its surrogates.
+        lines = [f"{k} = {json.dumps(text, ensure_ascii=False)}\n" for k, text in settings.items()]
+        try:
+            file.write_text("".join(lines), encoding="utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"runner=flwr: {settings['overrides']}: Flower takes UTF-8 only"
+            ) from error
         command = ["run", str(app_folder()), link, "--format", "json", "--run-config", str(file)]
         if supernodes is not None:
             resources = f"num-supernodes={supernodes} client-resources-num-cpus=1"
@@ -216,7 +226,8 @@ def follow(
             env=_environment(environment),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
         )
         assert log.stdout is not None
         try:
@@ -258,6 +269,8 @@ def _environment(more: Mapping[str, str] | None) -> dict[str, str]:
         **os.environ,
         "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "PYTHONSAFEPATH": "1",  # of the SuperLink too: nothing of the working folder is imported
+        "PYTHONUTF8": "1",
         **(more or {}),
     }
 
@@ -268,7 +281,8 @@ def _flwr(arguments: list[str], environment: Mapping[str, str] | None) -> dict[s
         [*_command(), *arguments],
         env=_environment(environment),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     start = done.stdout.find("{")

@@ -73,7 +73,7 @@ def check_cluster(address: str, paths: Sequence[Path]) -> None:
                 address,
                 log_to_driver=False,
                 logging_level=logging.CRITICAL,
-                runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
+                runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
             )
             everyone: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
             nodes = [n for n in everyone if n["Alive"] and n["Resources"].get("CPU", 0) >= 1]
@@ -172,7 +172,11 @@ def run_on_ray(
             run_simulation(server_app, client_app, num_clients, backend_config=backend)
         except Exception as error:
             if not raised:
-                raise RunError(f"the simulation failed: {error}") from error
+                cause = error.__cause__ or error  # Flower's own words say nothing
+                if isinstance(cause, RunError):
+                    raise cause from None
+                what = str(cause).strip() or type(cause).__name__
+                raise RunError(f"the simulation failed: {what}") from error
         finally:
             over.set()
             if ray.is_initialized():

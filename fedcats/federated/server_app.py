@@ -24,6 +24,7 @@ from fedcats.core.home import home
 from fedcats.experiment import run
 from fedcats.federated.environment import refuse_foreign
 from fedcats.federated.runner import watched
+from fedcats.paths import expand
 
 app = ServerApp()
 
@@ -113,7 +114,7 @@ def configuration(settings: Mapping[str, str], *, simulated: bool) -> DictConfig
 
 
 def _absolute(key: str, path: object) -> None:
-    if not Path(str(path)).expanduser().is_absolute():
+    if not Path(expand(str(path))).is_absolute():
         raise UserError(
             f"{key}={path}: a relative path; the SuperLink may have been started elsewhere, so it "
             f"must be absolute: {key}=/path/to/{Path(str(path)).name}"

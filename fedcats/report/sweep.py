@@ -29,6 +29,7 @@ Row = Mapping[str, Any]
 MEASURES = ("accuracy", "precision", "recall", "f1", "loss")
 FIXED = ("job", "model", *MEASURES, "n", "validation")
 REFERENCES = ("centralized", "best_submodel")
+DATA_SETS = ("data", "data.root", "data.repo", "classes")  # scores compare within one only
 _PANELS = 4  # more groups than this share one panel
 _ROWS = 40  # no heat map and no dot plot with more rows
 
@@ -188,6 +189,17 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 def sweep_verdict(rows: Sequence[Row]) -> list[str]:
     """Say which merged model did best, beside the centralized one and the best sub-model."""
+    apart = [name for name in DATA_SETS if len(_values(rows, name)) > 1]
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(name) for name in apart), []).append(row)
+    if len(groups) > 1:
+        names = [_short(name) for name in apart]
+        return [
+            f"With {', '.join(f'{n} {_text(v)}' for n, v in zip(names, key, strict=True))}: "
+            + " ".join(sweep_verdict(group))
+            for key, group in groups.items()
+        ]
     models = _merged(rows)
     if not models:
         return ["This sweep merged nothing."]

@@ -1,0 +1,189 @@
+"""The folder of a run, or of a sweep: one command at a time, and nothing of an earlier one."""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from fedcats.config import CHOSEN, RULES, hydra_error
+from fedcats.core.errors import RunError, UserError
+from fedcats.environment import fail
+from fedcats.paths import literal, needed, quote
+
+_held: dict[Path, int] = {}
+
+# Exactly what a run writes: a folder may hold the user's own files too.
+_RULE = rf"(?:{'|'.join([*RULES, *CHOSEN, 'ensemble'])})(?:-[\w.-]+)?"
+_MODEL = rf"(?:centralized|submodel-\d+|{_RULE})"
+_FIGURE = (
+    "scores|difference|confusion|confusion_submodels|loss|weights|who-has-what|by-client|rounds|"
+    "sweep|heat|dots"
+)
+_OWN = re.compile(
+    r"results\.json|results\.\d+\.tmp|progress\.jsonl|history\.csv|shards\.csv|report\.html|"
+    rf"sweep\.csv|sweep\.html|figures/(?:{_FIGURE})\.(?:png|svg)|"
+    rf"predictions/{_MODEL}\.csv|models/{_MODEL}\.(?:safetensors|json)"
+)
+_PARTS = ("figures", "predictions", "models")
+_HYDRA = ("config.yaml", "hydra.yaml", "overrides.yaml")
+
+
+class Folders(Callback):
+    """Fixes where a command writes before Hydra makes the first folder."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Of a single run."""
+        with _one_line(config):
+            _fix(config, "run")
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Of a sweep, whose jobs compose their configuration again."""
+        with _one_line(config):
+            folder = _fix(config, "sweep")
+            with read_write(config.hydra.overrides):
+                config.hydra.overrides.hydra.append(
+                    f"hydra.sweep.dir={quote(literal(str(folder)))}"
+                )
+            for job in folder.iterdir():
+                if is_job(job):
+                    clear(job)
+                    for name in _HYDRA:
+                        (job / ".hydra" / name).unlink(missing_ok=True)
+                    _remove_empty(job / ".hydra", job)
+            if (folder / "multirun.yaml").is_file():
+                _clear(folder)
+
+
+@contextlib.contextmanager
+def _one_line(config: DictConfig) -> Iterator[None]:
+    """End the process on errors, which Hydra would make warnings of."""
+    HydraConfig.instance().set_config(config)  # for ${hydra:..}
+    try:
+        yield
+    except (UserError, RunError) as error:
+        fail(str(error), error.exit_code)
+    except OmegaConfBaseException as error:
+        fail(hydra_error(error), UserError.exit_code)
+
+
+def _fix(config: DictConfig, kind: str) -> Path:
+    """Make, hold and name by its absolute path ``hydra.run.dir`` or ``hydra.sweep.dir``."""
+    key, node = f"hydra.{kind}.dir", config.hydra[kind]
+    folder = Path(needed(key, node.dir or "")).absolute()
+    with read_write(node):
+        node.dir = literal(str(folder))
+    make(folder, key)
+    hold(folder, key)
+    return folder
+
+
+def make(folder: Path, key: str = "hydra.run.dir") -> None:
+    """Make the folder, and see that files can be written there; RunError otherwise."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RunError(f"{key}={folder}: cannot be written: {error.strerror}") from error
+
+
+def hold(folder: Path, key: str = "hydra.run.dir") -> None:
+    """Keep other processes out until this one ends, or `_release`; UserError when one is there."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise UserError(
+            f"{key}={folder}: another run writes there; wait for its end, or name another folder"
+        ) from error
+    except OSError:  # a file system without locks on folders
+        pass
+    _held[folder.resolve()] = descriptor
+
+
+def _release(folder: Path) -> None:
+    os.close(_held.pop(folder.resolve()))
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, *, alone: bool = True) -> Iterator[None]:
+    """Make a run's folder and empty it of an earlier run; ``alone``: keep other processes out."""
+    make(folder)
+    held = alone and folder.resolve() not in _held
+    if held:
+        hold(folder)
+    try:
+        clear(folder)
+        yield
+    finally:
+        if held:
+            _release(folder)
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier run wrote, ``results.json`` first, and nothing else.
+
+    Raises
+    ------
+    UserError
+        When there is a ``results.json`` of something else.
+    """
+    results = folder / "results.json"
+    if results.exists():
+        if not _is_ours(results):
+            raise UserError(
+                f"hydra.run.dir={folder}: holds a results.json that is not of fedcats; name "
+                "another folder"
+            )
+    elif not (folder / "progress.jsonl").exists():
+        return
+    _clear(folder)
+
+
+def _is_ours(results: Path) -> bool:
+    try:
+        found = json.loads(results.read_text(encoding="utf-8"))
+        return isinstance(found, dict) and {"schema", "config", "models"} <= set(found)
+    except (OSError, ValueError):
+        return False
+
+
+def _clear(folder: Path) -> None:
+    try:
+        (folder / "results.json").unlink(missing_ok=True)
+        for place in (folder, *(folder / part for part in _PARTS)):
+            for path in list(place.iterdir()) if place.is_dir() else []:
+                name = path.relative_to(folder).as_posix()
+                if _OWN.fullmatch(name):
+                    path.unlink()
+                elif re.fullmatch(r"\.store-\w{8}", name):  # of a run that was killed
+                    shutil.rmtree(path, ignore_errors=True)
+        _remove_empty(*(folder / part for part in _PARTS))
+    except OSError as error:
+        raise RunError(f"{error.filename}: of an earlier run, and cannot be removed") from error
+
+
+def _remove_empty(*folders: Path) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def is_job(folder: Path) -> bool:
+    """Whether a sweep made this folder for one of its jobs."""
+    try:
+        return "  mode: MULTIRUN\n" in (folder / ".hydra/hydra.yaml").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False

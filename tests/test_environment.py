@@ -1,0 +1,128 @@
+"""Terminals, locales and working folders of every kind: what was trained is reported, exit 0."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import TINY
+from PIL import Image
+
+from fedcats import early
+from fedcats.centralized import Baseline
+from fedcats.core.errors import RunError
+from fedcats.core.store import Store
+from fedcats.federated.actors import temporary_folder
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+PROGRAM = f"{sys.executable} -m fedcats.cli"
+
+
+def shell(line: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line], cwd=cwd, capture_output=True,
+        env={**os.environ, **more}, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with photos of two classes, and scripts with everyday names."""
+    folder = tmp_path_factory.mktemp("place")
+    for label, name in enumerate(("Käse", "dog")):
+        for i in range(8):
+            path = folder / "d" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (9, 9), (20 * i, 99 * label, 7)).save(path)
+    for name in ("random", "statistics", "yaml", "torch"):
+        (folder / f"{name}.py").write_text(f"raise SystemExit('my own {name}.py')\n")
+    return folder
+
+
+WHERE = ["runner=local", "data=folder", "data.root=d", "hydra.run.dir=out"]
+RUN = shlex.join(["-P", "-m", "fedcats.cli", *TINY, "save_models=false", *WHERE])
+
+
+@pytest.mark.parametrize(
+    ("line", "variables"),
+    [
+        ("{run}", ASCII),
+        ("{run} <&- >&- 2>&-", {}),
+        ("{run} >/dev/full 2>/dev/full", {}),
+        ("{run} 2>&1 | head -c 1", {"PYTHONIOENCODING": "cp1252:strict", "COLUMNS": "20"}),
+    ],
+)
+def test_a_run_never_fails_for_want_of_a_letter_or_a_reader(
+    place: Path, line: str, variables: dict[str, str]
+) -> None:
+    done = shell(line.format(run=f"{sys.executable} {RUN}"), place, **variables)
+    assert done.returncode == 0, done.stderr.decode()
+    assert "Traceback" not in done.stderr.decode()
+    assert (place / "out" / "results.json").is_file()
+    text = (place / "out" / "shards.csv").read_bytes().decode("utf-8")
+    assert "Käse" in text
+    (place / "out" / "results.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("{data} check {d} > /dev/full", 1, "standard output cannot be written"),
+        ("{data} check {d} | head -1", 0, ""),
+        ("{data} check {d} data.root=typo 2>&-", 2, ""),
+        ("{cli} --help | head -1", 0, ""),
+        ("{cli} --cfg job >&-", 0, ""),
+        ("{cli} train.lr=0 2>/dev/full", 2, ""),
+        ("mkdir x && cd x && rmdir ../x && {cli}", 1, "the working folder does not exist"),
+    ],
+)
+def test_exit_codes_stay_true(place: Path, line: str, code: int, said: str) -> None:
+    python = f"{sys.executable} -P -m fedcats"
+    text = line.format(data=f"{python}.data", cli=f"{python}.cli", d="data=folder data.root=d")
+    done = shell(text, place)
+    assert done.returncode == code, done.stderr.decode()
+    assert said in done.stderr.decode()
+    assert "Traceback" not in done.stderr.decode()
+
+
+def test_the_rehearsals_command_puts_the_working_folder_last(place: Path) -> None:
+    line = f"{sys.executable} -m fedcats.deploy prepare new --nodes 1 --address here:1"
+    assert shell(line, place).returncode == 0
+
+
+@pytest.mark.parametrize("last", ["Killed by my own random.py", "naïve \udcff"])
+def test_a_process_that_dies_early_has_the_last_word(
+    tmp_path: Path, last: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "python"
+    script.write_bytes(b"#!/bin/sh\necho '" + os.fsencode(last) + b"' >&2\nexit 3\n")
+    script.chmod(0o700)
+    monkeypatch.setattr(early.sys, "executable", str(script))
+    task = SimpleNamespace(name="centralized", to_json=lambda: "x" * 10**6)
+    with (
+        pytest.raises(RunError, match=f"centralized: {last[:3]}"),
+        Baseline(task, Store(tmp_path / "store"), tmp_path / "events") as baseline,
+    ):
+        baseline.result()
+
+
+@pytest.mark.parametrize("name", ["x" * 60, "a b", "Ünïcode", "missing", "file"])
+def test_rays_sockets_find_a_place(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = Path("/tmp") / f"fedcats-{os.getpid()}" / name
+    folder.parent.mkdir(exist_ok=True)
+    if name == "file":
+        folder.touch()
+    elif name != "missing":
+        folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    assert temporary_folder() == "/tmp/ray"
+    monkeypatch.setenv("RAY_TMPDIR", f"{folder.parent}/.")
+    assert temporary_folder() == f"{folder.parent}/ray"
+    for path in folder.parent.iterdir():
+        path.unlink() if path.is_file() else path.rmdir()
+    folder.parent.rmdir()
