@@ -268,3 +268,26 @@ def test_sources_by_name(tmp_path):
     assert photos == folder_source(tmp_path / "photos", 0.4, 3)
     with pytest.raises(UserError, match=r"data.name=nope: must be one of synthetic, folder, peti"):
         make_source("nope", seed=0, downloads=tmp_path)
+
+
+def test_a_hub_folder_by_any_path_without_strangers(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub-cache")
+    root = tmp_path / "photos"
+    for seed, path in enumerate(f"{kind}/{n}.png" for kind in ("cat", "dog") for n in range(3)):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(seed)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(root / path)
+    monkeypatch.chdir(root)
+    columns = {"image": "image", "label": "label", "train_split": "train", "test_split": None}
+    source = hub_source(".", **columns, test_fraction=0.3, seed=0)
+    assert (source.classes, source.note) == (("cat", "dog"), "photos")
+    (root / "@eaDir").mkdir()
+    (root / "@eaDir/thumb.png").write_bytes((root / "cat/0.png").read_bytes())
+    with pytest.raises(
+        UserError, match=r"data.repo=.*: @eaDir/thumb.png is no photo of a data set"
+    ):
+        hub_source(str(root), **columns, test_fraction=0.3, seed=0)
+    with pytest.raises(UserError, match=r"data\.repo=: is empty"):
+        hub_source("", **columns, test_fraction=0.3, seed=0)
