@@ -572,19 +572,23 @@ def _check_sizes(this: Run) -> None:
 
 
 def _check_step(this: Run, model: nn.Module) -> None:
-    """UserError when the model cannot take a step on the smallest batch that there will be."""
+    """UserError when the model cannot take a step on each batch that there will be."""
     train, name, side = this.config.train, this.config.model.name, this.dataset.size
 
     def smallest(size: int) -> int:
         rest = size % train.batch_size
         return rest if rest and not train.drop_last else min(size, train.batch_size)
 
+    torch.set_num_threads(this.config.runner.threads)
+    if not (why := models.refusal(model, 1, side)):
+        return  # then it takes more, too
+    if always := models.refusal(model, 2, side):
+        raise UserError(
+            f"model.name={name}: cannot be trained on images of {side} x {side}: {always}"
+        )
     who, size = min(this.trainings.items(), key=lambda item: smallest(item[1]))
-    few = min(smallest(size), 2)  # batch norm takes two as it takes more
-    if not (why := models.refusal(model, few, side)):
+    if smallest(size) > 1:
         return
-    if few == 2 or models.refusal(model, 2, side):
-        raise UserError(f"model.name={name}: cannot be trained on images of {side} x {side}: {why}")
     if size == 1:
         allowed = "allowed are partitions and counts that give everyone two images"
     elif train.batch_size == 1:

@@ -15,6 +15,7 @@ import torchvision
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
+from fedcats.core import models
 from fedcats.core.errors import RunError, UserError
 from fedcats.core.metrics import read_predictions, scores
 from fedcats.core.models import initial_weights
@@ -434,3 +435,48 @@ def test_every_model_is_tested_on_every_clients_own_part(run: Go) -> None:
         assert np.mean(model["by_client"]) == pytest.approx(model["validation"]["accuracy"])
     assert (folder / "figures" / "by-client.svg").is_file()
     assert "Each model at each client" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("train.batch_size=7", "of 8 training images of client 0 .*train.drop_last=true, or"),
+        ("train.batch_size=1", "train.batch_size=1: .*allowed is a larger train.batch_size"),
+        ("partition=iid partition.num_shards=16", "of 1 training images of client 0 .*counts"),
+        ("model.name=vit_b_32", "cannot be trained on images of 224 x 224: no"),
+    ],
+)
+def test_a_model_that_cannot_take_a_step_is_refused_before_training(
+    run: Go, monkeypatch: pytest.MonkeyPatch, overrides: str, message: str
+) -> None:
+    real = models.refusal
+
+    def refusal(model: torch.nn.Module, images: int, size: int) -> str:
+        if type(model).__name__ == "VisionTransformer":
+            return "no"
+        pooled = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.BatchNorm2d(3), torch.nn.Flatten()]
+        return real(torch.nn.Sequential(*pooled), images, size)
+
+    monkeypatch.setattr(models, "refusal", refusal)
+    with pytest.raises(UserError, match=message):
+        run(LOCAL, *overrides.split())
+
+
+def test_nobody_trains_on_nothing(run: Go) -> None:
+    for mode, who in (("compare", "client 0 has 8"), ("centralized", "centralized has 16")):
+        with pytest.raises(UserError, match=f"train.drop_last=true: {who} training images"):
+            run(LOCAL, f"mode={mode}", "train.batch_size=17", "train.drop_last=true")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "model.name=googlenet train.batch_size=17",
+        "model.name=mobilenet_v2 model.trainable=classifier train.batch_size=3",
+        "model.name=regnet_y_400mf model.trainable=head train.proximal_mu=0.1",
+    ],
+)
+def test_families_end_to_end(run: Go, overrides: str) -> None:
+    fewer = ("train.epochs=1", "data.train_per_class=5", "data.test_per_class=2")
+    results, _ = run(LOCAL, *fewer, "save_models=false", *overrides.split())
+    assert {*results["models"]} >= {"centralized", "submodel/0", "submodel/1", "polyak", "fedavg"}

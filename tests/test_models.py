@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import io
 import pickle
+import re
 import subprocess
 import sys
 import tarfile
@@ -87,6 +88,11 @@ assert torch._dynamo.utils is sys.modules["torch._dynamo.utils"]
 def test_unknown_model_is_refused() -> None:
     with pytest.raises(UserError, match=r"model.name=resnet19: not a torchvision classifier"):
         models.build("resnet19", 2)
+    with pytest.raises(UserError, match=r"model.name=ResNet18: .* for example, resnet18, "):
+        models.build("ResNet18", 2)
+    for name in ("raft_large", "fcos_resnet50_fpn", "quantized_resnet18", "", "alexnet ", "é"):
+        with pytest.raises(UserError, match="not a torchvision classifier; allowed are"):
+            models.build(name, 2)
 
 
 @pytest.mark.parametrize(
@@ -411,3 +417,69 @@ def test_a_pickle_with_anything_but_arrays_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"wants to load .*: refused"):
         models.features_from_sdist(_sdist(content), hashlib.sha256(content).hexdigest())
     assert not (tmp_path / "was-run").exists()
+
+
+@pytest.fixture()
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where torchvision looks for files that it has downloaded before."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_imagenet_weights_of_older_forms_are_read(hub: Path, tmp_path: Path) -> None:
+    """DenseNet's files have dots where the model may have none; MNASNet's state has a version."""
+    state = torchvision.models.densenet121().state_dict()
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key): value
+        for key, value in state.items()
+        if not key.endswith("num_batches_tracked")
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save(old, hub / "densenet121-a639ec97.pth")
+    initial = models.initial_weights("densenet121", 2, "imagenet", 0, tmp_path)
+    key = "features.denseblock1.denselayer1.norm1.weight"
+    assert torch.equal(initial.state[key], state[key])
+
+    mnasnet = torchvision.models.mnasnet0_5()
+    torch.save(mnasnet.state_dict(), hub / "mnasnet0.5_top1_67.823-3ffadce67e.pth")
+    initial = models.initial_weights("mnasnet0_5", 2, "imagenet", 0, tmp_path)
+    assert torch.equal(initial.state["layers.0.weight"], mnasnet.layers[0].weight)
+
+    (hub / "resnet18-f37072fd.pth").write_bytes(b"half of a file")
+    with pytest.raises(UserError, match=r"imagenet: .*resnet18-f37072fd.pth cannot be used \("):
+        models.initial_weights("resnet18", 2, "imagenet", 0, tmp_path)
+
+
+@pytest.mark.parametrize("way", ["imagenet", "path"])
+def test_auxiliary_classifiers_are_left_out_of_pretrained_weights(
+    hub: Path, tmp_path: Path, way: str
+) -> None:
+    model = torchvision.models.googlenet(init_weights=False, aux_logits=True)
+    assert any(key.startswith("aux1.") for key in model.state_dict())
+    file = hub / "googlenet-1378be20.pth"
+    torch.save(model.state_dict(), file)
+    source = "imagenet" if way == "imagenet" else str(file)
+    initial = models.initial_weights("googlenet", 2, source, 0, tmp_path)
+    assert torch.equal(initial.state["conv1.conv.weight"], model.conv1.conv.weight)
+    assert not any("aux" in key for key in initial.state)
+    assert models.build("googlenet", 2).transform_input  # as those weights need it
+
+
+def test_a_vit_takes_weights_for_images_of_our_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def get_model(name: str, *, weights: object, progress: bool) -> torch.nn.Module:
+        asked.append(str(weights))
+        return torch.nn.Linear(1, 1)
+
+    monkeypatch.setattr(torchvision.models, "get_model", get_model)
+    for name in ("vit_h_14", "vit_b_16", "alexnet", "swin_v2_t"):
+        models._imagenet(name, lambda _: None)
+    assert asked == [
+        "ViT_H_14_Weights.IMAGENET1K_SWAG_LINEAR_V1",  # the default is for 518 x 518
+        "ViT_B_16_Weights.IMAGENET1K_V1",
+        "AlexNet_Weights.IMAGENET1K_V1",
+        "Swin_V2_T_Weights.IMAGENET1K_V1",
+    ]

@@ -236,6 +236,8 @@ def test_a_frozen_part_worked_out_once_changes_nothing(family, trainable):
     part = find_frozen_part(split, names, torch.zeros(1, 3, images.side, images.side))
     assert (part is None) == family.startswith("squeezenet")  # pooled after its last layer
     if part is not None:
+        drawing = [name for name, module in split.named_modules() if module.training]
+        assert all(f"{name}.".startswith(f"{part.name}.") for name in drawing)
         expected = train(whole, images, recipe, 5)
         features = Features(part, images, work_out(part, images, 2), 2)
         epochs = train(split, images, recipe, 5, features=features)

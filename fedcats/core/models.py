@@ -347,7 +347,12 @@ def _imagenet(name: str, say: Callable[[str], None]) -> State:
             weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
             model = torchvision.models.get_model(name, weights=weights, progress=False)
             return cast(State, model.state_dict())
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # the readers raise many kinds
+        if here.is_file():
+            raise UserError(
+                f"model.weights=imagenet: {here} cannot be used ({_brief(error)}); without it the "
+                "weights are downloaded anew"
+            ) from error
         raise UserError(
             f"model.weights=imagenet: cannot be downloaded here ({_brief(error)}); put "
             f"{here.name} into {here.parent}, or use imagenet_features, none or a path"
