@@ -93,6 +93,7 @@ def main() -> None:
         except (UserError, RunError):
             report_unfinished()
             raise
+        report_unfinished()
     except (UserError, RunError) as error:
         fail(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:

@@ -513,7 +513,7 @@ def _check(config: Any, prefix: str) -> None:
             try:
                 good = bool(item.metadata["test"](value))
                 good &= item.type is not int or type(value) is int
-            except TypeError:
+            except (TypeError, OSError):  # such as a file's name that is too long
                 good = False
             if not good:
                 raise UserError(

@@ -1,4 +1,4 @@
-"""A sweep's own report: Hydra calls it when the last job has ended, whichever launcher ran them."""
+"""A sweep's own report, when the last job has ended, whichever launcher ran them."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from fedcats.folders import is_job
 
 
 class SweepReport(Callback):
-    """Writes ``sweep.csv``, ``sweep.html`` and ``figures/`` into the sweep's folder.
+    """Remembers that there is a sweep to report: Hydra makes warnings of a callback's errors.
 
     Attributes
     ----------
@@ -25,16 +25,15 @@ class SweepReport(Callback):
     unfinished: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Remember where; a sweep with a failed job does not come to `on_multirun_end`."""
+        """Remember where."""
         SweepReport.unfinished = Path(config.hydra.sweep.dir).absolute()
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """All jobs are done."""
-        report_unfinished()
 
 
 def report_unfinished() -> None:
-    """Report the sweep of this process, as far as its jobs have results."""
+    """Report the sweep of this process, as far as its jobs have results.
+
+    Writes ``sweep.csv``, ``sweep.html`` and ``figures/`` into the sweep's folder.
+    """
     folder, SweepReport.unfinished = SweepReport.unfinished, None
     if folder is not None and (jobs := read_jobs(folder)):
         from fedcats.report import print_sweep, sweep_rows, view, write_sweep_report
@@ -79,8 +78,10 @@ def read_jobs(folder: Path) -> dict[str, tuple[Mapping[str, Any], dict[str, Any]
 
 
 def _plain(value: Any) -> Any:
-    """A value that can stand in a table."""
-    return value if isinstance(value, int | float | str) else str(value)
+    """A value that can stand in a table, and in a figure: no bytes of a name that is not UTF-8."""
+    if isinstance(value, int | float):
+        return value
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def _number(path: Path) -> tuple[int, str]:

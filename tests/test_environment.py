@@ -50,7 +50,7 @@ RUN = shlex.join(["-P", "-m", "fedcats.cli", *TINY, "save_models=false", *WHERE]
     ("line", "variables"),
     [
         ("{run}", ASCII),
-        ("{run} <&- >&- 2>&-", {}),
+        ("mv d 'd\udce9'; {run} data.root='d\udce9' <&- >&- 2>&-; c=$?; mv d* d; exit $c", {}),
         ("{run} >/dev/full 2>/dev/full", {}),
         ("{run} 2>&1 | head -c 1", {"PYTHONIOENCODING": "cp1252:strict", "COLUMNS": "20"}),
     ],

@@ -57,7 +57,7 @@ def write_report(folder: Path, results: Results) -> None:
         config=json.dumps(results.get("config", {}), indent=2, ensure_ascii=False, default=str),
         thing=view.things(results).removesuffix("s"),
     )
-    (folder / "report.html").write_text(text, encoding="utf-8")
+    (folder / "report.html").write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def render(template: str, drawn: list[Drawn], **values: Any) -> str:

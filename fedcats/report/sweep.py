@@ -148,7 +148,7 @@ def write_sweep_report(folder: Path, rows: Sequence[Row], *, warnings: Sequence[
         points=points_table(rows),
         jobs=sorted(jobs, key=lambda name: (len(name), name)),
     )
-    (folder / "sweep.html").write_text(text, encoding="utf-8")
+    (folder / "sweep.html").write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def print_sweep(
@@ -176,7 +176,7 @@ def print_sweep(
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows, parameters first; a parameter without bearing is an empty field."""
-    with path.open("w", encoding="utf-8", newline="") as stream:
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
         writer = csv.DictWriter(
             stream,
             [*_parameters(rows), *(key for key in FIXED[1:] if any(key in row for row in rows))],
