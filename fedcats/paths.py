@@ -32,7 +32,9 @@ def needed(key: str, value: object) -> str:
 
 
 def literal(text: str) -> str:
-    """The text as OmegaConf takes it for itself: nothing of it is resolved."""
+    """The path as OmegaConf takes it for itself: nothing of it is resolved."""
+    if text == "???":  # its sign for a value that is missing
+        return "./???"
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 

@@ -421,8 +421,9 @@ def test_a_pickle_with_anything_but_arrays_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture()
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where torchvision looks for files that it has downloaded before."""
+    """Where torchvision looks for files that it has downloaded before; any sha256 will do."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(models, "_check_hash", lambda _: None)
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     return folder
@@ -475,6 +476,8 @@ def test_a_vit_takes_weights_for_images_of_our_size(monkeypatch: pytest.MonkeyPa
         return torch.nn.Linear(1, 1)
 
     monkeypatch.setattr(torchvision.models, "get_model", get_model)
+    weights = torchvision.models._api.WeightsEnum
+    monkeypatch.setattr(weights, "get_state_dict", lambda *_, **__: {})
     for name in ("vit_h_14", "vit_b_16", "alexnet", "swin_v2_t"):
         models._imagenet(name, lambda _: None)
     assert asked == [

@@ -29,7 +29,7 @@ LETTERS = "ab\\'\"${}[],= ()~#\n猫%:.?*\udce9;"
 @given(st.text(st.sampled_from(LETTERS), min_size=1))
 def test_what_is_quoted_comes_out_as_it_was(text: str) -> None:
     override = OverridesParser.create().parse_override(f"a={paths.quote(paths.literal(text))}")
-    assert OmegaConf.create({"a": override.value()}).a == text
+    assert OmegaConf.create({"a": override.value()}).a == ("./???" if text == "???" else text)
     again = OverridesParser.create().parse_override(f"a={override.get_value_element_as_str()}")
     assert again.value() == override.value()
 

@@ -332,13 +332,7 @@ def _imagenet(name: str, say: Callable[[str], None]) -> State:
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(10.0)
     if there := here.is_file():
-        with here.open("rb") as file:  # torch.hub itself looks only at what it has downloaded
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if not found.startswith(here.stem.rpartition("-")[2]):
-            raise UserError(
-                f"model.weights=imagenet: {here} is cut off or damaged (its sha256 begins with "
-                f"{found[:8]}, not as its name says); delete it"
-            )
+        _check_hash(here)
     try:
         if not there:
             say(f"downloading ImageNet weights of {name}")
@@ -359,6 +353,20 @@ def _imagenet(name: str, say: Callable[[str], None]) -> State:
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
+
+
+def _check_hash(file: Path) -> None:
+    """UserError unless a file of torchvision's has the sha256 that its name ends in.
+
+    torch.hub itself looks only at what it has just downloaded.
+    """
+    with file.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    if not found.startswith(file.stem.rpartition("-")[2]):
+        raise UserError(
+            f"model.weights=imagenet: {file} is cut off or damaged (its sha256 begins with "
+            f"{found[:8]}, not as its name says); delete it"
+        )
 
 
 def _brief(error: Exception) -> str:

@@ -21,6 +21,7 @@ from fedcats.core.merging import Fold, make_rule
 from fedcats.deploy.guard import MARK, watch
 from fedcats.deploy.rehearsal import compare_models, free_port
 from fedcats.federated import flower
+from fedcats.federated.environment import installed_package
 from fedcats.federated.server_app import run_folder
 
 
@@ -243,4 +244,5 @@ def test_a_run_that_another_checkouts_superlink_has_taken_is_refused(tmp_path: P
     finally:
         guard.communicate()
     assert details[0].startswith("data.root=/nowhere: does not exist")
-    assert f"in which fedcats is {root / 'fedcats'}, another one than was submitted" in details[1]
+    own = installed_package()
+    assert f"in which fedcats is {own}, another one than was submitted" in details[1]
