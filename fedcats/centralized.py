@@ -7,9 +7,9 @@ from pathlib import Path
 from types import TracebackType
 
 from fedcats import early
-from fedcats.core.errors import RunError, UserError
-from fedcats.core.store import Store
 from fedcats.core.update import Task, Update, read
+from fedcats.errors import RunError, UserError
+from fedcats.storage import Store
 
 
 class Baseline:

@@ -22,8 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedcats import early, paths
 from fedcats.config import HELD_OUT, compose_config, conf_dir, hydra_error, load
-from fedcats.core.errors import RunError, UserError
 from fedcats.environment import disk_error, fail, settle
+from fedcats.errors import RunError, UserError
 from fedcats.sweep import report_unfinished
 
 MAX_CHECKED_JOBS = 1000

@@ -23,8 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fedcats import paths
-from fedcats.core.errors import UserError
 from fedcats.core.names import ATTACKS, FOLDS, ROBUST, SERVER_OPTIMIZERS, STARTS
+from fedcats.errors import UserError
 
 MODES = ("compare", "federated", "centralized", "merge")
 RULES = (*FOLDS, *SERVER_OPTIMIZERS, *ROBUST)

@@ -10,8 +10,8 @@ from typing import Any
 from fedcats.config import Config, PhotoData, compose_config, load
 from fedcats.core.data import AuditReport, Dataset, contact_sheet
 from fedcats.core.data.files import shown
-from fedcats.core.errors import RunError, UserError
 from fedcats.environment import disk_error, output_lost, settle
+from fedcats.errors import RunError, UserError
 from fedcats.paths import needed
 
 COMMANDS = {

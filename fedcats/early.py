@@ -15,8 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fedcats.config import Config
-from fedcats.core.home import home
 from fedcats.environment import import_path
+from fedcats.home import home
 
 _waiting: dict[tuple[Path, Path], subprocess.Popen[str]] = {}
 

@@ -10,7 +10,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
-from fedcats.core.errors import RunError
+from fedcats.errors import RunError
 
 _PLAIN = {"−": "-", "–": "-", "…": "...", "·": ".", "Δ": "D", "β": "b"}
 _lost: list[OSError] = []
@@ -43,7 +43,7 @@ def output_lost() -> bool:
 
 def disk_error(error: OSError) -> RunError:
     """What the system says of a file, in one line that names it."""
-    from fedcats.core.home import home  # not before the working folder has been put aside
+    from fedcats.home import home
 
     path = str(error.filename or "")
     where = "FEDCATS_HOME: " if Path(path).is_relative_to(home()) else ""

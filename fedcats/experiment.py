@@ -27,7 +27,7 @@ from flwr.serverapp import Grid
 from omegaconf import DictConfig
 from torch import nn
 
-from fedcats import __version__
+from fedcats import __version__, tensors
 from fedcats.centralized import Baseline
 from fedcats.config import Config, PhotoData, as_dict, load
 from fedcats.core import models
@@ -44,17 +44,12 @@ from fedcats.core.data import (
 )
 from fedcats.core.data.files import shown
 from fedcats.core.data.sources import part_source
-from fedcats.core.errors import RunError, UserError
 from fedcats.core.frozen import SharedTest
-from fedcats.core.home import home
 from fedcats.core.merging import Rule, effective_number, make_rule
-from fedcats.core.metrics import compare, read_predictions, scores, write_predictions
-from fedcats.core.models import InitialWeights, State
+from fedcats.core.models import InitialWeights
 from fedcats.core.names import ROBUST
 from fedcats.core.robust import Robust
-from fedcats.core.seeding import derive_seed
 from fedcats.core.server_optimizer import OPTIMIZERS, Memory, ServerOptimizer
-from fedcats.core.store import Store
 from fedcats.core.training import Recipe
 from fedcats.core.update import (
     Task,
@@ -66,6 +61,7 @@ from fedcats.core.update import (
     weights_key,
 )
 from fedcats.early import events_file, remember_trained
+from fedcats.errors import RunError, UserError
 from fedcats.federated.runner import (
     LocalGrid,
     RayGrid,
@@ -90,8 +86,13 @@ from fedcats.grid import (
     probabilities,
     validation_scores,
 )
+from fedcats.home import home
+from fedcats.metrics import compare, read_predictions, scores, write_predictions
 from fedcats.report import Progress, Work, print_summary, write_report
 from fedcats.report.estimate import LAST
+from fedcats.seeding import derive_seed
+from fedcats.storage import Store
+from fedcats.tensors import State
 
 SCHEMA = 1
 TEST = "test on the same images"
@@ -480,7 +481,7 @@ def _prepare(
     _check_step(this, model)
     start = _part(initial.state, names)
     whole = len(start) == len(initial.state)
-    this.base, this.start = initial.sha256, initial.sha256 if whole else models.digest(start)
+    this.base, this.start = initial.sha256, initial.sha256 if whole else tensors.digest(start)
     store.hold([weights_key(sha256) for sha256 in (this.base, this.start)])
     for sha256, state in {this.base: initial.state, this.start: start}.items():
         put_weights(store, state, sha256)

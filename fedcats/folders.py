@@ -17,8 +17,8 @@ from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from fedcats.config import CHOSEN, RULES, hydra_error
-from fedcats.core.errors import RunError, UserError
 from fedcats.environment import fail
+from fedcats.errors import RunError, UserError
 from fedcats.paths import literal, needed, quote
 
 _held: dict[Path, int] = {}

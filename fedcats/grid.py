@@ -24,12 +24,12 @@ from fedcats.core.data import MEAN, STD, Images
 from fedcats.core.frozen import SharedTest, share_test
 from fedcats.core.grid import Point, distinct_points, ensemble, greedy_soup, merge_points
 from fedcats.core.merging import RULES
-from fedcats.core.metrics import scores, write_predictions
-from fedcats.core.models import State
-from fedcats.core.store import content_key
 from fedcats.core.training import predict
 from fedcats.federated.strategy import Merged, merge_order
+from fedcats.metrics import scores, write_predictions
 from fedcats.report.estimate import LAST, Work
+from fedcats.storage import content_key
+from fedcats.tensors import State
 
 if TYPE_CHECKING:
     from fedcats.experiment import Run

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString, Sweep
 from hydra.errors import HydraException
 
-from fedcats.core.errors import UserError
+from fedcats.errors import UserError
 
 KEYS = ("data.root", "data.repo", "model.weights", "hydra.run.dir", "hydra.sweep.dir")
 

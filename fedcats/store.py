@@ -8,10 +8,10 @@ from pathlib import Path
 
 from fedcats.core.data import open_dataset, upkeep
 from fedcats.core.data.upkeep import Decoded
-from fedcats.core.errors import RunError
-from fedcats.core.home import home
-from fedcats.core.store import Listing, Store
 from fedcats.environment import disk_error, fail, output_lost, settle
+from fedcats.errors import RunError
+from fedcats.home import home
+from fedcats.storage import Listing, Store
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

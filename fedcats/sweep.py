@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from fedcats.core.errors import UserError
+from fedcats.errors import UserError
 from fedcats.folders import is_job
 
 

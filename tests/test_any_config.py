@@ -19,10 +19,10 @@ from omegaconf import OmegaConf
 
 from fedcats import cli, early, experiment
 from fedcats.config import Config, compose_config, conf_dir, load
-from fedcats.core.errors import UserError
 from fedcats.core.robust import Robust
 from fedcats.core.server_optimizer import ServerOptimizer
 from fedcats.core.training import Recipe
+from fedcats.errors import UserError
 from fedcats.experiment import deal_out, make_merge
 
 GROUPS = {

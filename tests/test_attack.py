@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from fedcats.config import compose_config, load
 from fedcats.core.attack import Attack
-from fedcats.core.errors import UserError
+from fedcats.errors import UserError
 
 Run = Callable[..., tuple[dict[str, Any], Path]]
 FOUR = ["partition.num_shards=4", "mode=federated", "runner=local", "train.epochs=1"]

@@ -10,8 +10,8 @@ import pytest
 from fedcats.config import compose_config, conf_dir, load
 from fedcats.core import models
 from fedcats.core.data import make_partition
-from fedcats.core.errors import UserError
 from fedcats.core.training import Recipe
+from fedcats.errors import UserError
 from fedcats.experiment import make_merge
 
 ROOT = ["data.root=photos"]

@@ -13,9 +13,9 @@ from PIL import Image
 
 from fedcats import early
 from fedcats.centralized import Baseline
-from fedcats.core.errors import RunError
-from fedcats.core.store import Store
+from fedcats.errors import RunError
 from fedcats.federated.actors import temporary_folder
+from fedcats.storage import Store
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 PROGRAM = f"{sys.executable} -m fedcats.cli"

@@ -16,11 +16,11 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from fedcats.core import models
-from fedcats.core.errors import RunError, UserError
-from fedcats.core.metrics import read_predictions, scores
 from fedcats.core.models import initial_weights
-from fedcats.core.store import Store
+from fedcats.errors import RunError, UserError
 from fedcats.federated import client as client_module
+from fedcats.metrics import read_predictions, scores
+from fedcats.storage import Store
 
 Go = Callable[..., tuple[dict[str, Any], Path]]
 LOCAL = "runner=local"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import TINY, TINY_DRAWINGS
 
-from fedcats.core.errors import RunError, UserError
+from fedcats.errors import RunError, UserError
 from fedcats.folders import claimed, clear, hold, is_job
 
 Go = Callable[..., tuple[dict[str, Any], Path]]

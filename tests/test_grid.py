@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from fedcats.core import grid
-from fedcats.core.errors import RunError
 from fedcats.core.grid import Point, distinct_points, ensemble, greedy_soup, merge_points
 from fedcats.core.merging import Fold
-from fedcats.core.store import Store
+from fedcats.errors import RunError
+from fedcats.storage import Store
 
 EXAMPLES = {0: 3, 1: 5, 2: 8, 3: 2}
 ORDERS = [("partition", [0, 1, 2, 3]), ("reversed", [3, 2, 1, 0]), ("same", [0, 1, 2, 3])]

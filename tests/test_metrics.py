@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from fedcats.core.errors import RunError, UserError
-from fedcats.core.metrics import (
+from fedcats.errors import RunError, UserError
+from fedcats.metrics import (
     compare,
     paired_interval,
     read_predictions,

@@ -17,8 +17,9 @@ import safetensors.torch
 import torch
 import torchvision
 
+from fedcats import tensors
 from fedcats.core import models
-from fedcats.core.errors import UserError
+from fedcats.errors import UserError
 
 
 def test_alexnet_is_torchvisions_with_another_head() -> None:
@@ -140,7 +141,7 @@ def test_initial_weights_come_from_the_seed_alone(tmp_path: Path) -> None:
     torch.manual_seed(2)
     again = models.initial_weights("squeezenet1_1", 2, "none", 5, tmp_path)
     other = models.initial_weights("squeezenet1_1", 2, "none", 6, tmp_path)
-    assert first.sha256 == again.sha256 == models.digest(first.state)
+    assert first.sha256 == again.sha256 == tensors.digest(first.state)
     assert first.sha256 != other.sha256
     assert first.source == "none"
 

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from fedcats import paths
 from fedcats.config import compose_config, load
-from fedcats.core.errors import UserError
-from fedcats.core.home import home
+from fedcats.errors import UserError
+from fedcats.home import home
 
 NAMES = [
     *("My Photos", "Photos (1)", "cats & dogs", "Bob's photos", "a,b", "run=5", "100%", "C# pets"),

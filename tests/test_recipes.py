@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from fedcats import tensors
 from fedcats.core import fast, models
 from fedcats.core.cuda import GraphStep
 from fedcats.core.fast import FastStep, make_fast_step
@@ -250,14 +251,14 @@ def test_every_family_is_put_around_given_tensors(family):
     """Nothing is left without memory, and one step would be possible."""
     torch.manual_seed(1)
     state = models.build(family, 3).state_dict()
-    before = models.digest(state)
+    before = tensors.digest(state)
     drawn = torch.get_rng_state()
     model = models.empty(family, 3, state)
     names = models.set_trainable(model, "all")
     assert names == list(state)
     assert torch.equal(torch.get_rng_state(), drawn)
     assert models.refusal(model, 1, FAMILIES[family]) == ""
-    assert models.digest(state) == before  # the statistics of batch norm too
+    assert tensors.digest(state) == before  # the statistics of batch norm too
 
 
 class Eager:
@@ -283,7 +284,7 @@ def test_a_recorded_step_takes_batches_of_every_size(monkeypatch):
         for each in (recorded, step):
             torch.manual_seed(i)
             each(x, y)
-    assert models.digest(model.state_dict()) == models.digest(twin.state_dict())
+    assert tensors.digest(model.state_dict()) == tensors.digest(twin.state_dict())
 
 
 class Pooled(nn.Sequential):

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from rich.console import Console
 
-from fedcats.core.metrics import compare, read_predictions, scores, write_predictions
+from fedcats.metrics import compare, read_predictions, scores, write_predictions
 from fedcats.report import Progress, Work, figures, print_summary, tables, view, write_report
 
 PAPER = OmegaConf.to_container(

@@ -13,9 +13,9 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy as flower
 
-from fedcats.core.errors import RunError
 from fedcats.core.merging import Fold, make_rule
 from fedcats.core.server_optimizer import FedAdam, FedAvgM, Memory, ServerOptimizer
+from fedcats.errors import RunError
 from fedcats.federated.runner import LocalGrid
 
 State = dict[str, torch.Tensor]

@@ -17,13 +17,14 @@ import pytest
 import torch
 from conftest import wait_until
 
+from fedcats import storage as store_module
+from fedcats import tensors
 from fedcats.core import models, training, update
-from fedcats.core import store as store_module
 from fedcats.core.data import Dataset, prepare, synthetic_source, upkeep
-from fedcats.core.errors import RunError
-from fedcats.core.store import Store
 from fedcats.core.training import Recipe
 from fedcats.core.update import Task, compute, put_weights, read, task_images
+from fedcats.errors import RunError
+from fedcats.storage import Store
 from fedcats.store import main as store_command
 
 TENSORS = {"a": torch.arange(1000.0), "b": torch.ones(3, dtype=torch.int64)}
@@ -405,7 +406,7 @@ def test_computed_once_then_found(store: Store, drawings: Path) -> None:
     first = compute(task, store, events.append)
     second = compute(task, store, events.append)
     assert (first.reused, second.reused) == (False, True)
-    assert models.digest(first.tensors) == models.digest(second.tensors)
+    assert tensors.digest(first.tensors) == tensors.digest(second.tensors)
     assert first.epochs == second.epochs
     assert [event["state"] for event in events] == [*["training"] * 4, "done", "reused"]
 
@@ -413,13 +414,13 @@ def test_computed_once_then_found(store: Store, drawings: Path) -> None:
 def test_a_damaged_update_is_computed_anew(store: Store, drawings: Path) -> None:
     task = make_task(store, drawings)
     first = compute(task, store)
-    digest = models.digest(first.tensors)
+    digest = tensors.digest(first.tensors)
     content = bytearray(store.path(first.key).read_bytes())
     content[-1] ^= 1
     store.path(first.key).write_bytes(content)
     again = compute(task, store)
     assert (again.reused, again.damaged) == (False, True)
-    assert models.digest(again.tensors) == digest
+    assert tensors.digest(again.tensors) == digest
 
 
 @pytest.mark.parametrize(
@@ -464,7 +465,7 @@ def test_an_interrupted_training_goes_on_bit_by_bit(
         update._model_of_process.clear()  # as in a new process
     resumed = compute(task, parts)
     assert resumed.resumed == 3
-    assert models.digest(resumed.tensors) == models.digest(expected.tensors)
+    assert tensors.digest(resumed.tensors) == tensors.digest(expected.tensors)
     assert [e.loss for e in resumed.epochs] == [e.loss for e in expected.epochs]
     assert f"part-{expected.key}" not in parts
 

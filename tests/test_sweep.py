@@ -16,7 +16,7 @@ import torch
 from conftest import TINY, TINY_DRAWINGS
 from PIL import Image
 
-from fedcats.core.metrics import read_predictions
+from fedcats.metrics import read_predictions
 
 Go = Callable[..., tuple[dict[str, Any], Path]]
 

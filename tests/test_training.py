@@ -13,11 +13,11 @@ from torchvision import transforms
 
 from fedcats.core import models, training
 from fedcats.core.data import Images, folder_source, normalise, prepare
-from fedcats.core.errors import RunError
 from fedcats.core.frozen import Features, find_frozen_part, share_test, work_out
-from fedcats.core.seeding import derive_seed
 from fedcats.core.sgd import Sgd
 from fedcats.core.training import PlainStep, Recipe, batches, predict, read_pixels, train
+from fedcats.errors import RunError
+from fedcats.seeding import derive_seed
 
 RECIPE = Recipe(
     epochs=2,

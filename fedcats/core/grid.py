@@ -14,10 +14,10 @@ import safetensors
 import torch
 from numpy.typing import NDArray
 
-from fedcats.core.errors import RunError
 from fedcats.core.merging import Fold, Rule, make_rule
-from fedcats.core.models import State
-from fedcats.core.store import Store
+from fedcats.errors import RunError
+from fedcats.storage import Store
+from fedcats.tensors import State
 
 _CHUNK = 1 << 16  # elements folded at a time: small enough for a core's cache
 

@@ -25,14 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fedcats.core.errors import UserError
 from fedcats.core.fast import untrained_linear
-from fedcats.core.seeding import derive_seed
-from fedcats.core.tensors import save
 from fedcats.core.vision import torchvision
 from fedcats.core.weights_file import check_values, read_weights
+from fedcats.errors import UserError
+from fedcats.seeding import derive_seed
+from fedcats.tensors import State, digest, save
 
-State = dict[str, Tensor]
 TRAINABLE = ("all", "classifier", "head")
 _SIDE = 224  # of the images, as `fedcats.core.data.prepare` makes them
 SOURCES = ("auto", "imagenet", "imagenet_features", "none")
@@ -175,16 +174,6 @@ def set_trainable(model: nn.Module, trainable: str) -> list[str]:
             if not module.weight.requires_grad:
                 module.__dict__["forward"] = functools.partial(untrained_linear, module)
     return [name for name in model.state_dict() if name.startswith(prefix)]
-
-
-def digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of the tensors, in sorted order."""
-    sha = hashlib.sha256()
-    for name in sorted(state):
-        value = state[name].detach().cpu().contiguous()
-        sha.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
-        sha.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from torch.nn.functional import cross_entropy
 
 from fedcats.core.cuda import make_cuda_step
 from fedcats.core.data import Images, draw_flips, flip_, normalise
-from fedcats.core.errors import RunError
 from fedcats.core.fast import make_fast_step
 from fedcats.core.frozen import Features
-from fedcats.core.seeding import derive_seed
 from fedcats.core.sgd import Sgd
+from fedcats.errors import RunError
+from fedcats.seeding import derive_seed
 
 VERSION = 6
 """Of the computation in `train`: raise it when the same input gives other weights."""

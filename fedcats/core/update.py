@@ -23,12 +23,12 @@ from fedcats.core import models, training
 from fedcats.core.attack import Attack
 from fedcats.core.cuda import full_precision
 from fedcats.core.data import MEAN, STD, Dataset, Images, normalise, open_dataset
-from fedcats.core.errors import RunError, UserError
 from fedcats.core.fast import keep_freed_memory
 from fedcats.core.frozen import Features, FrozenPart, find_frozen_part, work_out
-from fedcats.core.seeding import derive_seed
-from fedcats.core.store import CHECKPOINT, Store, content_key
 from fedcats.core.training import Epoch, Recipe, Step
+from fedcats.errors import RunError, UserError
+from fedcats.seeding import derive_seed
+from fedcats.storage import CHECKPOINT, Store, content_key
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def put_weights(store: Store, tensors: Mapping[str, Tensor], sha256: str = "") -
 
     The digest may be given where it is known already: it takes a while.
     """
-    sha256 = sha256 or models.digest(tensors)
+    sha256 = sha256 or tensors.digest(tensors)
     key = weights_key(sha256)
     if store.get(key) is None:
         store.put(key, tensors, {"kind": "weights"})
@@ -223,7 +223,7 @@ def put_received(
 ) -> str:
     """Keep an update that came from elsewhere, under a key of what it holds; that key."""
     about = {"examples": examples, "epochs": [asdict(epoch) for epoch in epochs]}
-    key = content_key({"kind": "received", "tensors": models.digest(tensors), **about})
+    key = content_key({"kind": "received", "tensors": tensors.digest(tensors), **about})
     store.put(key, tensors, {"kind": "update", "task": "received", **about})
     return key
 

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fedcats.core.errors import UserError
+from fedcats.errors import UserError
 
 State = dict[str, Tensor]
 _WITHOUT_EFFECT = "num_batches_tracked"  # files of old versions do not have it

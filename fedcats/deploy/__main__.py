@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from fedcats.core.errors import RunError, UserError
 from fedcats.environment import settle
+from fedcats.errors import RunError, UserError
 
 _PREPARED = """\
 {folder} is ready for {nodes} sites:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedcats.core.errors import UserError
+from fedcats.errors import UserError
 
 LINK = "federation"
 """Name of the SuperLink in ``control/config.toml``."""

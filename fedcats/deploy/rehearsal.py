@@ -17,12 +17,12 @@ from typing import Any
 import psutil
 
 from fedcats.config import Config, compose_config, load
-from fedcats.core.errors import RunError
-from fedcats.core.home import home
 from fedcats.deploy import guard
 from fedcats.deploy.files import LINK, write_federation
+from fedcats.errors import RunError
 from fedcats.experiment import deal_out, decoded, make_source, run
 from fedcats.federated import flower
+from fedcats.home import home
 from fedcats.report import Progress
 
 _START_SECONDS = 90.0

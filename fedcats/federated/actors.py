@@ -15,7 +15,7 @@ from typing import Any
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from fedcats.core.errors import RunError
+from fedcats.errors import RunError
 
 _END_SECONDS = 10.0
 _LONGEST = 37  # bytes: with what Ray appends, a socket's name must not exceed 107

@@ -12,8 +12,8 @@ from typing import Any
 from flwr.client import NumPyClient
 from flwr.common import NDArrays, Scalar
 
-from fedcats.core.store import Store
 from fedcats.core.update import Report, Task, append_events, compute
+from fedcats.storage import Store
 
 _PRECISION = 0.5  # seconds: within them the timer is not set anew
 

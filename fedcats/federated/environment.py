@@ -14,7 +14,7 @@ from urllib.request import url2pathname
 
 import psutil
 
-from fedcats.core.errors import UserError
+from fedcats.errors import UserError
 
 FLOWERS_OWN = "local-superlink"
 """The folder of the SuperLink that ``flwr run`` itself starts, in its command line."""

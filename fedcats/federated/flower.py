@@ -23,9 +23,9 @@ from omegaconf import DictConfig
 
 from fedcats import paths
 from fedcats.config import load
-from fedcats.core.errors import RunError, UserError
-from fedcats.core.home import home
+from fedcats.errors import RunError, UserError
 from fedcats.federated.runner import default_workers
+from fedcats.home import home
 
 RUN_FOLDER = "fedcats: run folder: "
 """What the ServerApp prints before the folder of a run."""

@@ -21,7 +21,7 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedcats.core.errors import RunError, UserError
+from fedcats.errors import RunError, UserError
 from fedcats.federated.actors import kill_busy_actors, use_own_parts
 from fedcats.federated.client_app import app as client_app
 

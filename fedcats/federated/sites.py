@@ -18,8 +18,8 @@ from flwr.serverapp import Grid
 
 from fedcats.core.data import Dataset, prepare
 from fedcats.core.data.sources import part_source
-from fedcats.core.errors import UserError
-from fedcats.core.home import home
+from fedcats.errors import UserError
+from fedcats.home import home
 
 SITES_TIMEOUT = 20.0  # seconds until all sites must be there
 ANSWER_TIMEOUT = 600.0  # seconds for all of them to read and decode their photos

@@ -22,15 +22,15 @@ from flwr.app import (
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedcats.core.errors import RunError
 from fedcats.core.merging import Fold, Rule, check_update, effective_weights, fedavg
-from fedcats.core.models import State, digest
 from fedcats.core.robust import Robust
-from fedcats.core.seeding import derive_seed
 from fedcats.core.server_optimizer import Memory, ServerOptimizer
-from fedcats.core.store import Store
 from fedcats.core.update import Task, Update, put_weights, read
+from fedcats.errors import RunError
 from fedcats.federated.transport import Transport
+from fedcats.seeding import derive_seed
+from fedcats.storage import Store
+from fedcats.tensors import State, digest
 
 
 @dataclass(frozen=True)

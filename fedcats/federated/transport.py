@@ -17,13 +17,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.common import Scalar
 from flwr.serverapp import Grid
 
-from fedcats.core.errors import RunError, UserError
-from fedcats.core.home import home
-from fedcats.core.models import State
-from fedcats.core.store import Store
 from fedcats.core.training import Epoch
 from fedcats.core.update import Task, put_received, put_weights, read
+from fedcats.errors import RunError, UserError
 from fedcats.federated.sites import site_number, site_photos
+from fedcats.home import home
+from fedcats.storage import Store
+from fedcats.tensors import State
 
 NODES_TIMEOUT = 3.0  # seconds: a simulation's nodes are there from the start
 POLL_SECONDS = 0.05

@@ -25,7 +25,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fedcats.core.metrics import wilson
+from fedcats.metrics import wilson
 from fedcats.report import view
 from fedcats.report.view import Model, Results
 

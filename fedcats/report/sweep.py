@@ -386,7 +386,7 @@ def dots(rows: Sequence[Row]) -> Figure | None:
     """Scores of every model, one row each, where no numeric parameter was varied."""
     from matplotlib.figure import Figure
 
-    from fedcats.core.metrics import wilson
+    from fedcats.metrics import wilson
     from fedcats.report.figures import CENTRALIZED, MARKS, MUTED, RULES
 
     if _x(rows) is not None or not 2 <= len(rows) <= _ROWS:
@@ -413,7 +413,7 @@ def dots(rows: Sequence[Row]) -> Figure | None:
 
 def _curve(ax: Axes, line: Sequence[Row], x: str, measure: str, colour: str, mark: str) -> None:
     """One merged model over x: the mean where several seeds give a value, else with its band."""
-    from fedcats.core.metrics import wilson
+    from fedcats.metrics import wilson
 
     xs = _values(line, x)
     at = {value: [row for row in line if row[x] == value] for value in xs}

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fedcats.core.data import files, folder_source, prepare
-from fedcats.core.errors import UserError
+from fedcats.errors import UserError
 
 
 def jpeg(seed):

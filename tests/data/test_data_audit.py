@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 from fedcats.core.data import AuditReport, folder_source, prepare, shared_between_shards
 from fedcats.core.data.audit import Seen, find_near_duplicates, perceptual_hash
 from fedcats.core.data.decoding import BadImage, decode
-from fedcats.core.errors import UserError
+from fedcats.errors import UserError
 
 RNG = np.random.default_rng(20)
 

@@ -14,9 +14,9 @@ import torch
 from conftest import wait_until
 from PIL import Image
 
-from fedcats.core import locks
+from fedcats import locks
 from fedcats.core.data import folder_source, open_dataset, prepare, synthetic_source, upkeep
-from fedcats.core.errors import RunError, UserError
+from fedcats.errors import RunError, UserError
 
 
 def photo(path, seed):

@@ -20,7 +20,7 @@ from fedcats.core.data import (
     prepare,
     synthetic_source,
 )
-from fedcats.core.errors import UserError
+from fedcats.errors import UserError
 
 
 def jpeg(seed, kind="JPEG"):

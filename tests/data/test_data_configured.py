@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from fedcats.core.data import catalogue
-from fedcats.core.errors import UserError
 from fedcats.data import main
+from fedcats.errors import UserError
 
 Go = Callable[..., tuple[dict[str, Any], Path]]
 QUICK = ["runner=local", "mode=federated", "train.epochs=1", "save_models=false"]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fedcats.core.data import folder_source, prepare
 from fedcats.core.data.decoding import BadImage, decode
-from fedcats.core.errors import UserError
+from fedcats.errors import UserError
 
 RNG = np.random.default_rng(5)
 GREY = RNG.random((8, 8)).astype(np.float32)

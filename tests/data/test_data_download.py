@@ -8,7 +8,7 @@ import pytest
 
 from fedcats.core.data import catalogue, download
 from fedcats.core.data.download import fetch
-from fedcats.core.errors import UserError
+from fedcats.errors import UserError
 
 CONTENT = bytes(range(256)) * 20_000  # 5 MB
 SHA256 = "sha256:" + hashlib.sha256(CONTENT).hexdigest()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedcats.core.data import synthetic_source
-from fedcats.core.errors import UserError
+from fedcats.errors import UserError
 
 
 def test_names_labels_and_numbers():

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fedcats.core.data import folder_source
 from fedcats.core.data.sources import part_source
-from fedcats.core.errors import UserError
+from fedcats.errors import UserError
 
 
 def photo(path, seed=0):

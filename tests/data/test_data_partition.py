@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcats.core.data import hold_out, iid_partition, make_partition, paper_partition
-from fedcats.core.errors import UserError
+from fedcats.errors import UserError
 
 LABELS = np.array([0] * 25 + [1] * 31)
 

@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from fedcats.core.data import BadImage, folder_source
-from fedcats.core.errors import UserError
+from fedcats.errors import UserError
 
 
 def photo(path, seed=0):

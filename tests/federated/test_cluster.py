@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from fedcats.core.errors import UserError
+from fedcats.errors import UserError
 from fedcats.federated import runner
 
 Go = Callable[..., tuple[dict[str, Any], Path]]

@@ -19,10 +19,10 @@ from cryptography import x509
 from tiny import LONG, TINY, simulation
 
 from fedcats.config import compose_config, load
-from fedcats.core.errors import UserError
 from fedcats.deploy.files import write_federation
 from fedcats.deploy.guard import members
 from fedcats.deploy.rehearsal import Loopback, at_sites, compare_models, free_port, write_photos
+from fedcats.errors import UserError
 from fedcats.federated import flower
 
 # --- the files of a federation ---------------------------------------------------------------

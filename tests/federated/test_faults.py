@@ -22,17 +22,17 @@ from conftest import TINY, TINY_DRAWINGS, wait_until
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedcats.core.errors import RunError
 from fedcats.core.merging import Fold, make_rule
 from fedcats.core.robust import Robust
-from fedcats.core.store import Store
 from fedcats.core.training import Recipe
 from fedcats.core.update import Task, compute
+from fedcats.errors import RunError
 from fedcats.federated import client as client_module
 from fedcats.federated import client_app, runner
 from fedcats.federated.runner import LocalGrid
 from fedcats.federated.strategy import InOrderGrid, MergeStrategy, Plan
 from fedcats.federated.transport import ByReference
+from fedcats.storage import Store
 
 Go = Callable[..., tuple[dict[str, Any], Path]]
 RECIPE = Recipe(1, 4, 0.1, 0.0, False, 0.0, 0, 0.1, False)

@@ -16,10 +16,10 @@ import safetensors.torch
 from conftest import wait_until
 from tiny import LONG, TINY, simulation
 
-from fedcats.core.errors import UserError
 from fedcats.core.merging import Fold, make_rule
 from fedcats.deploy.guard import MARK, watch
 from fedcats.deploy.rehearsal import compare_models, free_port
+from fedcats.errors import UserError
 from fedcats.federated import flower
 from fedcats.federated.environment import installed_package
 from fedcats.federated.server_app import run_folder

@@ -11,14 +11,14 @@ from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 
 from fedcats.core.data.sources import part_source
-from fedcats.core.errors import UserError
-from fedcats.core.store import Store
 from fedcats.core.update import read
+from fedcats.errors import UserError
 from fedcats.federated import sites
 from fedcats.federated.client_app import app
 from fedcats.federated.runner import LocalGrid
 from fedcats.federated.server_app import configuration
 from fedcats.federated.transport import OnTheWire
+from fedcats.storage import Store
 
 CLASSES = ("ant", "bee", "cow")
 

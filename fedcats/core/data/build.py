@@ -28,7 +28,7 @@ from fedcats.core.data.audit import (
 from fedcats.core.data.decoding import SCALED, BadImage, decode
 from fedcats.core.data.sources import SPLITS, Item, Source
 from fedcats.core.data.upkeep import part_of
-from fedcats.core.errors import RunError, UserError
+from fedcats.errors import RunError, UserError
 
 FORMAT = 3
 _T = TypeVar("_T")

@@ -31,8 +31,8 @@ from fedcats.core.data.decoding import BadImage
 from fedcats.core.data.files import shown
 from fedcats.core.data.sources import SPLITS, Item, Source
 from fedcats.core.data.transforms import normalise
-from fedcats.core.errors import RunError, UserError
-from fedcats.core.locks import locked
+from fedcats.errors import RunError, UserError
+from fedcats.locks import locked
 
 
 @dataclass(frozen=True)

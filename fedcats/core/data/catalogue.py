@@ -15,7 +15,7 @@ from fedcats.core.data.download import OnBytes, fetch
 from fedcats.core.data.drawings import synthetic_source
 from fedcats.core.data.files import FolderFiles, shown
 from fedcats.core.data.sources import Source, arrange, folder_source
-from fedcats.core.errors import UserError
+from fedcats.errors import UserError
 
 Counts = Mapping[str, Sequence[int]]
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fedcats.core.errors import UserError
-from fedcats.core.locks import locked
+from fedcats.errors import UserError
+from fedcats.locks import locked
 
 TIMEOUT = 30
 """Seconds without an answer after which a host counts as out of reach."""

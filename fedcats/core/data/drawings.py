@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from fedcats.core.data.sources import Item, Source
-from fedcats.core.errors import UserError
-from fedcats.core.seeding import derive_seed
+from fedcats.errors import UserError
+from fedcats.seeding import derive_seed
 
 SIDE = 256
 """Height and width of a drawing in pixels."""

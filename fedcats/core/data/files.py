@@ -18,8 +18,8 @@ from typing import Protocol
 from fedcats.core.data.decoding import BadImage
 from fedcats.core.data.kinds import EXTENSIONS, START_BYTES, kind_of
 from fedcats.core.data.written import HOME, is_marker, leave_out_written
-from fedcats.core.errors import UserError
-from fedcats.core.home import home
+from fedcats.errors import UserError
+from fedcats.home import home
 
 MAX_FILE_BYTES = 200_000_000
 """Files larger than this are not read."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedcats.core.data.files import Files, shown
-from fedcats.core.errors import UserError
+from fedcats.errors import UserError
 
 LAYOUTS = (
     "allowed are train/<class> and test/<class> (or other usual names of the parts), only "

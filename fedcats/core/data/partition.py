@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fedcats.core.errors import UserError
-from fedcats.core.seeding import derive_seed
+from fedcats.errors import UserError
+from fedcats.seeding import derive_seed
 
 Shards = list[NDArray[np.int64]]
 

@@ -20,8 +20,8 @@ from fedcats.core.data.layouts import (
     part_folder,
     refuse_links,
 )
-from fedcats.core.errors import UserError
-from fedcats.core.seeding import derive_seed
+from fedcats.errors import UserError
+from fedcats.seeding import derive_seed
 
 SPLITS = ("train", "test")
 

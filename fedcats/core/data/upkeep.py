@@ -10,8 +10,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedcats.core.errors import RunError
-from fedcats.core.locks import locked_now, try_lock
+from fedcats.errors import RunError
+from fedcats.locks import locked_now, try_lock
 
 UNREADABLE = "another user's, not readable"
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedcats.core.errors import RunError, UserError
+from fedcats.errors import RunError, UserError
 
 Labels = npt.NDArray[np.int64]
 Probabilities = npt.NDArray[np.float32]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedcats.core.errors import RunError
+from fedcats.errors import RunError
 
 
 def open_lock(path: Path) -> int:

@@ -23,10 +23,9 @@ from typing import Any
 import safetensors
 from torch import Tensor
 
-from fedcats.core.errors import RunError
-from fedcats.core.locks import locked, locked_now, open_lock, try_lock
-from fedcats.core.models import digest
-from fedcats.core.tensors import save
+from fedcats.errors import RunError
+from fedcats.locks import locked, locked_now, open_lock, try_lock
+from fedcats.tensors import digest, save
 
 _STALE_SECONDS = 300.0  # a temporary file not written to for so long belongs to a killed process
 CHECKPOINT = "part-"  # before the key of the update that a checkpoint belongs to

@@ -1,10 +1,12 @@
 """Tensors in a file."""
 
+import hashlib
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 
@@ -16,3 +18,16 @@ def save(
     mode = stat.S_IMODE(path.stat().st_mode)
     safetensors.torch.save_file(dict(tensors), path, dict(metadata) if metadata else None)
     path.chmod(mode)
+
+
+State = dict[str, Tensor]
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of the tensors, in sorted order."""
+    sha = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        sha.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
+        sha.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
