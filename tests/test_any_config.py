@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from fedcats import cli, early, experiment
+from fedcats import early, experiment
 from fedcats.config import Config, compose_config, conf_dir, load
 from fedcats.core.robust import Robust
 from fedcats.core.server_optimizer import ServerOptimizer
@@ -172,7 +172,7 @@ def finish(chance: random.Random, arguments: list[str]) -> int:
 
     early.start = experiment.run = run  # type: ignore
     try:
-        cli.main()
+        run.main()
         code = 0
     except SystemExit as end:
         code = int(end.code or 0)

@@ -163,7 +163,7 @@ def test_mistakes_in_sources_and_partitions(overrides: list[str], message: str) 
 
 
 def fedcats(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fedcats.cli", *arguments]
+    command = [sys.executable, "-m", "fedcats.cli.run", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
 
 
@@ -197,6 +197,8 @@ def test_help_and_cfg(tmp_path: Path) -> None:
 
 
 def test_the_command_line_starts_without_torch_flower_and_ray() -> None:
-    code = "import sys, fedcats.cli; print({'torch', 'flwr', 'ray', 'sklearn'} & {*sys.modules})"
+    code = (
+        "import sys, fedcats.cli.run; print({'torch', 'flwr', 'ray', 'sklearn'} & {*sys.modules})"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fedcats.data import main
+from fedcats.cli.data import main
 from fedcats.report import figures
 
 

@@ -67,7 +67,13 @@ def test_one_command_at_a_time(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path, where: str, sweep: bool) -> None:
     (tmp_path / "file").touch()
     key = f"hydra.{'sweep' if sweep else 'run'}.dir"
-    command = [sys.executable, "-m", "fedcats.cli", *(["-m"] if sweep else []), f"{key}={where}"]
+    command = [
+        sys.executable,
+        "-m",
+        "fedcats.cli.run",
+        *(["-m"] if sweep else []),
+        f"{key}={where}",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith(f"fedcats: {key}={tmp_path / where}: cannot be written: ")
@@ -79,7 +85,7 @@ def test_a_sweep_reports_its_own_jobs_only(tmp_path: Path) -> None:
 
     def go(*arguments: str) -> list[str]:
         small = [*TINY, *TINY_DRAWINGS, "runner=local", "mode=federated", "save_models=false"]
-        command = [sys.executable, "-m", "fedcats.cli", *arguments, *small]
+        command = [sys.executable, "-m", "fedcats.cli.run", *arguments, *small]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()

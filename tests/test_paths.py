@@ -109,7 +109,7 @@ def mine(folder: Path) -> Path:
 def test_the_check_looks_where_hydra_looks(
     here: Path, monkeypatch: pytest.MonkeyPatch, how: Callable[[Path], list[str]]
 ) -> None:
-    from fedcats.cli import check
+    from fedcats.cli.run import check
 
     check([*how(mine(here / "my")), "experiment=mine"])
     check(["-m", *how(here / "my"), "experiment=mine,none"])
@@ -128,7 +128,7 @@ def test_the_check_looks_where_hydra_looks(
     ],
 )
 def test_places_that_are_not_there(arguments: list[str], message: str) -> None:
-    from fedcats.cli import check
+    from fedcats.cli.run import check
 
     with pytest.raises(UserError, match=message):
         check(arguments)
@@ -139,7 +139,7 @@ def test_the_command_takes_raw_paths(tmp_path: Path) -> None:
     names = ["a, (1)", "${x}'s"]
     for name in names:
         (tmp_path / name).mkdir()
-    command = [sys.executable, "-m", "fedcats.cli", "-m", "data=folder", "runner=local"]
+    command = [sys.executable, "-m", "fedcats.cli.run", "-m", "data=folder", "runner=local"]
     given_as = ",".join(str(tmp_path / name) for name in names[1:])
     done = subprocess.run(
         [*command, f"data.root={given_as}", "hydra.sweep.dir=s (1),2"],

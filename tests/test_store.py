@@ -19,13 +19,13 @@ from conftest import wait_until
 
 from fedcats import storage as store_module
 from fedcats import tensors
+from fedcats.cli.store import main as store_command
 from fedcats.core import models, training, update
 from fedcats.core.data import Dataset, prepare, synthetic_source, upkeep
 from fedcats.core.training import Recipe
 from fedcats.core.update import Task, compute, put_weights, read, task_images
 from fedcats.errors import RunError
 from fedcats.storage import Store
-from fedcats.store import main as store_command
 
 TENSORS = {"a": torch.arange(1000.0), "b": torch.ones(3, dtype=torch.int64)}
 

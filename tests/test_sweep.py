@@ -23,7 +23,7 @@ Go = Callable[..., tuple[dict[str, Any], Path]]
 
 def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command line, with tiny jobs."""
-    command = [sys.executable, "-m", "fedcats.cli", "-m", *TINY, *TINY_DRAWINGS]
+    command = [sys.executable, "-m", "fedcats.cli.run", "-m", *TINY, *TINY_DRAWINGS]
     given = [*command, "save_models=false", *arguments, f"hydra.sweep.dir={folder}"]
     return subprocess.run(given, capture_output=True, text=True, check=False)
 
@@ -68,7 +68,7 @@ def test_parallel_jobs_share_one_training(tmp_path: Path) -> None:
     assert trained(tmp_path) == ["centralized", "submodel/0", "submodel/1"]
     assert len([row for row in read(tmp_path / "sweep.csv") if row["model"] == "polyak"]) == 2
     whole = subprocess.run(
-        [sys.executable, "-m", "fedcats.store", "verify"], capture_output=True, text=True
+        [sys.executable, "-m", "fedcats.cli.store", "verify"], capture_output=True, text=True
     )
     assert whole.returncode == 0, whole.stdout
 

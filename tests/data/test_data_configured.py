@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedcats.cli.data import main
 from fedcats.core.data import catalogue
-from fedcats.data import main
 from fedcats.errors import UserError
 
 Go = Callable[..., tuple[dict[str, Any], Path]]

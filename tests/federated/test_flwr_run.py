@@ -97,7 +97,14 @@ def test_mistakes_under_flwr_run_name_the_option(simulator: dict[str, str]) -> N
 def start(simulator: dict[str, str], *overrides: str, cwd: Path) -> subprocess.Popen[str]:
     """``fedcats runner=flwr`` on the simulator."""
     return subprocess.Popen(
-        [sys.executable, "-m", "fedcats.cli", "runner=flwr", "runner.superlink=sim", *overrides],
+        [
+            sys.executable,
+            "-m",
+            "fedcats.cli.run",
+            "runner=flwr",
+            "runner.superlink=sim",
+            *overrides,
+        ],
         cwd=cwd,
         env={**os.environ, **simulator, "FEDCATS_HOME": str(cwd / "home")},
         stdout=subprocess.PIPE,

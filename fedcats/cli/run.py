@@ -21,10 +21,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fedcats import early, paths
+from fedcats.cli.sweep_report import report_unfinished
 from fedcats.config import HELD_OUT, compose_config, conf_dir, hydra_error, load
 from fedcats.environment import disk_error, fail, settle
 from fedcats.errors import RunError, UserError
-from fedcats.sweep import report_unfinished
 
 MAX_CHECKED_JOBS = 1000
 

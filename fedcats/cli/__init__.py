@@ -1,0 +1,1 @@
+"""The commands ``fedcats``, ``fedcats-data`` and ``fedcats-store``."""
