@@ -14,7 +14,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from fedcats.config import Config
+from fedcats.config.schema import Config
 from fedcats.environment import import_path
 from fedcats.home import home
 

@@ -29,7 +29,8 @@ from torch import nn
 
 from fedcats import __version__, tensors
 from fedcats.centralized import Baseline
-from fedcats.config import Config, PhotoData, as_dict, load
+from fedcats.config.compose import as_dict
+from fedcats.config.schema import Config, PhotoData, load
 from fedcats.core import models
 from fedcats.core.attack import Attack
 from fedcats.core.data import (
@@ -300,7 +301,7 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, An
     Parameters
     ----------
     raw
-        As Hydra composes it (see `fedcats.config.compose_config`).
+        As Hydra composes it (see `fedcats.config.compose.compose_config`).
     folder
         Where the results go; made when missing.
     grid

@@ -16,10 +16,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from fedcats.config import CHOSEN, RULES, hydra_error
+from fedcats.config.compose import hydra_error
+from fedcats.config.paths import literal, needed, quote
+from fedcats.config.schema import CHOSEN, RULES
 from fedcats.environment import fail
 from fedcats.errors import RunError, UserError
-from fedcats.paths import literal, needed, quote
 
 _held: dict[Path, int] = {}
 

@@ -9,4 +9,4 @@ import platformdirs
 def home() -> Path:
     """Return ``FEDCATS_HOME``, else the user's cache folder; ``~`` is the user's home folder."""
     path = os.environ.get("FEDCATS_HOME") or platformdirs.user_cache_dir("fedcats")
-    return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111  (see `fedcats.paths.expand`)
+    return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111  (see `fedcats.config.paths.expand`)

@@ -18,7 +18,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from fedcats import early, experiment
-from fedcats.config import Config, compose_config, conf_dir, load
+from fedcats.config.compose import compose_config, conf_dir
+from fedcats.config.schema import Config, load
 from fedcats.core.robust import Robust
 from fedcats.core.server_optimizer import ServerOptimizer
 from fedcats.core.training import Recipe

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedcats.config import compose_config, load
+from fedcats.config.compose import compose_config
+from fedcats.config.schema import load
 from fedcats.core.attack import Attack
 from fedcats.errors import UserError
 

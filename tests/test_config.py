@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fedcats.config import compose_config, conf_dir, load
+from fedcats.config.compose import compose_config, conf_dir
+from fedcats.config.schema import load
 from fedcats.core import models
 from fedcats.core.data import make_partition
 from fedcats.core.training import Recipe

@@ -48,7 +48,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
     """One run with three clients of different size, looked at by several tests."""
     from conftest import TINY, TINY_DRAWINGS
 
-    from fedcats.config import compose_config
+    from fedcats.config.compose import compose_config
     from fedcats.experiment import run
 
     folder = tmp_path_factory.mktemp("three")

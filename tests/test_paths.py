@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fedcats import paths
-from fedcats.config import compose_config, load
+from fedcats.config import paths
+from fedcats.config.compose import compose_config
+from fedcats.config.schema import load
 from fedcats.errors import UserError
 from fedcats.home import home
 

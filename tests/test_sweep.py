@@ -101,7 +101,7 @@ def test_optuna_is_given_held_out_accuracy_and_refused_the_test_images(tmp_path:
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """A grid with everything in it; what its sub-models are was not trained before."""
-    from fedcats.config import compose_config
+    from fedcats.config.compose import compose_config
     from fedcats.experiment import run
 
     folder = tmp_path_factory.mktemp("grid")

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedcats.config import Config, PhotoData, compose_config, load
+from fedcats.config.compose import compose_config
+from fedcats.config.paths import needed
+from fedcats.config.schema import Config, PhotoData, load
 from fedcats.core.data import AuditReport, Dataset, contact_sheet
 from fedcats.core.data.files import shown
 from fedcats.environment import disk_error, output_lost, settle
 from fedcats.errors import RunError, UserError
-from fedcats.paths import needed
 
 COMMANDS = {
     "prepare": "download and decode into FEDCATS_HOME, so that runs find it there",

@@ -20,9 +20,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fedcats import early, paths
+from fedcats import early
 from fedcats.cli.sweep_report import report_unfinished
-from fedcats.config import HELD_OUT, compose_config, conf_dir, hydra_error, load
+from fedcats.config import paths
+from fedcats.config.compose import compose_config, conf_dir, hydra_error
+from fedcats.config.schema import HELD_OUT, load
 from fedcats.environment import disk_error, fail, settle
 from fedcats.errors import RunError, UserError
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import psutil
 
-from fedcats.config import Config, compose_config, load
+from fedcats.config.compose import compose_config
+from fedcats.config.schema import Config, load
 from fedcats.deploy import guard
 from fedcats.deploy.files import LINK, write_federation
 from fedcats.errors import RunError

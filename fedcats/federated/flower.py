@@ -21,8 +21,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from fedcats import paths
-from fedcats.config import load
+from fedcats.config import paths
+from fedcats.config.schema import load
 from fedcats.errors import RunError, UserError
 from fedcats.federated.runner import default_workers
 from fedcats.home import home

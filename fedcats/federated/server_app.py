@@ -18,13 +18,13 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid import InMemoryGrid
 from omegaconf import DictConfig, open_dict
 
-from fedcats.config import compose_config
+from fedcats.config.compose import compose_config
+from fedcats.config.paths import expand
 from fedcats.errors import RunError, UserError
 from fedcats.experiment import run
 from fedcats.federated.environment import refuse_foreign
 from fedcats.federated.runner import watched
 from fedcats.home import home
-from fedcats.paths import expand
 
 app = ServerApp()
 

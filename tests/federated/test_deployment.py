@@ -18,7 +18,8 @@ from conftest import wait_until
 from cryptography import x509
 from tiny import LONG, TINY, simulation
 
-from fedcats.config import compose_config, load
+from fedcats.config.compose import compose_config
+from fedcats.config.schema import load
 from fedcats.deploy.files import write_federation
 from fedcats.deploy.guard import members
 from fedcats.deploy.rehearsal import Loopback, at_sites, compare_models, free_port, write_photos

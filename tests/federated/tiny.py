@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fedcats.config import compose_config
+from fedcats.config.compose import compose_config
 from fedcats.experiment import run
 
 TINY = [

@@ -4,25 +4,17 @@ Defaults live in the YAML files under ``conf/`` and nowhere else; a dataclass sa
 file has, their types, and what is allowed.
 """
 
-import itertools
 import math
 import re
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, version
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_automatic_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from fedcats import paths
+from fedcats.config import paths
 from fedcats.core.names import ATTACKS, FOLDS, ROBUST, SERVER_OPTIMIZERS, STARTS
 from fedcats.errors import UserError
 
@@ -32,13 +24,6 @@ HELD_OUT = 0.2  # hold_out=null means this share where something is chosen
 CHOSEN = ("soup", "best")  # need held-out images to choose on
 SAVED = ("all", "merged", "none")
 _FLOAT32 = 3.4e38  # larger factors do not fit the weights' type
-
-
-def conf_dir() -> Path:
-    """Where the YAML files are: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
 
 
 def _checked(allowed: str, test: Callable[[Any], bool]) -> Any:
@@ -551,71 +536,3 @@ def _one_line(error: Exception, where: str) -> str:
     if isinstance(error, MissingMandatoryValue):
         return f"{key}: a value is needed, {key}=..."
     return f"{key}: {text}"
-
-
-def compose_config(
-    overrides: list[str],
-    *,
-    config_name: str | None = None,
-    config_path: str | None = None,
-    config_dir: str | None = None,
-) -> DictConfig:
-    """Compose as the command line does: for ``flwr run``, notebooks and tests.
-
-    Parameters
-    ----------
-    overrides
-        As on the command line, ``hydra.searchpath=[..]`` among them.
-    config_name, config_path, config_dir
-        Hydra's flags of these names.
-
-    Raises
-    ------
-    UserError
-        For unknown groups, options and keys, in one line.
-    """
-    overrides = [paths.read(override) for override in overrides]
-    GlobalHydra.instance().clear()
-    version.setbase("1.3")
-    search = create_automatic_config_search_path(__file__, None, config_path or str(conf_dir()))
-    if config_dir is not None:
-        if not Path(config_dir).is_dir():
-            raise UserError(f"--config-dir {config_dir}: not a folder")
-        folder = f"file://{Path(config_dir).absolute()}"
-        search.prepend("command-line", folder, SearchPathQuery(provider="schema"))
-    try:
-        Hydra.create_main_hydra2(task_name="fedcats", config_search_path=search)
-        with warnings.catch_warnings():  # of hydra.searchpath
-            warnings.filterwarnings("error", ".* is not available", UserWarning)
-            return compose(config_name or "config", overrides=overrides)
-    except UserWarning as warning:
-        raise UserError(f"hydra.searchpath: {warning}") from warning
-    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
-        raise UserError(hydra_error(error)) from error
-    finally:
-        GlobalHydra.instance().clear()
-
-
-def hydra_error(error: Exception) -> str:
-    """Hydra's own message in one line, with what is allowed where Hydra says it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if any(line.startswith("Available options") for line in lines):
-        at = next(i for i, line in enumerate(lines) if line.startswith("Available options"))
-        options = ", ".join(
-            itertools.takewhile(lambda s: not s.startswith("Config"), lines[at + 1 :])
-        )
-        return f"{lines[0].rstrip('.')}; allowed are {options}"
-    if "is not in struct" in str(error) or "Could not override" in lines[0]:
-        what = lines[0].removeprefix("Could not override ").split(".\n")[0].rstrip(".")
-        return f"{what.strip(chr(39))}: no such key; see fedcats --cfg job for all keys"
-    if lines and lines[0].startswith("Ambiguous value"):
-        given = lines[0].removeprefix("Ambiguous value for argument ").strip("'")
-        return f"{given}: several values; -m runs each of them, [..] makes a list, '..' one value"
-    return lines[0] if lines else type(error).__name__
-
-
-def as_dict(raw: DictConfig) -> Mapping[str, Any]:
-    """The resolved configuration as plain values, for the record of a run."""
-    container = OmegaConf.to_container(raw, resolve=True)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
