@@ -20,9 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import alexnet
 
 from fedcats.core.cuda import GraphStep, make_cuda_step
-from fedcats.core.data import normalise
 from fedcats.core.fast import FastStep, own_linear_layers
 from fedcats.core.training import PlainStep, Recipe
+from fedcats.data import normalise
 
 RECIPE = Recipe(
     epochs=1,

@@ -33,18 +33,6 @@ from fedcats.config.compose import as_dict
 from fedcats.config.schema import Config, PhotoData, load
 from fedcats.core import models
 from fedcats.core.attack import Attack
-from fedcats.core.data import (
-    Dataset,
-    Images,
-    Source,
-    catalogue,
-    hold_out,
-    make_partition,
-    prepare,
-    shared_between_shards,
-)
-from fedcats.core.data.files import shown
-from fedcats.core.data.sources import part_source
 from fedcats.core.frozen import SharedTest
 from fedcats.core.merging import Rule, effective_number, make_rule
 from fedcats.core.models import InitialWeights
@@ -61,6 +49,18 @@ from fedcats.core.update import (
     report_done,
     weights_key,
 )
+from fedcats.data import (
+    Dataset,
+    Images,
+    Source,
+    catalogue,
+    hold_out,
+    make_partition,
+    prepare,
+    shared_between_shards,
+)
+from fedcats.data.files import shown
+from fedcats.data.sources import part_source
 from fedcats.early import events_file, remember_trained
 from fedcats.errors import RunError, UserError
 from fedcats.federated.runner import (

@@ -10,8 +10,8 @@ import pytest
 from fedcats.config.compose import compose_config, conf_dir
 from fedcats.config.schema import load
 from fedcats.core import models
-from fedcats.core.data import make_partition
 from fedcats.core.training import Recipe
+from fedcats.data import make_partition
 from fedcats.errors import UserError
 from fedcats.experiment import make_merge
 

@@ -21,9 +21,9 @@ from fedcats import storage as store_module
 from fedcats import tensors
 from fedcats.cli.store import main as store_command
 from fedcats.core import models, training, update
-from fedcats.core.data import Dataset, prepare, synthetic_source, upkeep
 from fedcats.core.training import Recipe
 from fedcats.core.update import Task, compute, put_weights, read, task_images
+from fedcats.data import Dataset, prepare, synthetic_source, upkeep
 from fedcats.errors import RunError
 from fedcats.storage import Store
 

@@ -12,10 +12,10 @@ from torch.nn.functional import cross_entropy
 from torchvision import transforms
 
 from fedcats.core import models, training
-from fedcats.core.data import Images, folder_source, normalise, prepare
 from fedcats.core.frozen import Features, find_frozen_part, share_test, work_out
 from fedcats.core.sgd import Sgd
 from fedcats.core.training import PlainStep, Recipe, batches, predict, read_pixels, train
+from fedcats.data import Images, folder_source, normalise, prepare
 from fedcats.errors import RunError
 from fedcats.seeding import derive_seed
 

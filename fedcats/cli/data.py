@@ -10,8 +10,8 @@ from typing import Any
 from fedcats.config.compose import compose_config
 from fedcats.config.paths import needed
 from fedcats.config.schema import Config, PhotoData, load
-from fedcats.core.data import AuditReport, Dataset, contact_sheet
-from fedcats.core.data.files import shown
+from fedcats.data import AuditReport, Dataset, contact_sheet
+from fedcats.data.files import shown
 from fedcats.environment import disk_error, output_lost, settle
 from fedcats.errors import RunError, UserError
 

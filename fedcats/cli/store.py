@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedcats.core.data import open_dataset, upkeep
-from fedcats.core.data.upkeep import Decoded
+from fedcats.data import open_dataset, upkeep
+from fedcats.data.upkeep import Decoded
 from fedcats.environment import disk_error, fail, output_lost, settle
 from fedcats.errors import RunError
 from fedcats.home import home

@@ -74,7 +74,7 @@ def _is_counts(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class PhotoData:
-    """What every source of photos has; see `fedcats.core.data.folder_source`."""
+    """What every source of photos has; see `fedcats.data.folder_source`."""
 
     name: str
     limit: int | None = _optional(_number(1))

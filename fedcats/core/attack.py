@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from fedcats.core.data import Images
+from fedcats.data import Images
 
 
 @dataclass(frozen=True)

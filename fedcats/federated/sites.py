@@ -16,8 +16,8 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from fedcats.core.data import Dataset, prepare
-from fedcats.core.data.sources import part_source
+from fedcats.data import Dataset, prepare
+from fedcats.data.sources import part_source
 from fedcats.errors import UserError
 from fedcats.home import home
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedcats.core.data import files, folder_source, prepare
+from fedcats.data import files, folder_source, prepare
 from fedcats.errors import UserError
 
 

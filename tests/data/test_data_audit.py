@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from fedcats.core.data import AuditReport, folder_source, prepare, shared_between_shards
-from fedcats.core.data.audit import Seen, find_near_duplicates, perceptual_hash
-from fedcats.core.data.decoding import BadImage, decode
+from fedcats.data import AuditReport, folder_source, prepare, shared_between_shards
+from fedcats.data.audit import Seen, find_near_duplicates, perceptual_hash
+from fedcats.data.decoding import BadImage, decode
 from fedcats.errors import UserError
 
 RNG = np.random.default_rng(20)

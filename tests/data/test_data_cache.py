@@ -15,7 +15,7 @@ from conftest import wait_until
 from PIL import Image
 
 from fedcats import locks
-from fedcats.core.data import folder_source, open_dataset, prepare, synthetic_source, upkeep
+from fedcats.data import folder_source, open_dataset, prepare, synthetic_source, upkeep
 from fedcats.errors import RunError, UserError
 
 

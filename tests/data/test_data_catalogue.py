@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from torchvision.datasets import OxfordIIITPet
 
-from fedcats.core.data import (
-    catalogue,
+from fedcats.data import (
+    downloaded,
     folder_source,
     hub_source,
     make_source,
@@ -215,12 +215,12 @@ def test_oxford_pets_downloaded_once(tmp_path, monkeypatch):
         with tarfile.open(archive, "w:gz") as tar:
             tar.add(root / name, name)
         sums[archive.name] = hashlib.md5(archive.read_bytes()).hexdigest()
-    monkeypatch.setattr(catalogue, "OXFORD_URL", f"file://{tmp_path}/host/")
-    monkeypatch.setattr(catalogue, "OXFORD_MD5", sums)
+    monkeypatch.setattr(downloaded, "OXFORD_URL", f"file://{tmp_path}/host/")
+    monkeypatch.setattr(downloaded, "OXFORD_MD5", sums)
     for _ in range(2):
         source = make_source("oxford_pets", seed=0, downloads=tmp_path / "down", root=None)
         assert len(source.train) == 12
-        monkeypatch.setattr(catalogue, "OXFORD_URL", "file:///nowhere/")
+        monkeypatch.setattr(downloaded, "OXFORD_URL", "file:///nowhere/")
 
 
 def test_oxford_pets_mistakes(tmp_path):
@@ -240,9 +240,9 @@ def test_petimages_downloaded(tmp_path, monkeypatch):
     with zipfile.ZipFile(archive, "w") as file:
         for seed in range(8):
             file.writestr(f"PetImages/{('Cat', 'Dog')[seed % 2]}/{seed}.jpg", jpeg(seed))
-    monkeypatch.setattr(catalogue, "PETIMAGES_URL", f"file://{archive}")
+    monkeypatch.setattr(downloaded, "PETIMAGES_URL", f"file://{archive}")
     sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
-    monkeypatch.setattr(catalogue, "PETIMAGES_SHA256", sha256)
+    monkeypatch.setattr(downloaded, "PETIMAGES_SHA256", sha256)
     counts = {"train": [2, 3], "test": [1, 1]}
     source = make_source(
         "petimages", seed=0, downloads=tmp_path / "down", test_fraction=0.5, counts=counts

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fedcats.cli.data import main
-from fedcats.core.data import catalogue
+from fedcats.data import downloaded
 from fedcats.errors import UserError
 
 Go = Callable[..., tuple[dict[str, Any], Path]]
@@ -121,9 +121,9 @@ def test_a_download_that_shows_itself(
 ) -> None:
     import hashlib
 
-    monkeypatch.setattr(catalogue, "PETIMAGES_URL", f"file://{kaggle}")
+    monkeypatch.setattr(downloaded, "PETIMAGES_URL", f"file://{kaggle}")
     digest = hashlib.sha256(kaggle.read_bytes()).hexdigest()
-    monkeypatch.setattr(catalogue, "PETIMAGES_SHA256", digest)
+    monkeypatch.setattr(downloaded, "PETIMAGES_SHA256", digest)
     small = ["data.counts={train:[4,4],test:[2,2]}", "data.max_bad_fraction=0.5"]
     results, _ = run(*QUICK, "data=petimages", *small)
     assert results["data"]["source"] == "petimages"

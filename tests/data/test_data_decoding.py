@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fedcats.core.data import folder_source, prepare
-from fedcats.core.data.decoding import BadImage, decode
+from fedcats.data import folder_source, prepare
+from fedcats.data.decoding import BadImage, decode
 from fedcats.errors import UserError
 
 RNG = np.random.default_rng(5)

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from fedcats.core.data import catalogue, download
-from fedcats.core.data.download import fetch
+from fedcats.data import catalogue, download, downloaded
+from fedcats.data.download import fetch
 from fedcats.errors import UserError
 
 CONTENT = bytes(range(256)) * 20_000  # 5 MB
@@ -128,8 +128,8 @@ def nobody(monkeypatch):
     """An address of this machine at which nobody answers."""
     with Server(("127.0.0.1", 0), Handler) as server:
         address = f"http://127.0.0.1:{server.server_port}/"
-    monkeypatch.setattr(catalogue, "PETIMAGES_URL", address + "kagglecatsanddogs_5340.zip")
-    monkeypatch.setattr(catalogue, "OXFORD_URL", address)
+    monkeypatch.setattr(downloaded, "PETIMAGES_URL", address + "kagglecatsanddogs_5340.zip")
+    monkeypatch.setattr(downloaded, "OXFORD_URL", address)
     return address
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedcats.core.data import synthetic_source
+from fedcats.data import synthetic_source
 from fedcats.errors import UserError
 
 

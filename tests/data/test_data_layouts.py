@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedcats.core.data import folder_source
-from fedcats.core.data.sources import part_source
+from fedcats.data import folder_source
+from fedcats.data.sources import part_source
 from fedcats.errors import UserError
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcats.core.data import hold_out, iid_partition, make_partition, paper_partition
+from fedcats.data import hold_out, iid_partition, make_partition, paper_partition
 from fedcats.errors import UserError
 
 LABELS = np.array([0] * 25 + [1] * 31)

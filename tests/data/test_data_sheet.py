@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedcats.core.data import contact_sheet, prepare, synthetic_source
+from fedcats.data import contact_sheet, prepare, synthetic_source
 
 
 def test_layout(tmp_path):

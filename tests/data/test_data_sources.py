@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from fedcats.core.data import BadImage, folder_source
+from fedcats.data import BadImage, folder_source
 from fedcats.errors import UserError
 
 

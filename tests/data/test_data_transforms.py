@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageOps
 from torchvision import transforms
 
-from fedcats.core.data import MEAN, STD, draw_flips, flip_, folder_source, normalise, prepare
+from fedcats.data import MEAN, STD, draw_flips, flip_, folder_source, normalise, prepare
 
 
 def noise(mode, size, seed=0):

@@ -10,8 +10,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordD
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 
-from fedcats.core.data.sources import part_source
 from fedcats.core.update import read
+from fedcats.data.sources import part_source
 from fedcats.errors import UserError
 from fedcats.federated import sites
 from fedcats.federated.client_app import app

@@ -1,26 +1,23 @@
 """Images: where they come from, decoded once, transformed per batch, dealt out to clients."""
 
-from fedcats.core.data.audit import AuditReport, NearDuplicate, shared_between_shards
-from fedcats.core.data.cache import Dataset, Images, open_dataset, prepare
-from fedcats.core.data.catalogue import (
-    SOURCES,
-    hub_source,
-    make_source,
-    oxford_pets_source,
-    petimages_source,
-)
-from fedcats.core.data.decoding import BadImage, decode
-from fedcats.core.data.drawings import synthetic_source
-from fedcats.core.data.partition import (
+from fedcats.data.audit import AuditReport, NearDuplicate, shared_between_shards
+from fedcats.data.catalogue import SOURCES, make_source
+from fedcats.data.dataset import Dataset, Images, open_dataset
+from fedcats.data.decoding import BadImage, decode
+from fedcats.data.downloaded import oxford_pets_source, petimages_source
+from fedcats.data.drawings import synthetic_source
+from fedcats.data.hub import hub_source
+from fedcats.data.partition import (
     PARTITIONS,
     hold_out,
     iid_partition,
     make_partition,
     paper_partition,
 )
-from fedcats.core.data.sheet import contact_sheet
-from fedcats.core.data.sources import Item, Source, folder_source
-from fedcats.core.data.transforms import MEAN, STD, draw_flips, flip_, normalise
+from fedcats.data.prepare import prepare
+from fedcats.data.sheet import contact_sheet
+from fedcats.data.sources import Item, Source, folder_source
+from fedcats.data.transforms import MEAN, STD, draw_flips, flip_, normalise
 
 __all__ = [
     "MEAN",

@@ -18,16 +18,16 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedcats.core.data.audit import (
+from fedcats.data.audit import (
     AuditReport,
     Seen,
     find_duplicates,
     find_near_duplicates,
     perceptual_hash,
 )
-from fedcats.core.data.decoding import SCALED, BadImage, decode
-from fedcats.core.data.sources import SPLITS, Item, Source
-from fedcats.core.data.upkeep import part_of
+from fedcats.data.decoding import SCALED, BadImage, decode
+from fedcats.data.sources import SPLITS, Item, Source
+from fedcats.data.upkeep import part_of
 from fedcats.errors import RunError, UserError
 
 FORMAT = 3

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from fedcats.core.data.decoding import BadImage
-from fedcats.core.data.kinds import EXTENSIONS, START_BYTES, kind_of
-from fedcats.core.data.written import HOME, is_marker, leave_out_written
+from fedcats.data.decoding import BadImage
+from fedcats.data.kinds import EXTENSIONS, START_BYTES, kind_of
+from fedcats.data.written import HOME, is_marker, leave_out_written
 from fedcats.errors import UserError
 from fedcats.home import home
 

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from fedcats.core.data.cache import Images
+from fedcats.data.dataset import Images
 
 
 def contact_sheet(

@@ -1,6 +1,6 @@
 """Where images come from: a list of items with labels, and a way to read each.
 
-A source lists and reads; nothing is decoded before `fedcats.core.data.cache.prepare`.
+A source lists and reads; nothing is decoded before `fedcats.data.prepare.prepare`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fedcats.core.data.decoding import decode
-from fedcats.core.data.files import open_files, shown
-from fedcats.core.data.layouts import (
+from fedcats.data.decoding import decode
+from fedcats.data.files import open_files, shown
+from fedcats.data.layouts import (
     by_class,
     check_classes,
     find_layout,

@@ -19,7 +19,7 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from fedcats.core.data.sources import Item, Source
+from fedcats.data.sources import Item, Source
 from fedcats.errors import UserError
 from fedcats.seeding import derive_seed
 

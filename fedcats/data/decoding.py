@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fedcats.core.data.kinds import RAW, kind_of
+from fedcats.data.kinds import RAW, kind_of
 
 Image.init()  # registers the readers; done here because it is not safe in several threads
 

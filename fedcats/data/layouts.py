@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedcats.core.data.files import Files, shown
+from fedcats.data.files import Files, shown
 from fedcats.errors import UserError
 
 LAYOUTS = (
