@@ -5,7 +5,7 @@ from fedcats.data.catalogue import SOURCES, make_source
 from fedcats.data.dataset import Dataset, Images, open_dataset
 from fedcats.data.decoding import BadImage, decode
 from fedcats.data.downloaded import oxford_pets_source, petimages_source
-from fedcats.data.drawings import synthetic_source
+from fedcats.data.drawings.source import synthetic_source
 from fedcats.data.hub import hub_source
 from fedcats.data.partition import (
     PARTITIONS,

@@ -6,7 +6,7 @@ from typing import Any
 
 from fedcats.data.download import OnBytes
 from fedcats.data.downloaded import oxford_pets_source, petimages_source
-from fedcats.data.drawings import synthetic_source
+from fedcats.data.drawings.source import synthetic_source
 from fedcats.data.hub import hub_source
 from fedcats.data.sources import Source, folder_source
 from fedcats.errors import UserError
