@@ -21,13 +21,13 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedcats.core.merging import Fold, check_update, make_rule
-from fedcats.core.models import initial_weights
 from fedcats.core.training import Recipe
 from fedcats.core.update import Task, Update, get_weights, put_weights, read
 from fedcats.federated import client as client_module
 from fedcats.federated import client_app, runner
 from fedcats.federated.strategy import InOrderGrid, MergeStrategy, Plan
 from fedcats.federated.transport import ByReference
+from fedcats.models.weights import initial_weights
 from fedcats.storage import Store
 
 RECIPE = Recipe(1, 4, 0.001, 0.0, False, 0.0, 0, 1.0, False)

@@ -31,11 +31,9 @@ from fedcats import __version__, tensors
 from fedcats.centralized import Baseline
 from fedcats.config.compose import as_dict
 from fedcats.config.schema import Config, PhotoData, load
-from fedcats.core import models
 from fedcats.core.attack import Attack
 from fedcats.core.frozen import SharedTest
 from fedcats.core.merging import Rule, effective_number, make_rule
-from fedcats.core.models import InitialWeights
 from fedcats.core.names import ROBUST
 from fedcats.core.robust import Robust
 from fedcats.core.server_optimizer import OPTIMIZERS, Memory, ServerOptimizer
@@ -89,6 +87,8 @@ from fedcats.grid import (
 )
 from fedcats.home import home
 from fedcats.metrics import compare, read_predictions, scores, write_predictions
+from fedcats.models import build, weights
+from fedcats.models.weights import InitialWeights
 from fedcats.report import Progress, Work, print_summary, write_report
 from fedcats.report.estimate import LAST
 from fedcats.seeding import derive_seed
@@ -413,7 +413,7 @@ def decoded(config: Config, source: Source, progress: Progress, *, strict: bool 
 def _prepare(
     config: Config, folder: Path, store: Store, progress: Progress, grid: Grid | None
 ) -> Run:
-    models.check_name(config.model.name)  # before anything takes time
+    build.check_name(config.model.name)  # before anything takes time
     sites = None
     parts: list[np.ndarray[Any, np.dtype[np.int64]]] = []
     if config.partition.name == "sites":
@@ -448,7 +448,7 @@ def _prepare(
                     f"hold_out={config.held_out:g}: nothing is held out of shards this small; "
                     "allowed is a larger share, or fewer clients"
                 )
-    initial = models.initial_weights(
+    initial = weights.initial_weights(
         config.model.name,
         len(dataset.classes),
         config.model.weights,
@@ -458,8 +458,8 @@ def _prepare(
     )
     if initial.note:
         progress.message(initial.note)
-    model = models.empty(config.model.name, len(dataset.classes), initial.state)
-    names = models.set_trainable(model, config.model.trainable)
+    model = build.empty(config.model.name, len(dataset.classes), initial.state)
+    names = build.set_trainable(model, config.model.trainable)
     cuda = torch.cuda.is_available()
     if config.runner.device == "cuda" and not cuda:
         raise UserError("runner.device=cuda: no GPU can be used here; allowed are auto, cpu")
@@ -582,9 +582,9 @@ def _check_step(this: Run, model: nn.Module) -> None:
         return rest if rest and not train.drop_last else min(size, train.batch_size)
 
     torch.set_num_threads(this.config.runner.threads)
-    if not (why := models.refusal(model, 1, side)):
+    if not (why := build.refusal(model, 1, side)):
         return  # then it takes more, too
-    if always := models.refusal(model, 2, side):
+    if always := build.refusal(model, 2, side):
         raise UserError(
             f"model.name={name}: cannot be trained on images of {side} x {side}: {always}"
         )

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fedcats.core import models, training
+from fedcats.core import training
 from fedcats.core.cuda import full_precision
 from fedcats.core.frozen import SharedTest, share_test
 from fedcats.core.grid import Point, distinct_points, ensemble, greedy_soup, merge_points
@@ -27,6 +27,7 @@ from fedcats.core.training import predict
 from fedcats.data import MEAN, STD, Images
 from fedcats.federated.strategy import Merged, merge_order
 from fedcats.metrics import scores, write_predictions
+from fedcats.models import build
 from fedcats.report.estimate import LAST, Work
 from fedcats.storage import content_key
 from fedcats.tensors import State
@@ -100,7 +101,7 @@ def probabilities(
 
 
 def _model(this: Run, whole: State) -> nn.Module:
-    model = models.empty(this.config.model.name, len(this.dataset.classes), whole)
+    model = build.empty(this.config.model.name, len(this.dataset.classes), whole)
     return model.to(this.device).to(memory_format=torch.channels_last)
 
 

@@ -9,11 +9,11 @@ import pytest
 
 from fedcats.config.compose import compose_config, conf_dir
 from fedcats.config.schema import load
-from fedcats.core import models
 from fedcats.core.training import Recipe
 from fedcats.data import make_partition
 from fedcats.errors import UserError
 from fedcats.experiment import make_merge
+from fedcats.models import build
 
 ROOT = ["data.root=photos"]
 EXTRA = {
@@ -51,7 +51,7 @@ def test_there_is_a_yaml_for_every_group() -> None:
 def test_every_option_composes_and_builds(option: str) -> None:
     group, name = option.split("/")
     config = load(compose_config([f"{group}={name}", *EXTRA.get(option, [])]))
-    assert models.build(config.model.name, 2)
+    assert build.build(config.model.name, 2)
     assert Recipe(**vars(config.train)).epochs >= 1
     assert [make_merge(config, rule, 0.5, frozenset()) for rule in config.strategy.rules]
     shards = make_partition(labels=[0, 1] * 15_000, seed=0, **asdict(config.partition))

@@ -15,11 +15,11 @@ import torchvision
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
-from fedcats.core import models
-from fedcats.core.models import initial_weights
 from fedcats.errors import RunError, UserError
 from fedcats.federated import client as client_module
 from fedcats.metrics import read_predictions, scores
+from fedcats.models import build
+from fedcats.models.weights import initial_weights
 from fedcats.storage import Store
 
 Go = Callable[..., tuple[dict[str, Any], Path]]
@@ -449,7 +449,7 @@ def test_every_model_is_tested_on_every_clients_own_part(run: Go) -> None:
 def test_a_model_that_cannot_take_a_step_is_refused_before_training(
     run: Go, monkeypatch: pytest.MonkeyPatch, overrides: str, message: str
 ) -> None:
-    real = models.refusal
+    real = build.refusal
 
     def refusal(model: torch.nn.Module, images: int, size: int) -> str:
         if type(model).__name__ == "VisionTransformer":
@@ -457,7 +457,7 @@ def test_a_model_that_cannot_take_a_step_is_refused_before_training(
         pooled = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.BatchNorm2d(3), torch.nn.Flatten()]
         return real(torch.nn.Sequential(*pooled), images, size)
 
-    monkeypatch.setattr(models, "refusal", refusal)
+    monkeypatch.setattr(build, "refusal", refusal)
     with pytest.raises(UserError, match=message):
         run(LOCAL, *overrides.split())
 

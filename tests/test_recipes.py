@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedcats import tensors
-from fedcats.core import fast, models
 from fedcats.core.cuda import GraphStep
 from fedcats.core.fast import FastStep, make_fast_step
 from fedcats.core.frozen import Features, find_frozen_part, work_out
 from fedcats.core.training import PlainStep, Recipe, make_step, train
+from fedcats.models import build, linear
 
 PLAIN = Recipe(
     epochs=1,
@@ -118,7 +118,7 @@ class Small(nn.Module):
 
 def trained(model, images, recipe, trainable, step_for):
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    models.set_trainable(model, trainable)
+    build.set_trainable(model, trainable)
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     epochs = train(model, images, recipe, 5, start=start, step_for=step_for)
     return model.state_dict(), epochs
@@ -195,12 +195,12 @@ def test_every_recipe(recipe, last, trainable, threads, whole):
     torch.set_num_threads(threads)
     torch.manual_seed(1)
     n = recipe.batch_size + last % recipe.batch_size + 1  # two steps, the second may be smaller
-    before = fast.BLOCK_BATCH
-    fast.BLOCK_BATCH = 0 if whole else before  # 0: one slice at every batch size, as on a GPU
+    before = linear.BLOCK_BATCH
+    linear.BLOCK_BATCH = 0 if whole else before  # 0: one slice at every batch size, as on a GPU
     try:
         check(Small(), Noise(n, 8), recipe, trainable)
     finally:
-        fast.BLOCK_BATCH = before
+        linear.BLOCK_BATCH = before
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -217,7 +217,7 @@ def test_every_family(family):
         weight_decay=chance.choice([0.0, 0.01]),
     )
     torch.manual_seed(1)
-    check(models.build(family, 2), Noise(size + 1, FAMILIES[family]), recipe, "all")
+    check(build.build(family, 2), Noise(size + 1, FAMILIES[family]), recipe, "all")
 
 
 @pytest.mark.parametrize(
@@ -228,11 +228,11 @@ def test_a_frozen_part_worked_out_once_changes_nothing(family, trainable):
     """Dropout in front of the only trained layer included, which draws at each step."""
     torch.manual_seed(1)
     images = Noise(5, FAMILIES[family])
-    whole = models.build(family, 2).to(memory_format=torch.channels_last)
+    whole = build.build(family, 2).to(memory_format=torch.channels_last)
     split = copy.deepcopy(whole)
     start = copy.deepcopy(whole.state_dict())
-    names = models.set_trainable(whole, trainable)
-    assert models.set_trainable(split, trainable) == names
+    names = build.set_trainable(whole, trainable)
+    assert build.set_trainable(split, trainable) == names
     recipe = replace(PLAIN, epochs=2, batch_size=2, lr=0.1)
     part = find_frozen_part(split, names, torch.zeros(1, 3, images.side, images.side))
     assert (part is None) == family.startswith("squeezenet")  # pooled after its last layer
@@ -250,14 +250,14 @@ def test_a_frozen_part_worked_out_once_changes_nothing(family, trainable):
 def test_every_family_is_put_around_given_tensors(family):
     """Nothing is left without memory, and one step would be possible."""
     torch.manual_seed(1)
-    state = models.build(family, 3).state_dict()
+    state = build.build(family, 3).state_dict()
     before = tensors.digest(state)
     drawn = torch.get_rng_state()
-    model = models.empty(family, 3, state)
-    names = models.set_trainable(model, "all")
+    model = build.empty(family, 3, state)
+    names = build.set_trainable(model, "all")
     assert names == list(state)
     assert torch.equal(torch.get_rng_state(), drawn)
-    assert models.refusal(model, 1, FAMILIES[family]) == ""
+    assert build.refusal(model, 1, FAMILIES[family]) == ""
     assert tensors.digest(state) == before  # the statistics of batch norm too
 
 
@@ -271,7 +271,7 @@ class Eager:
 
 
 def test_a_recorded_step_takes_batches_of_every_size(monkeypatch):
-    monkeypatch.setattr(fast, "BLOCK_BATCH", 0)
+    monkeypatch.setattr(linear, "BLOCK_BATCH", 0)
     torch.manual_seed(1)
     model = Small()
     twin = copy.deepcopy(model)
@@ -300,9 +300,9 @@ class Pair(nn.Module):
 
 
 def test_what_a_model_refuses_is_found_by_trying():
-    assert models.refusal(Pooled(), 2, 8) == ""
-    assert "more than 1 value per channel" in models.refusal(Pooled(), 1, 8)
-    assert models.refusal(Pooled().eval(), 1, 8) == ""  # frozen
-    assert "it gives a tuple" in models.refusal(Pair(), 1, 8)
-    assert "224" in models.refusal(models.build("vit_b_32", 2), 1, 64)
-    assert models.refusal(models.build("inception_v3", 2), 2, 32)
+    assert build.refusal(Pooled(), 2, 8) == ""
+    assert "more than 1 value per channel" in build.refusal(Pooled(), 1, 8)
+    assert build.refusal(Pooled().eval(), 1, 8) == ""  # frozen
+    assert "it gives a tuple" in build.refusal(Pair(), 1, 8)
+    assert "224" in build.refusal(build.build("vit_b_32", 2), 1, 64)
+    assert build.refusal(build.build("inception_v3", 2), 2, 32)

@@ -20,11 +20,12 @@ from conftest import wait_until
 from fedcats import storage as store_module
 from fedcats import tensors
 from fedcats.cli.store import main as store_command
-from fedcats.core import models, training, update
+from fedcats.core import training, update
 from fedcats.core.training import Recipe
 from fedcats.core.update import Task, compute, put_weights, read, task_images
 from fedcats.data import Dataset, prepare, synthetic_source, upkeep
 from fedcats.errors import RunError
+from fedcats.models import build
 from fedcats.storage import Store
 
 TENSORS = {"a": torch.arange(1000.0), "b": torch.ones(3, dtype=torch.int64)}
@@ -48,7 +49,7 @@ def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_task(store: Store, data: Path, model: str = "squeezenet1_1", **changes: Any) -> Task:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        state = models.build(model, 2).state_dict()
+        state = build.build(model, 2).state_dict()
     sha256 = put_weights(store, state)
     recipe = Recipe(3, 4, 0.01, 0.0, False, 0.0, 0, 0.1, False)
     task = Task(

@@ -11,12 +11,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torchvision import transforms
 
-from fedcats.core import models, training
+from fedcats.core import training
 from fedcats.core.frozen import Features, find_frozen_part, share_test, work_out
 from fedcats.core.sgd import Sgd
 from fedcats.core.training import PlainStep, Recipe, batches, predict, read_pixels, train
 from fedcats.data import Images, folder_source, normalise, prepare
 from fedcats.errors import RunError
+from fedcats.models import build
 from fedcats.seeding import derive_seed
 
 RECIPE = Recipe(
@@ -201,8 +202,8 @@ def test_plain_and_chosen_step_agree(images: Images) -> None:
 
 
 def test_frozen_parts_do_not_change(images: Images) -> None:
-    model = models.build("resnet18", 3)
-    models.set_trainable(model, "head")
+    model = build.build("resnet18", 3)
+    build.set_trainable(model, "head")
     before = copy.deepcopy(model.state_dict())
     train(model, images, Recipe(**{**RECIPE.__dict__, "epochs": 1}), seed=5)
     changed = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
@@ -257,8 +258,8 @@ def test_models_that_share_a_frozen_part_predict_the_same_bits(
     images: Images, name: str, trainable: str, shared: bool
 ) -> None:
     torch.manual_seed(3)
-    model = models.build(name, 2)
-    names = models.set_trainable(model, trainable)
+    model = build.build(name, 2)
+    names = build.set_trainable(model, trainable)
     frozen = share_test(copy.deepcopy(model), names, images, batch_size=8, threads=2)
     assert (frozen is not None) == shared
     if frozen is not None:
@@ -283,8 +284,8 @@ def test_features_worked_out_once_train_to_the_same_bits(
     """Against the whole model at each step."""
     shard = images.subset(range(n))
     torch.manual_seed(3)
-    whole = models.build(name, 3)
-    names = models.set_trainable(whole, trainable)
+    whole = build.build(name, 3)
+    names = build.set_trainable(whole, trainable)
     split = copy.deepcopy(whole)
     momentum = dataclasses.replace(RECIPE, epochs=3, momentum=0.9)
     expected = train(whole, shard, momentum, seed=5)

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedcats.core.sgd import Sgd
+from fedcats.models.linear import BLOCK_BATCH, _sliced, _sliced_product
 
 if TYPE_CHECKING:
     from fedcats.core.training import Recipe
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
 # Bytes of a weight that one block holds, so that its second use is served from a core's L2 cache;
 # 300 kB is 8 rows of AlexNet's first linear layer.
 BLOCK_BYTES = 300 * 1024
-
-# Above this batch size a linear layer is no longer bound by memory, and small blocks only cost.
-BLOCK_BATCH = 16
 
 
 def keep_freed_memory() -> None:
@@ -204,31 +202,6 @@ class FastStep:
 def _logical_order(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     # Dropout fills its mask in the order of memory; the plain loop's is the logical one.
     return lambda x: forward(x.contiguous())
-
-
-def untrained_linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """``F.linear`` of a frozen layer; for few rows on the CPU as one batched product.
-
-    Of AlexNet's large ones MKL reads the weight half as fast again this way.
-    """
-    slices = _sliced(layer.weight.detach(), 64)
-    if x.dim() != 2 or len(x) > BLOCK_BATCH or x.device.type != "cpu" or len(slices) == 1:
-        return F.linear(x, layer.weight, layer.bias)
-    y = _sliced_product(x, slices)
-    return y if layer.bias is None else y.add_(layer.bias.detach())
-
-
-def _sliced(weight: Tensor, count: int) -> Tensor:
-    """The whole weight (out, in) as (count, out/count, in), or (1, out, in) if that cannot be."""
-    return weight.view(count if len(weight) % count == 0 else 1, -1, weight.shape[1])
-
-
-def _sliced_product(x: Tensor, slices: Tensor) -> Tensor:
-    """``x W^T`` for a weight as (k, out/k, in); no view, so it may be changed in place."""
-    parts = torch.bmm(x.expand(len(slices), *x.shape), slices.transpose(1, 2))
-    y = x.new_empty(len(x), slices.shape[0] * slices.shape[1])
-    y.view(len(x), len(slices), -1).copy_(parts.transpose(0, 1))
-    return y
 
 
 class _LinearUpdate:

@@ -1,7 +1,7 @@
 """``torch.optim.SGD`` in its functional form.
 
 The optimizer class imports PyTorch's compiler when it is first used, which processes do without
-(see `fedcats.core.vision`).
+(see `fedcats.models.lazy_torchvision`).
 """
 
 from __future__ import annotations

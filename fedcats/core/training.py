@@ -157,7 +157,7 @@ def train(
     Parameters
     ----------
     model
-        With frozen parts marked by `fedcats.core.models.set_trainable`; changed in place.
+        With frozen parts marked by `fedcats.models.build.set_trainable`; changed in place.
     images
         The client's shard.
     seed

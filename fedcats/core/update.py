@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedcats.core import models, training
+from fedcats.core import training
 from fedcats.core.attack import Attack
 from fedcats.core.cuda import full_precision
 from fedcats.core.fast import keep_freed_memory
@@ -27,6 +27,7 @@ from fedcats.core.frozen import Features, FrozenPart, find_frozen_part, work_out
 from fedcats.core.training import Epoch, Recipe, Step
 from fedcats.data import MEAN, STD, Dataset, Images, normalise, open_dataset
 from fedcats.errors import RunError, UserError
+from fedcats.models import build
 from fedcats.seeding import derive_seed
 from fedcats.storage import CHECKPOINT, Store, content_key
 
@@ -42,7 +43,7 @@ class Task:
     client
         Number of the client, or ``centralized``; with ``seed`` and ``round`` it seeds the training.
     model, num_classes, trainable
-        See `fedcats.core.models`.
+        See `fedcats.models.weights`.
     base
         Digest of the full initial state, an entry of the store.
     start
@@ -237,7 +238,7 @@ def _model(task: Task, store: Store) -> nn.Module:
     if cache_key not in _model_of_process:
         _model_of_process.clear()
         state = get_weights(store, task.base)
-        model = models.empty(task.model, task.num_classes, state)
+        model = build.empty(task.model, task.num_classes, state)
         # The layout in which the convolutions' images travel (see `fedcats.core.fast`).
         _model_of_process[cache_key] = model.to(memory_format=torch.channels_last)
         _ends.clear()
@@ -304,7 +305,7 @@ def _train(task: Task, images: Images, key: str, store: Store, report: Report) -
     full_precision()
     checkpoint_key = CHECKPOINT + key
     model = _model(task, store).to(task.device)
-    names = models.set_trainable(model, task.trainable)
+    names = build.set_trainable(model, task.trainable)
     tensors = model.state_dict()
     checkpoint = store.get(checkpoint_key)
     done: tuple[Epoch, ...] = ()
