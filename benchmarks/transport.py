@@ -20,13 +20,15 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fedcats.core.merging import Fold, check_update, make_rule
 from fedcats.core.training import Recipe
 from fedcats.core.update import Task, Update, get_weights, put_weights, read
 from fedcats.federated import client as client_module
 from fedcats.federated import client_app, runner
-from fedcats.federated.strategy import InOrderGrid, MergeStrategy, Plan
+from fedcats.federated.strategy import InOrderGrid, MergeStrategy
 from fedcats.federated.transport import ByReference
+from fedcats.merging.fold import Fold, check_update
+from fedcats.merging.plan import Plan
+from fedcats.merging.rules import make_rule
 from fedcats.models.weights import initial_weights
 from fedcats.storage import Store
 

@@ -33,10 +33,6 @@ from fedcats.config.compose import as_dict
 from fedcats.config.schema import Config, PhotoData, load
 from fedcats.core.attack import Attack
 from fedcats.core.frozen import SharedTest
-from fedcats.core.merging import Rule, effective_number, make_rule
-from fedcats.core.names import ROBUST
-from fedcats.core.robust import Robust
-from fedcats.core.server_optimizer import OPTIMIZERS, Memory, ServerOptimizer
 from fedcats.core.training import Recipe
 from fedcats.core.update import (
     Task,
@@ -71,7 +67,7 @@ from fedcats.federated.runner import (
     run_on_ray,
 )
 from fedcats.federated.sites import Site, find_sites
-from fedcats.federated.strategy import InOrderGrid, Merged, MergeStrategy, Plan, merge_order
+from fedcats.federated.strategy import InOrderGrid, MergeStrategy
 from fedcats.federated.transport import ByReference, OnTheWire, Transport, wait_for_nodes
 from fedcats.folders import claimed
 from fedcats.grid import (
@@ -86,6 +82,12 @@ from fedcats.grid import (
     validation_scores,
 )
 from fedcats.home import home
+from fedcats.merging.fold import effective_number
+from fedcats.merging.names import ROBUST
+from fedcats.merging.plan import Merged, Plan, merge_order
+from fedcats.merging.robust import Robust
+from fedcats.merging.rules import Rule, make_rule
+from fedcats.merging.server_optimizer import OPTIMIZERS, Memory, ServerOptimizer
 from fedcats.metrics import compare, read_predictions, scores, write_predictions
 from fedcats.models import build, weights
 from fedcats.models.weights import InitialWeights

@@ -21,11 +21,11 @@ from torch import nn
 from fedcats.core import training
 from fedcats.core.cuda import full_precision
 from fedcats.core.frozen import SharedTest, share_test
-from fedcats.core.grid import Point, distinct_points, ensemble, greedy_soup, merge_points
-from fedcats.core.merging import RULES
 from fedcats.core.training import predict
 from fedcats.data import MEAN, STD, Images
-from fedcats.federated.strategy import Merged, merge_order
+from fedcats.merging.many import Point, distinct_points, ensemble, greedy_soup, merge_points
+from fedcats.merging.plan import Merged, merge_order
+from fedcats.merging.rules import RULES
 from fedcats.metrics import scores, write_predictions
 from fedcats.models import build
 from fedcats.report.estimate import LAST, Work

@@ -11,14 +11,15 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedcats.core.merging import make_rule
 from fedcats.core.training import Recipe
 from fedcats.core.update import Task
 from fedcats.errors import UserError
 from fedcats.federated import transport
 from fedcats.federated.runner import LocalGrid
-from fedcats.federated.strategy import InOrderGrid, MergeStrategy, Plan, merge_order
+from fedcats.federated.strategy import InOrderGrid, MergeStrategy
 from fedcats.federated.transport import ByReference
+from fedcats.merging.plan import Plan, merge_order
+from fedcats.merging.rules import make_rule
 from fedcats.storage import Store
 
 RECIPE = Recipe(1, 4, 0.1, 0.0, False, 0.0, 0, 0.1, False)

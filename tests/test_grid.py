@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedcats.core import grid
-from fedcats.core.grid import Point, distinct_points, ensemble, greedy_soup, merge_points
-from fedcats.core.merging import Fold
 from fedcats.errors import RunError
+from fedcats.merging import many
+from fedcats.merging.fold import Fold
+from fedcats.merging.many import Point, distinct_points, ensemble, greedy_soup, merge_points
 from fedcats.storage import Store
 
 EXAMPLES = {0: 3, 1: 5, 2: 8, 3: 2}
@@ -34,7 +34,7 @@ def submodels() -> list[dict[str, torch.Tensor]]:
 def test_every_point_has_the_bytes_of_a_fold_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grid, "_CHUNK", 64)  # several chunks, the last one not full
+    monkeypatch.setattr(many, "_CHUNK", 64)  # several chunks, the last one not full
     store, own = Store(tmp_path), submodels()
     for i, model in enumerate(own):
         store.put(f"key{i}", model, {})

@@ -6,13 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedcats.core.merging import (
-    Fold,
-    check_update,
-    effective_number,
-    effective_weights,
-    make_rule,
-)
+from fedcats.merging.fold import Fold, check_update, effective_number, effective_weights
+from fedcats.merging.rules import make_rule
 
 NAMES = ("polyak", "fedavg", "uniform")
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedcats.core import names, robust
-from fedcats.core.robust import Robust, krum
+from fedcats.merging import names, robust
+from fedcats.merging.robust import Robust, krum
 
 State = dict[str, torch.Tensor]
 

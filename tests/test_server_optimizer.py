@@ -13,10 +13,11 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy as flower
 
-from fedcats.core.merging import Fold, make_rule
-from fedcats.core.server_optimizer import FedAdam, FedAvgM, Memory, ServerOptimizer
 from fedcats.errors import RunError
 from fedcats.federated.runner import LocalGrid
+from fedcats.merging.fold import Fold
+from fedcats.merging.rules import make_rule
+from fedcats.merging.server_optimizer import FedAdam, FedAvgM, Memory, ServerOptimizer
 
 State = dict[str, torch.Tensor]
 Go = Callable[..., tuple[dict[str, Any], Path]]

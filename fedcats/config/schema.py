@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fedcats.config import paths
-from fedcats.core.names import ATTACKS, FOLDS, ROBUST, SERVER_OPTIMIZERS, STARTS
 from fedcats.errors import UserError
+from fedcats.merging.names import ATTACKS, FOLDS, ROBUST, SERVER_OPTIMIZERS, STARTS
 
 MODES = ("compare", "federated", "centralized", "merge")
 RULES = (*FOLDS, *SERVER_OPTIMIZERS, *ROBUST)
@@ -203,7 +203,7 @@ class TrainConfig:
 
 @dataclass  # frozen, OmegaConf could not merge into it inside another
 class FedAvgMConfig:
-    """``strategy.fedavgm``: see `fedcats.core.server_optimizer.FedAvgM`."""
+    """``strategy.fedavgm``: see `fedcats.merging.server_optimizer.FedAvgM`."""
 
     lr: float = _number(0, above=True)
     momentum: float = _share_below_one()
@@ -211,7 +211,7 @@ class FedAvgMConfig:
 
 @dataclass  # frozen, OmegaConf could not merge into it inside another
 class FedAdamConfig:
-    """``strategy.fedadam``: see `fedcats.core.server_optimizer.FedAdam`."""
+    """``strategy.fedadam``: see `fedcats.merging.server_optimizer.FedAdam`."""
 
     lr: float = _number(0, above=True)
     beta_1: float = _share_below_one()

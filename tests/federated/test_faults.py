@@ -22,16 +22,18 @@ from conftest import TINY, TINY_DRAWINGS, wait_until
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedcats.core.merging import Fold, make_rule
-from fedcats.core.robust import Robust
 from fedcats.core.training import Recipe
 from fedcats.core.update import Task, compute
 from fedcats.errors import RunError
 from fedcats.federated import client as client_module
 from fedcats.federated import client_app, runner
 from fedcats.federated.runner import LocalGrid
-from fedcats.federated.strategy import InOrderGrid, MergeStrategy, Plan
+from fedcats.federated.strategy import InOrderGrid, MergeStrategy
 from fedcats.federated.transport import ByReference
+from fedcats.merging.fold import Fold
+from fedcats.merging.plan import Plan
+from fedcats.merging.robust import Robust
+from fedcats.merging.rules import make_rule
 from fedcats.storage import Store
 
 Go = Callable[..., tuple[dict[str, Any], Path]]

@@ -16,13 +16,14 @@ import safetensors.torch
 from conftest import wait_until
 from tiny import LONG, TINY, simulation
 
-from fedcats.core.merging import Fold, make_rule
 from fedcats.deploy.guard import MARK, watch
 from fedcats.deploy.rehearsal import compare_models, free_port
 from fedcats.errors import UserError
 from fedcats.federated import flower
 from fedcats.federated.environment import installed_package
 from fedcats.federated.server_app import run_folder
+from fedcats.merging.fold import Fold
+from fedcats.merging.rules import make_rule
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Many merges from the same stored sub-models: grids of rules, betas and orders, soup, ensemble.
 
 Nothing here trains: sub-models come from the store, and every merge is the fold of
-`fedcats.core.merging`, so a point of a grid has the same bytes as a run of its own.
+`fedcats.merging.fold`, so a point of a grid has the same bytes as a run of its own.
 """
 
 import contextlib
@@ -14,8 +14,9 @@ import safetensors
 import torch
 from numpy.typing import NDArray
 
-from fedcats.core.merging import Fold, Rule, make_rule
 from fedcats.errors import RunError
+from fedcats.merging.fold import Fold
+from fedcats.merging.rules import Rule, make_rule
 from fedcats.storage import Store
 from fedcats.tensors import State
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedcats.core.merging import rounded
+from fedcats.merging.fold import rounded
 
 Memory = dict[str, tuple[Tensor, ...]]
 """What an optimizer remembers of each parameter, float64; empty before the first round."""

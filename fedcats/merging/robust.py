@@ -1,6 +1,6 @@
 """Robust merges: coordinate median, trimmed mean, Krum.
 
-They need all updates at one time, so they are no folds (see `fedcats.core.merging`). They read
+They need all updates at one time, so they are no folds (see `fedcats.merging.fold`). They read
 them from the store's files slice by slice: in memory is one model and a slice of each update.
 """
 
