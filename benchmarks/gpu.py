@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import alexnet
 
-from fedcats.core.cuda import GraphStep, make_cuda_step
-from fedcats.core.fast import FastStep, own_linear_layers
-from fedcats.core.training import PlainStep, Recipe
 from fedcats.data import normalise
+from fedcats.training.cuda import GraphStep, make_cuda_step
+from fedcats.training.fast import FastStep, own_linear_layers
+from fedcats.training.loop import PlainStep
+from fedcats.training.recipe import Recipe
 
 RECIPE = Recipe(
     epochs=1,

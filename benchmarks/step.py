@@ -45,8 +45,9 @@ def measure(
     from torch.utils.flop_counter import FlopCounterMode
     from torchvision.models import alexnet
 
-    from fedcats.core.fast import keep_freed_memory, make_fast_step
-    from fedcats.core.training import PlainStep, Recipe
+    from fedcats.training.fast import keep_freed_memory, make_fast_step
+    from fedcats.training.loop import PlainStep
+    from fedcats.training.recipe import Recipe
 
     torch.set_num_threads(threads)
     if kept:

@@ -20,8 +20,6 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fedcats.core.training import Recipe
-from fedcats.core.update import Task, Update, get_weights, put_weights, read
 from fedcats.federated import client as client_module
 from fedcats.federated import client_app, runner
 from fedcats.federated.strategy import InOrderGrid, MergeStrategy
@@ -31,6 +29,8 @@ from fedcats.merging.plan import Plan
 from fedcats.merging.rules import make_rule
 from fedcats.models.weights import initial_weights
 from fedcats.storage import Store
+from fedcats.training.recipe import Recipe
+from fedcats.training.update import Task, Update, get_weights, put_weights, read
 
 RECIPE = Recipe(1, 4, 0.001, 0.0, False, 0.0, 0, 1.0, False)
 POLYAK = make_rule("polyak", beta=0.5)
@@ -38,7 +38,7 @@ app = ClientApp()
 
 
 def untrained(task: Task, store: Store, *_: Any) -> Update:
-    """As `fedcats.core.update.compute`, without the training."""
+    """As `fedcats.training.update.compute`, without the training."""
     tensors = get_weights(store, task.start)
     key = f"sent-{task.client}"
     store.put(key, tensors, {"kind": "update", "examples": 1, "epochs": []})

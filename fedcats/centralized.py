@@ -7,9 +7,9 @@ from pathlib import Path
 from types import TracebackType
 
 from fedcats import early
-from fedcats.core.update import Task, Update, read
 from fedcats.errors import RunError, UserError
 from fedcats.storage import Store
+from fedcats.training.update import Task, Update, read
 
 
 class Baseline:

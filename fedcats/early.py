@@ -55,12 +55,17 @@ def events_file(folder: Path) -> Path:
 
 
 def update_process(store: Path, events: Path) -> subprocess.Popen[str]:
-    """``python -m fedcats.core.update``, which waits for its task on standard input."""
+    """``python -m fedcats.training.update``, which waits for its task on standard input."""
     return _waiting.pop((store, events), None) or _start_process(store, events)
 
 
 def _start_process(store: Path, events: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-P", "-m", "fedcats.core.update"]  # nothing of the working folder
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "fedcats.training.update",
+    ]  # nothing of the working folder
     command += [str(store), str(events), str(os.getpid())]
     return subprocess.Popen(
         command,

@@ -31,18 +31,6 @@ from fedcats import __version__, tensors
 from fedcats.centralized import Baseline
 from fedcats.config.compose import as_dict
 from fedcats.config.schema import Config, PhotoData, load
-from fedcats.core.attack import Attack
-from fedcats.core.frozen import SharedTest
-from fedcats.core.training import Recipe
-from fedcats.core.update import (
-    Task,
-    Update,
-    append_events,
-    put_weights,
-    read,
-    report_done,
-    weights_key,
-)
 from fedcats.data import (
     Dataset,
     Images,
@@ -96,6 +84,18 @@ from fedcats.report.estimate import LAST
 from fedcats.seeding import derive_seed
 from fedcats.storage import Store
 from fedcats.tensors import State
+from fedcats.training.attack import Attack
+from fedcats.training.frozen import SharedTest
+from fedcats.training.recipe import Recipe
+from fedcats.training.update import (
+    Task,
+    Update,
+    append_events,
+    put_weights,
+    read,
+    report_done,
+    weights_key,
+)
 
 SCHEMA = 1
 TEST = "test on the same images"

@@ -18,10 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fedcats.core import training
-from fedcats.core.cuda import full_precision
-from fedcats.core.frozen import SharedTest, share_test
-from fedcats.core.training import predict
 from fedcats.data import MEAN, STD, Images
 from fedcats.merging.many import Point, distinct_points, ensemble, greedy_soup, merge_points
 from fedcats.merging.plan import Merged, merge_order
@@ -31,6 +27,10 @@ from fedcats.models import build
 from fedcats.report.estimate import LAST, Work
 from fedcats.storage import content_key
 from fedcats.tensors import State
+from fedcats.training import recipe
+from fedcats.training.cuda import full_precision
+from fedcats.training.frozen import SharedTest, share_test
+from fedcats.training.loop import predict
 
 if TYPE_CHECKING:
     from fedcats.experiment import Run
@@ -127,7 +127,7 @@ def _predictions_key(this: Run, parts: Parts, images: Images) -> str:
     return content_key(
         {
             "kind": "predictions",
-            "version": training.VERSION,
+            "version": recipe.VERSION,
             "torch": torch.__version__,
             "model": [config.model.name, len(this.dataset.classes)],
             "base": this.base,

@@ -20,11 +20,11 @@ from omegaconf import OmegaConf
 from fedcats import early, experiment
 from fedcats.config.compose import compose_config, conf_dir
 from fedcats.config.schema import Config, load
-from fedcats.core.training import Recipe
 from fedcats.errors import UserError
 from fedcats.experiment import deal_out, make_merge
 from fedcats.merging.robust import Robust
 from fedcats.merging.server_optimizer import ServerOptimizer
+from fedcats.training.recipe import Recipe
 
 GROUPS = {
     path.name: sorted(file.stem for file in path.glob("*.yaml"))

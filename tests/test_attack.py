@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from fedcats.config.compose import compose_config
 from fedcats.config.schema import load
-from fedcats.core.attack import Attack
 from fedcats.errors import UserError
+from fedcats.training.attack import Attack
 
 Run = Callable[..., tuple[dict[str, Any], Path]]
 FOUR = ["partition.num_shards=4", "mode=federated", "runner=local", "train.epochs=1"]

@@ -9,11 +9,11 @@ import pytest
 
 from fedcats.config.compose import compose_config, conf_dir
 from fedcats.config.schema import load
-from fedcats.core.training import Recipe
 from fedcats.data import make_partition
 from fedcats.errors import UserError
 from fedcats.experiment import make_merge
 from fedcats.models import build
+from fedcats.training.recipe import Recipe
 
 ROOT = ["data.root=photos"]
 EXTRA = {

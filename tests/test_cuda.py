@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedcats.core.cuda import WARM_UP, GraphStep, make_cuda_step
-from fedcats.core.fast import make_fast_step
-from fedcats.core.training import Recipe
+from fedcats.training.cuda import WARM_UP, GraphStep, make_cuda_step
+from fedcats.training.fast import make_fast_step
+from fedcats.training.recipe import Recipe
 
 RECIPE = Recipe(
     epochs=1,

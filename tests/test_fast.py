@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import alexnet
 
-from fedcats.core.fast import FastStep, keep_freed_memory, make_fast_step
-from fedcats.core.training import PlainStep, Recipe
+from fedcats.training.fast import FastStep, keep_freed_memory, make_fast_step
+from fedcats.training.loop import PlainStep
+from fedcats.training.recipe import Recipe
 
 PLAIN = Recipe(
     epochs=1,

@@ -11,8 +11,6 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedcats.core.training import Recipe
-from fedcats.core.update import Task
 from fedcats.errors import UserError
 from fedcats.federated import transport
 from fedcats.federated.runner import LocalGrid
@@ -21,6 +19,8 @@ from fedcats.federated.transport import ByReference
 from fedcats.merging.plan import Plan, merge_order
 from fedcats.merging.rules import make_rule
 from fedcats.storage import Store
+from fedcats.training.recipe import Recipe
+from fedcats.training.update import Task
 
 RECIPE = Recipe(1, 4, 0.1, 0.0, False, 0.0, 0, 0.1, False)
 app = ClientApp()

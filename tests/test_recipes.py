@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedcats import tensors
-from fedcats.core.cuda import GraphStep
-from fedcats.core.fast import FastStep, make_fast_step
-from fedcats.core.frozen import Features, find_frozen_part, work_out
-from fedcats.core.training import PlainStep, Recipe, make_step, train
 from fedcats.models import build, linear
+from fedcats.training.cuda import GraphStep
+from fedcats.training.fast import FastStep, make_fast_step
+from fedcats.training.frozen import Features, find_frozen_part, work_out
+from fedcats.training.loop import PlainStep, make_step, train
+from fedcats.training.recipe import Recipe
 
 PLAIN = Recipe(
     epochs=1,

@@ -20,13 +20,13 @@ from conftest import wait_until
 from fedcats import storage as store_module
 from fedcats import tensors
 from fedcats.cli.store import main as store_command
-from fedcats.core import training, update
-from fedcats.core.training import Recipe
-from fedcats.core.update import Task, compute, put_weights, read, task_images
 from fedcats.data import Dataset, prepare, synthetic_source, upkeep
 from fedcats.errors import RunError
 from fedcats.models import build
 from fedcats.storage import Store
+from fedcats.training import recipe, update
+from fedcats.training.recipe import Recipe
+from fedcats.training.update import Task, compute, put_weights, read, task_images
 
 TENSORS = {"a": torch.arange(1000.0), "b": torch.ones(3, dtype=torch.int64)}
 
@@ -386,7 +386,7 @@ def test_the_key_covers_all_that_an_update_depends_on(
         patch.setattr(update, "MEAN", (0.5, 0.5, 0.5))
         keys["normalisation"] = key(base)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "VERSION", training.VERSION + 1)
+        patch.setattr(recipe, "VERSION", recipe.VERSION + 1)
         keys["training code"] = key(base)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", "3.0")
@@ -487,7 +487,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_stop_the_training(
     assert "training, cannot save" in [event["state"] for event in events]
 
 
-PROGRAM = [sys.executable, "-m", "fedcats.core.update"]
+PROGRAM = [sys.executable, "-m", "fedcats.training.update"]
 
 
 def test_processes_compute_an_update_once(store: Store, drawings: Path) -> None:

@@ -11,14 +11,15 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torchvision import transforms
 
-from fedcats.core import training
-from fedcats.core.frozen import Features, find_frozen_part, share_test, work_out
-from fedcats.core.sgd import Sgd
-from fedcats.core.training import PlainStep, Recipe, batches, predict, read_pixels, train
 from fedcats.data import Images, folder_source, normalise, prepare
 from fedcats.errors import RunError
 from fedcats.models import build
 from fedcats.seeding import derive_seed
+from fedcats.training import loop
+from fedcats.training.frozen import Features, find_frozen_part, share_test, work_out
+from fedcats.training.loop import PlainStep, batches, predict, read_pixels, train
+from fedcats.training.recipe import Recipe
+from fedcats.training.sgd import Sgd
 
 RECIPE = Recipe(
     epochs=2,
@@ -240,7 +241,7 @@ def test_images_kept_on_the_device_are_the_same(
     assert torch.equal(first, images.pixels(batch))
     first.zero_()  # flips are made in place
     assert torch.equal(kept(batch), images.pixels(batch))
-    monkeypatch.setattr(training, "_KEPT_BYTES", 10)
+    monkeypatch.setattr(loop, "_KEPT_BYTES", 10)
     assert torch.equal(read_pixels(images, cpu, keep=True)(batch), images.pixels(batch))
 
 

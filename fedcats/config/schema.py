@@ -187,7 +187,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """``train``: the recipe; see `fedcats.core.training.Recipe`."""
+    """``train``: the recipe; see `fedcats.training.recipe.Recipe`."""
 
     epochs: int = _number(1)
     batch_size: int = _number(1)
@@ -245,7 +245,7 @@ class StrategyConfig:
 
 @dataclass(frozen=True)
 class AttackConfig:
-    """``attack``: what some clients do, simulated; see `fedcats.core.attack`."""
+    """``attack``: what some clients do, simulated; see `fedcats.training.attack`."""
 
     name: str = _choice("none", *ATTACKS)
     clients: Any = _checked(

@@ -12,8 +12,8 @@ from typing import Any
 from flwr.client import NumPyClient
 from flwr.common import NDArrays, Scalar
 
-from fedcats.core.update import Report, Task, append_events, compute
 from fedcats.storage import Store
+from fedcats.training.update import Report, Task, append_events, compute
 
 _PRECISION = 0.5  # seconds: within them the timer is not set anew
 
@@ -64,7 +64,7 @@ class FedcatsClient(NumPyClient):
         parameters
             Not used: the task names its weights.
         config
-            ``task`` (JSON of a `fedcats.core.update.Task`), ``store`` (path), ``events`` (path;
+            ``task`` (JSON of a `fedcats.training.update.Task`), ``store`` (path), ``events`` (path;
             without it progress is printed); where the store must not grow without limit
             ``store-bytes``, and where this process is the client's alone ``timeout``.
 

@@ -21,7 +21,6 @@ from flwr.app import (
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedcats.core.update import Task, Update, put_weights, read
 from fedcats.errors import RunError
 from fedcats.federated.transport import Transport
 from fedcats.merging.fold import Fold, check_update
@@ -31,6 +30,7 @@ from fedcats.merging.rules import Rule, fedavg
 from fedcats.merging.server_optimizer import Memory, ServerOptimizer
 from fedcats.storage import Store
 from fedcats.tensors import State, digest
+from fedcats.training.update import Task, Update, put_weights, read
 
 
 @dataclass

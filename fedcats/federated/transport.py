@@ -1,6 +1,6 @@
 """How weights travel: by reference where server and clients share a disk, else on the wire.
 
-Both give the client the same thing, a `fedcats.core.update.Task` that names its photos and its
+Both give the client the same thing, a `fedcats.training.update.Task` that names its photos and its
 weights, and the server the same thing, a key in its store; `FedcatsClient` does not notice.
 """
 
@@ -17,13 +17,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.common import Scalar
 from flwr.serverapp import Grid
 
-from fedcats.core.training import Epoch
-from fedcats.core.update import Task, put_received, put_weights, read
 from fedcats.errors import RunError, UserError
 from fedcats.federated.sites import site_number, site_photos
 from fedcats.home import home
 from fedcats.storage import Store
 from fedcats.tensors import State
+from fedcats.training.recipe import Epoch
+from fedcats.training.update import Task, put_received, put_weights, read
 
 NODES_TIMEOUT = 3.0  # seconds: a simulation's nodes are there from the start
 POLL_SECONDS = 0.05

@@ -13,4 +13,4 @@ ROBUST = ("median", "trimmed_mean", "krum")
 """`fedcats.merging.robust`."""
 
 ATTACKS = ("label_flip", "scale", "sign_flip")
-"""`fedcats.core.attack`."""
+"""`fedcats.training.attack`."""

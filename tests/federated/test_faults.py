@@ -22,8 +22,6 @@ from conftest import TINY, TINY_DRAWINGS, wait_until
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedcats.core.training import Recipe
-from fedcats.core.update import Task, compute
 from fedcats.errors import RunError
 from fedcats.federated import client as client_module
 from fedcats.federated import client_app, runner
@@ -35,6 +33,8 @@ from fedcats.merging.plan import Plan
 from fedcats.merging.robust import Robust
 from fedcats.merging.rules import make_rule
 from fedcats.storage import Store
+from fedcats.training.recipe import Recipe
+from fedcats.training.update import Task, compute
 
 Go = Callable[..., tuple[dict[str, Any], Path]]
 RECIPE = Recipe(1, 4, 0.1, 0.0, False, 0.0, 0, 0.1, False)

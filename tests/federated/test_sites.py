@@ -10,7 +10,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordD
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 
-from fedcats.core.update import read
 from fedcats.data.sources import part_source
 from fedcats.errors import UserError
 from fedcats.federated import sites
@@ -19,6 +18,7 @@ from fedcats.federated.runner import LocalGrid
 from fedcats.federated.server_app import configuration
 from fedcats.federated.transport import OnTheWire
 from fedcats.storage import Store
+from fedcats.training.update import read
 
 CLASSES = ("ant", "bee", "cow")
 

@@ -1,7 +1,7 @@
 """The training step on one GPU: the fast step, recorded once as a CUDA graph, then replayed.
 
 At batch 4 the some 60 kernels of a step are so short that launching them one by one takes longer
-than running them; a graph launches all at once. What is recorded is `fedcats.core.fast.FastStep`
+than running them; a graph launches all at once. What is recorded is `fedcats.training.fast.FastStep`
 itself, so linear layers take their update inside their backward pass here too.
 
 Not measured: no GPU was at hand when this was written. The bookkeeping (static inputs, the state
@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fedcats.core.fast import FastStep, own_linear_layers
+from fedcats.training.fast import FastStep, own_linear_layers
 
 if TYPE_CHECKING:
-    from fedcats.core.training import Recipe
+    from fedcats.training.recipe import Recipe
 
 # Runs before recording, for what libraries set up on first use; torch's documentation takes 3.
 WARM_UP = 3

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 if TYPE_CHECKING:
-    from fedcats.core.training import Recipe
+    from fedcats.training.recipe import Recipe
 
 
 class Sgd:

@@ -1,7 +1,7 @@
 """A client's update: a pure function of a `Task`, computed once and then found in the store.
 
 The centralized baseline is the same function over all training images. As a program
-(``python -m fedcats.core.update STORE EVENTS PARENT < task.json``) it computes one update in a
+(``python -m fedcats.training.update STORE EVENTS PARENT < task.json``) it computes one update in a
 process of its own, beside a running federation.
 """
 
@@ -19,17 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedcats.core import training
-from fedcats.core.attack import Attack
-from fedcats.core.cuda import full_precision
-from fedcats.core.fast import keep_freed_memory
-from fedcats.core.frozen import Features, FrozenPart, find_frozen_part, work_out
-from fedcats.core.training import Epoch, Recipe, Step
 from fedcats.data import MEAN, STD, Dataset, Images, normalise, open_dataset
 from fedcats.errors import RunError, UserError
 from fedcats.models import build
 from fedcats.seeding import derive_seed
 from fedcats.storage import CHECKPOINT, Store, content_key
+from fedcats.training import loop, recipe
+from fedcats.training.attack import Attack
+from fedcats.training.cuda import full_precision
+from fedcats.training.fast import keep_freed_memory
+from fedcats.training.frozen import Features, FrozenPart, find_frozen_part, work_out
+from fedcats.training.recipe import Epoch, Recipe, Step
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ def _model(task: Task, store: Store) -> nn.Module:
         _model_of_process.clear()
         state = get_weights(store, task.base)
         model = build.empty(task.model, task.num_classes, state)
-        # The layout in which the convolutions' images travel (see `fedcats.core.fast`).
+        # The layout in which the convolutions' images travel (see `fedcats.training.fast`).
         _model_of_process[cache_key] = model.to(memory_format=torch.channels_last)
         _ends.clear()
     return _model_of_process[cache_key]
@@ -286,7 +286,7 @@ def _environment(task: Task, images: Images) -> dict[str, Any]:
     # A dropout and one layer: the dropout was once counted to the frozen part, and drawn once.
     again = task.trainable == "classifier" and task.model.startswith(_DROPOUT_AND_LAYER)
     return {
-        "version": training.VERSION + again,
+        "version": recipe.VERSION + again,
         "torch": torch.__version__,
         "model": [task.model, task.num_classes, task.trainable],
         "base": task.base,
@@ -340,7 +340,7 @@ def _train(task: Task, images: Images, key: str, store: Store, report: Report) -
 
     resumed = len(done)
     report(_event(task, resumed, done[-1].loss if done else None, "training"))
-    epochs = training.train(
+    epochs = loop.train(
         model,
         images,
         task.recipe,

@@ -3,90 +3,23 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedcats.core.cuda import make_cuda_step
-from fedcats.core.fast import make_fast_step
-from fedcats.core.frozen import Features
-from fedcats.core.sgd import Sgd
 from fedcats.data import Images, draw_flips, flip_, normalise
 from fedcats.errors import RunError
 from fedcats.seeding import derive_seed
-
-VERSION = 6
-"""Of the computation in `train`: raise it when the same input gives other weights."""
-
+from fedcats.training.cuda import make_cuda_step
+from fedcats.training.fast import make_fast_step
+from fedcats.training.frozen import Features
+from fedcats.training.recipe import Epoch, Recipe, Step
+from fedcats.training.sgd import Sgd
 
 _KEPT_BYTES = 8e9  # of images on a GPU
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a client trains (the paper's Section on training: SGD, lr 0.001, batch 4, 10 epochs).
-
-    Attributes
-    ----------
-    lr, momentum, nesterov, weight_decay
-        As in `torch.optim.SGD`.
-    step_size, gamma
-        Every ``step_size`` epochs the learning rate is multiplied by ``gamma``; 0 switches it off.
-    drop_last
-        Leave out the last batch of an epoch when it is smaller than ``batch_size``.
-    proximal_mu
-        FedProx (Li et al. 2020): ``mu / 2 * |w - w_start|^2`` is added to the loss, so that a
-        client does not drift far from where it started. 0 is none of it, bit by bit.
-    """
-
-    epochs: int
-    batch_size: int
-    lr: float
-    momentum: float
-    nesterov: bool
-    weight_decay: float
-    step_size: int
-    gamma: float
-    drop_last: bool
-    proximal_mu: float = 0.0
-
-    def lr_at(self, epoch: int) -> float:
-        """Learning rate in an epoch (from 0)."""
-        return self.lr * self.gamma ** (epoch // self.step_size) if self.step_size else self.lr
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One finished epoch: mean loss per image, images, steps, seconds."""
-
-    loss: float
-    examples: int
-    steps: int
-    seconds: float
-
-
-class Step(Protocol):
-    """One optimizer step on a batch; the state is what a continuation needs (momentum)."""
-
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """Train on ``x`` (b, 3, h, w) float32 and ``y`` (b,) int64; the batch's mean loss."""
-        ...
-
-    def set_lr(self, lr: float) -> None:
-        """Use another learning rate from now on."""
-        ...
-
-    def state(self) -> dict[str, Tensor]:
-        """The optimizer's buffers by parameter name."""
-        ...
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Put back what `state` gave."""
-        ...
 
 
 class PlainStep:

@@ -15,7 +15,7 @@ and write in the backward pass:
 
 Besides, images travel in channels-last layout, which saves the convolutions their reordering and
 makes pooling ten times faster, and `keep_freed_memory` spares each step some thousand page faults.
-Everything else (convolutions, biases, normalisation) goes through `fedcats.core.sgd`. The plain
+Everything else (convolutions, biases, normalisation) goes through `fedcats.training.sgd`. The plain
 loop in ``training.py`` is the readable twin and the reference of the tests.
 """
 
@@ -30,11 +30,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedcats.core.sgd import Sgd
 from fedcats.models.linear import BLOCK_BATCH, _sliced, _sliced_product
+from fedcats.training.sgd import Sgd
 
 if TYPE_CHECKING:
-    from fedcats.core.training import Recipe
+    from fedcats.training.recipe import Recipe
 
 # Bytes of a weight that one block holds, so that its second use is served from a core's L2 cache;
 # 300 kB is 8 rows of AlexNet's first linear layer.

@@ -1,1 +1,0 @@
-"""The method itself: numpy, torch, torchvision, scikit-learn; no Flower, Ray or Hydra."""
