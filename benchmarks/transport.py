@@ -21,8 +21,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedcats.federated import client as client_module
-from fedcats.federated import client_app, runner
-from fedcats.federated.strategy import InOrderGrid, MergeStrategy
+from fedcats.federated import client_app, quiet, simulation
+from fedcats.federated.in_order import InOrderGrid
+from fedcats.federated.strategy import MergeStrategy
 from fedcats.federated.transport import ByReference
 from fedcats.merging.fold import Fold, check_update
 from fedcats.merging.plan import Plan
@@ -68,8 +69,8 @@ def through_flower(store: Store, start: dict[str, Any], count: int, workers: int
         in_order: Any = InOrderGrid(grid, window=max(32, 8 * workers))
         strategy.start(in_order, ArrayRecord(start), num_rounds=1, timeout=3600.0)
 
-    runner.client_app = app
-    runner.run_on_ray(main, count, workers)
+    simulation.client_app = app
+    simulation.run_on_ray(main, count, workers)
     print("merged", len(strategy.merged["polyak"].clients))
 
 
@@ -103,7 +104,7 @@ def main() -> None:
         root = Path(folder)
         start = initial_weights("alexnet", 2, "none", 0, root).state
         through = through_pool if given.pool else through_flower
-        through(Store(root / "store"), start, given.clients, runner.default_workers())
+        through(Store(root / "store"), start, given.clients, quiet.default_workers())
 
 
 if __name__ == "__main__":

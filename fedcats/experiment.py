@@ -45,18 +45,15 @@ from fedcats.data.files import shown
 from fedcats.data.sources import part_source
 from fedcats.early import events_file, remember_trained
 from fedcats.errors import RunError, UserError
-from fedcats.federated.runner import (
-    LocalGrid,
-    RayGrid,
-    check_cluster,
-    default_workers,
-    kill_stopped_actors,
-    run_local,
-    run_on_ray,
-)
+from fedcats.federated.cluster import check_cluster
+from fedcats.federated.in_order import InOrderGrid
+from fedcats.federated.local import LocalGrid, run_local
+from fedcats.federated.quiet import default_workers
+from fedcats.federated.simulation import RayGrid, kill_stopped_actors, run_on_ray
 from fedcats.federated.sites import Site, find_sites
-from fedcats.federated.strategy import InOrderGrid, MergeStrategy
-from fedcats.federated.transport import ByReference, OnTheWire, Transport, wait_for_nodes
+from fedcats.federated.strategy import MergeStrategy
+from fedcats.federated.transport import ByReference, Transport, wait_for_nodes
+from fedcats.federated.wire import OnTheWire
 from fedcats.folders import claimed
 from fedcats.grid import (
     Candidate,

@@ -14,7 +14,7 @@ from PIL import Image
 from fedcats import early
 from fedcats.centralized import Baseline
 from fedcats.errors import RunError
-from fedcats.federated.actors import temporary_folder
+from fedcats.federated.flower_patches import temporary_folder
 from fedcats.storage import Store
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

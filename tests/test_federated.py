@@ -13,8 +13,9 @@ from flwr.clientapp import ClientApp
 
 from fedcats.errors import UserError
 from fedcats.federated import transport
-from fedcats.federated.runner import LocalGrid
-from fedcats.federated.strategy import InOrderGrid, MergeStrategy
+from fedcats.federated.in_order import InOrderGrid
+from fedcats.federated.local import LocalGrid
+from fedcats.federated.strategy import MergeStrategy
 from fedcats.federated.transport import ByReference
 from fedcats.merging.plan import Plan, merge_order
 from fedcats.merging.rules import make_rule

@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy as flower
 
 from fedcats.errors import RunError
-from fedcats.federated.runner import LocalGrid
+from fedcats.federated.local import LocalGrid
 from fedcats.merging.fold import Fold
 from fedcats.merging.rules import make_rule
 from fedcats.merging.server_optimizer import FedAdam, FedAvgM, Memory, ServerOptimizer

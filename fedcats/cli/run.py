@@ -58,7 +58,7 @@ def job(raw: DictConfig) -> float | None:
                 f"test images must have no part in it; set for example hold_out={HELD_OUT:g}"
             )
         if raw.runner.name == "flwr":
-            from fedcats.federated.flower import run_on_superlink
+            from fedcats.federated.superlink import run_on_superlink
 
             results = run_on_superlink(raw, list(hydra_config.overrides.task), folder)
         else:

@@ -22,7 +22,7 @@ from fedcats.deploy import guard
 from fedcats.deploy.files import LINK, write_federation
 from fedcats.errors import RunError
 from fedcats.experiment import deal_out, decoded, make_source, run
-from fedcats.federated import flower
+from fedcats.federated import superlink
 from fedcats.home import home
 from fedcats.report import Progress
 
@@ -132,13 +132,13 @@ class Loopback:
 
     def submit(self, overrides: Sequence[str]) -> str:
         """Submit a run to this federation; its id."""
-        return flower.submit(LINK, overrides, environment=self.environment)
+        return superlink.submit(LINK, overrides, environment=self.environment)
 
     def follow(
         self, run_id: str, on_line: Callable[[str], None] = lambda _: None
-    ) -> flower.Outcome:
+    ) -> superlink.Outcome:
         """Wait for the end of a run."""
-        return flower.follow(run_id, LINK, on_line, self.environment)
+        return superlink.follow(run_id, LINK, on_line, self.environment)
 
     def kill(self, name: str) -> None:
         """SIGKILL, as when a machine loses its power: the program and all that it started."""
@@ -170,7 +170,7 @@ class Loopback:
 
     def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
         scripts = str(Path(sys.executable).parent)
-        paths = [str(flower.app_folder()), os.environ.get("PYTHONPATH", "")]
+        paths = [str(superlink.app_folder()), os.environ.get("PYTHONPATH", "")]
         return {
             **os.environ,
             "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]),

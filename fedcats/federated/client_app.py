@@ -7,10 +7,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.common import Scalar
 
-from fedcats.federated.actors import use_own_parts
 from fedcats.federated.client import FedcatsClient
+from fedcats.federated.flower_patches import use_own_parts
 from fedcats.federated.sites import answer
-from fedcats.federated.transport import arrays_of, open_at_site
+from fedcats.federated.wire import arrays_of, open_at_site
 
 app = ClientApp()
 

@@ -23,7 +23,7 @@ from fedcats.config.paths import expand
 from fedcats.errors import RunError, UserError
 from fedcats.experiment import run
 from fedcats.federated.environment import refuse_foreign
-from fedcats.federated.runner import watched
+from fedcats.federated.simulation import watched
 from fedcats.home import home
 
 app = ServerApp()

@@ -4,26 +4,20 @@ Both give the client the same thing, a `fedcats.training.update.Task` that names
 weights, and the server the same thing, a key in its store; `FedcatsClient` does not notice.
 """
 
-import json
 import re
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
-import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
-from flwr.common import Scalar
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedcats.errors import RunError, UserError
-from fedcats.federated.sites import site_number, site_photos
-from fedcats.home import home
+from fedcats.errors import UserError
 from fedcats.storage import Store
 from fedcats.tensors import State
-from fedcats.training.recipe import Epoch
-from fedcats.training.update import Task, put_received, put_weights, read
+from fedcats.training.update import Task
 
 NODES_TIMEOUT = 3.0  # seconds: a simulation's nodes are there from the start
 POLL_SECONDS = 0.05
@@ -99,101 +93,4 @@ class ByReference:
         return key
 
 
-@dataclass(frozen=True)
-class OnTheWire:
-    """A real federation: weights and updates travel as arrays, named by state-dict key.
-
-    Attributes
-    ----------
-    store
-        The server's own, in which updates are kept as they come.
-    site_nodes
-        Node ids by client.
-    classes
-        Names of the classes by label.
-    base
-        The full initial state: what the start weights leave out is sent beside them.
-    store_bytes
-        How much a site's own store may hold.
-    timeout
-        Seconds without a finished epoch after which a client ends its own process.
-    """
-
-    store: Store
-    site_nodes: Sequence[int]
-    classes: tuple[str, ...]
-    base: State
-    store_bytes: int
-    timeout: float
-
-    def nodes(self, grid: Grid, count: int) -> Sequence[int]:
-        """Those that were there at the start; the SuperLink answers for one that is lost."""
-        return self.site_nodes
-
-    def pack(self, task: Task, start: State) -> RecordDict:
-        """The task, the weights, and the names that the site's folders must have."""
-        body: dict[str, str | int | float] = {
-            "task": task.to_json(),
-            "classes": json.dumps(self.classes),
-            "store-bytes": self.store_bytes,
-            "timeout": self.timeout,
-        }
-        frozen = {name: value for name, value in self.base.items() if name not in start}
-        return RecordDict(
-            {
-                "arrays": ArrayRecord(start),
-                "frozen": ArrayRecord(frozen),
-                "config": ConfigRecord(body),  # type: ignore[arg-type]
-            }
-        )
-
-    def unpack(self, content: RecordDict) -> str:
-        """Keep the update under a key of the server's own making: what a site says is not a key."""
-        try:
-            tensors = cast(ArrayRecord, content["arrays"]).to_torch_state_dict()
-            examples = int(cast(int, cast(ConfigRecord, content["info"])["examples"]))
-            epochs = json.loads(str(cast(ConfigRecord, content["info"])["epochs"]))
-            return put_received(self.store, tensors, examples, [Epoch(**one) for one in epochs])
-        except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-            raise ValueError(f"its reply cannot be read: {error}") from error
-
-
 # --- at the site -----------------------------------------------------------------------------
-
-
-def open_at_site(content: RecordDict, context: Context) -> dict[str, Scalar]:
-    """The message of `OnTheWire` as one of `ByReference`: to the site's photos and store."""
-    config = cast(ConfigRecord, content["config"])
-    task = Task.from_json(str(config["task"]))
-    number = site_number(context)
-    if task.client != number:
-        raise UserError(f"site {number} was asked for the update of client {task.client}")
-    dataset = site_photos(context, tuple(json.loads(str(config["classes"]))))
-    store = Store(home() / "store", int(cast(int, config["store-bytes"])))
-    start = cast(ArrayRecord, content["arrays"]).to_torch_state_dict()
-    frozen = cast(ArrayRecord, content["frozen"]).to_torch_state_dict()
-    cuda = torch.cuda.is_available()
-    if task.device == "cuda" and not cuda:
-        raise UserError(f"site {number}: runner.device=cuda, but no GPU can be used here")
-    task = replace(
-        task,
-        data=str(dataset.path),
-        indices=tuple(range(len(dataset.train))),
-        base=put_weights(store, {**frozen, **start}),
-        start=put_weights(store, start),
-        device="cuda" if cuda and task.device != "cpu" else "cpu",
-    )
-    return {
-        "task": task.to_json(),
-        "store": str(store.root),
-        "store-bytes": int(cast(int, config["store-bytes"])),
-        "timeout": float(cast(float, config["timeout"])),
-    }
-
-
-def arrays_of(config: Mapping[str, Scalar], key: str) -> ArrayRecord:
-    """The update that the site has just kept, to be sent."""
-    update = read(Store(Path(str(config["store"]))), key)
-    if update is None:
-        raise RunError("the update is no longer in the site's store: raise store.max_gb")
-    return ArrayRecord(update.tensors)

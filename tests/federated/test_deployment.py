@@ -24,7 +24,7 @@ from fedcats.deploy.files import write_federation
 from fedcats.deploy.guard import members
 from fedcats.deploy.rehearsal import Loopback, at_sites, compare_models, free_port, write_photos
 from fedcats.errors import UserError
-from fedcats.federated import flower
+from fedcats.federated import superlink
 
 # --- the files of a federation ---------------------------------------------------------------
 
@@ -187,7 +187,7 @@ def test_a_supernode_that_is_killed_is_named_or_left_out(
     long = [*at_sites([*TINY, *LONG], photos_of_sites[1]), "train.epochs=40"]
     store = federation.folder / "node-1/home/store"
 
-    def run_and_kill(*overrides: str) -> flower.Outcome:
+    def run_and_kill(*overrides: str) -> superlink.Outcome:
         # One run at a time, as the SuperNode does one thing at a time.
         before = set(store.glob("part-*"))
         run_id = federation.submit([*long, *overrides])

@@ -24,9 +24,10 @@ from flwr.clientapp import ClientApp
 
 from fedcats.errors import RunError
 from fedcats.federated import client as client_module
-from fedcats.federated import client_app, runner
-from fedcats.federated.runner import LocalGrid
-from fedcats.federated.strategy import InOrderGrid, MergeStrategy
+from fedcats.federated import client_app, simulation
+from fedcats.federated.in_order import InOrderGrid
+from fedcats.federated.local import LocalGrid
+from fedcats.federated.strategy import MergeStrategy
 from fedcats.federated.transport import ByReference
 from fedcats.merging.fold import Fold
 from fedcats.merging.plan import Plan
@@ -196,7 +197,7 @@ def broken_compute(task: Task, *args: Any) -> Any:
 
 
 TEN = ["partition.num_shards=10", "data.train_per_class=10", "data.test_per_class=6"]
-QUICK = ["mode=federated", "train.epochs=1", "runner.workers=2"]
+QUICK = ["mode=federated", "train.epochs=1", "simulation.workers=2"]
 
 
 def names_below() -> list[str]:
@@ -212,7 +213,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, run: Go) -> Callable[..., tuple[dict
     """``broken(faults, *overrides)``: a run of ten clients on Ray, and no process left behind."""
 
     def go(faults: str, *overrides: str, folder: str = "run") -> tuple[dict[str, Any], Path]:
-        monkeypatch.setattr(runner, "client_app", broken_app)
+        monkeypatch.setattr(simulation, "client_app", broken_app)
         monkeypatch.setenv(FAULTS, faults)
         try:
             return run(*TEN, *QUICK, *overrides, folder=folder)
@@ -327,7 +328,7 @@ def test_workers_that_die_of_ray_are_no_failed_clients(tmp_path: Path) -> None:
             asked = Message(RecordDict(), dst_node_id=1, message_type="train")
             return [Message(Error(code=0, reason="the actor died"), reply_to=asked)]
 
-    grid = runner.RayGrid(Ending(ClientApp(), 1), threading.Event(), lost := threading.Event())
+    grid = simulation.RayGrid(Ending(ClientApp(), 1), threading.Event(), lost := threading.Event())
     (reply,) = grid.pull_messages(["first"])
     assert reply.has_error()
     assert not lost.is_set()

@@ -19,7 +19,7 @@ from tiny import LONG, TINY, simulation
 from fedcats.deploy.guard import MARK, watch
 from fedcats.deploy.rehearsal import compare_models, free_port
 from fedcats.errors import UserError
-from fedcats.federated import flower
+from fedcats.federated import superlink
 from fedcats.federated.environment import installed_package
 from fedcats.federated.server_app import run_folder
 from fedcats.merging.fold import Fold
@@ -64,10 +64,10 @@ def test_flwr_run_gives_the_same_weights(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # from any folder
     overrides = [*TINY, "mode=compare", "save_models=true", "store.enabled=false"]
-    run_id = flower.submit(
+    run_id = superlink.submit(
         "sim", overrides, home=tmp_path / "home", supernodes=2, environment=simulator
     )
-    outcome = flower.follow(run_id, "sim", environment=simulator)
+    outcome = superlink.follow(run_id, "sim", environment=simulator)
     assert outcome.status == "completed", outcome.details
     assert outcome.folder == tmp_path / "home" / "runs" / run_id
     here = simulation(tmp_path / "here", "mode=compare")
@@ -81,16 +81,16 @@ def test_flwr_run_gives_the_same_weights(
 
 def test_mistakes_under_flwr_run_name_the_option(simulator: dict[str, str]) -> None:
     folder = ["data=folder", "data.root=/nowhere/photos"]
-    many = flower.submit(
+    many = superlink.submit(
         "sim", [*TINY, "partition.num_shards=3"], supernodes=2, environment=simulator
     )
-    missing = flower.submit("sim", folder, supernodes=10, environment=simulator)
+    missing = superlink.submit("sim", folder, supernodes=10, environment=simulator)
     lines: list[str] = []
-    outcome = flower.follow(many, "sim", lines.append, simulator)
+    outcome = superlink.follow(many, "sim", lines.append, simulator)
     assert outcome.status == "failed"
     assert '--federation-config "num-supernodes=3" or set partition.num_shards=2' in outcome.details
     assert any(line.startswith("fedcats: error 2: 2 supernodes for 3 clients") for line in lines)
-    outcome = flower.follow(missing, "sim", environment=simulator)
+    outcome = superlink.follow(missing, "sim", environment=simulator)
     assert outcome.status == "failed"
     assert "data.root=/nowhere/photos: does not exist" in outcome.details
 
@@ -217,7 +217,7 @@ def test_an_interrupt_stops_the_run_at_the_superlink(
     assert process.returncode == 130
     assert err.splitlines()[-1].startswith("fedcats: interrupted; finished work is kept")
     assert "Traceback" not in err
-    assert flower.follow(run_id, "sim", environment=simulator).status == "stopped"
+    assert superlink.follow(run_id, "sim", environment=simulator).status == "stopped"
 
 
 def test_a_run_that_another_checkouts_superlink_has_taken_is_refused(tmp_path: Path) -> None:
@@ -239,14 +239,14 @@ def test_a_run_that_another_checkouts_superlink_has_taken_is_refused(tmp_path: P
         details = []
         for checkout in (root, other):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(flower, "app_folder", lambda checkout=checkout: checkout)
-                run_id = flower.submit(
+                patch.setattr(superlink, "app_folder", lambda checkout=checkout: checkout)
+                run_id = superlink.submit(
                     "local",
                     ["data=folder", "data.root=/nowhere", "partition.num_shards=1"],
                     supernodes=1,
                     environment=environment,
                 )
-            outcome = flower.follow(run_id, "local", environment=environment)
+            outcome = superlink.follow(run_id, "local", environment=environment)
             assert outcome.error is not None and outcome.error[0] == 2
             details.append(outcome.error[1])
     finally:

@@ -5,110 +5,26 @@ import io
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any, cast
 
 import psutil
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
-from flwr.supercore.task_identity import TaskIdentity
 
-from fedcats.errors import RunError, UserError
-from fedcats.federated.actors import kill_busy_actors, use_own_parts
+from fedcats.errors import RunError
 from fedcats.federated.client_app import app as client_app
+from fedcats.federated.flower_patches import kill_busy_actors, use_own_parts
+from fedcats.federated.quiet import _quiet
 
 Main = Callable[[Grid], None]
 """What the server does with a grid: fedcats' ServerApp without Flower's context."""
 
-_CONNECT_SECONDS = 5.0
-_CHECK_SECONDS = 60.0  # until a node has started a worker
 _LOST = "Ray has ended in the middle of the run; finished updates are kept"
 _RESTARTING = "The actor is restarting"  # Ray's words
-
-
-def run_local(main: Main, num_clients: int, *, verbose: bool = False) -> None:
-    """Run in this process, one client after another."""
-    with _quiet(verbose):
-        main(LocalGrid(client_app, num_clients))
-
-
-def check_cluster(address: str, paths: Sequence[Path]) -> None:
-    """See that every node of a Ray cluster that can run clients sees the same files as this one.
-
-    Parameters
-    ----------
-    address
-        ``host:port`` of the cluster; this machine must be one of its nodes.
-    paths
-        Files and folders that all nodes need at the same place.
-
-    Raises
-    ------
-    UserError
-        When there is no such cluster, or naming a node and what it lacks.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    host, _, port = address.rpartition(":")
-    where = f"runner.address={address}"
-    try:  # Ray itself tries for minutes
-        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
-    except OSError as error:
-        raise UserError(
-            f"{where}: no Ray cluster there ({error}); ray start --head --port={port} starts one"
-        ) from error
-    names = [str(path) for path in paths]
-    with _quiet(False):
-        try:
-            ray.init(
-                address,
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-                runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
-            )
-            everyone: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-            nodes = [n for n in everyone if n["Alive"] and n["Resources"].get("CPU", 0) >= 1]
-            if not nodes:
-                raise UserError(f"{where}: no node of this cluster has a CPU for clients")
-            look = ray.remote(num_cpus=0, max_retries=0)(_lacking)
-            answers = [
-                look.options(
-                    scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                ).remote(names)
-                for node in nodes
-            ]
-            for node, answer in zip(nodes, answers, strict=True):
-                name = node["NodeManagerAddress"]
-                if node["NodeName"] != name:
-                    name = f"{node['NodeName']} ({name})"
-                try:
-                    lacking = ray.get(answer, timeout=_CHECK_SECONDS)
-                except Exception as error:
-                    last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-                    raise UserError(f"{where}: node {name} cannot run fedcats: {last[0]}") from None
-                if lacking:
-                    raise UserError(
-                        f"{where}: node {name} does not see {', '.join(lacking)}; photos, store "
-                        "(FEDCATS_HOME) and run folder must be on a disk that all nodes share"
-                    )
-        except (RuntimeError, ConnectionError, ValueError) as error:
-            raise UserError(f"{where}: cannot be used: {error}") from error
-        finally:
-            ray.shutdown()
-
-
-def _lacking(paths: Sequence[str]) -> list[str]:
-    """Runs on a node: which of the paths are not there."""
-    return [path for path in paths if not Path(path).exists()]
 
 
 def run_on_ray(
@@ -195,7 +111,7 @@ def run_on_ray(
 def watched(grid: Grid, *, verbose: bool) -> Iterator[Grid]:
     """The grid of a simulation that Flower itself runs (``flwr run``), as `run_on_ray` has it.
 
-    Its actors restart (see `fedcats.federated.actors`); those that are busy at the end are killed.
+    Its actors restart (see `fedcats.federated.flower_patches`); those that are busy at the end are killed.
     """
     over, lost = threading.Event(), threading.Event()
     _start_reaper(over, threading.Event(), lost)  # the process ends with the run
@@ -270,23 +186,6 @@ def kill_stopped_actors() -> None:
                 process.kill()
 
 
-@contextlib.contextmanager
-def _quiet(verbose: bool) -> Iterator[None]:
-    """Flower's and Ray's log lines once instead of twice, or not at all."""
-    level = logging.INFO if verbose else logging.CRITICAL
-    loggers = [logging.getLogger(name) for name in ("flwr", "ray")]
-    before = [(logger.level, logger.propagate) for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(level)
-        logger.propagate = False
-    try:
-        yield
-    finally:
-        for logger, (old_level, propagate) in zip(loggers, before, strict=True):
-            logger.setLevel(old_level)
-            logger.propagate = propagate
-
-
 class RayGrid:
     """Asks a client again when its actor was just being restarted, because another one died in it.
 
@@ -341,72 +240,3 @@ class RayGrid:
         elif not self._raylet.is_running() or self._raylet.status() == psutil.STATUS_ZOMBIE:
             self._lost.set()
             raise RunError(_LOST)
-
-
-class LocalGrid(Grid):
-    """A grid that calls the ClientApp itself, when the reply is asked for."""
-
-    def __init__(self, app: ClientApp, num_nodes: int) -> None:
-        # Flower's messages want to know whose they are.
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
-        self._app = app
-        self._contexts = {
-            node: Context(
-                run_id=1,
-                node_id=node,
-                node_config={"partition-id": node - 1, "num-partitions": num_nodes},
-                state=RecordDict(),
-                run_config={},
-            )
-            for node in range(1, num_nodes + 1)
-        }
-        self._waiting: dict[str, Message] = {}
-
-    def get_node_ids(self) -> Iterable[int]:
-        """1 .. num_nodes."""
-        return list(self._contexts)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Keep the messages; nothing runs yet."""
-        ids = []
-        for message in messages:
-            message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
-            self._waiting[message.metadata.message_id] = message
-            ids.append(message.metadata.message_id)
-        return ids
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Run the ClientApp for these messages."""
-        return [self._call(self._waiting.pop(i)) for i in message_ids if i in self._waiting]
-
-    def send_and_receive(
-        self,
-        messages: Iterable[Message],
-        *,
-        timeout: float | None = None,
-    ) -> Iterable[Message]:
-        """Push and pull."""
-        return self.pull_messages(self.push_messages(messages))
-
-    def _call(self, message: Message) -> Message:
-        try:
-            return self._app(message, self._contexts[message.metadata.dst_node_id])
-        except Exception as error:  # as Flower does: an error reply, not an exception
-            return Message(Error(code=0, reason=str(error)), reply_to=message)
-
-    def set_run(self, run: Any) -> None:
-        """Not needed here."""
-
-    @property
-    def run(self) -> Any:
-        """Not needed here."""
-        raise NotImplementedError
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Not needed here: deprecated in Flower."""
-        raise NotImplementedError
-
-
-def default_workers() -> int:
-    """One for each core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from fedcats.config import paths
 from fedcats.config.schema import load
 from fedcats.errors import RunError, UserError
-from fedcats.federated.runner import default_workers
+from fedcats.federated.quiet import default_workers
 from fedcats.home import home
 
 RUN_FOLDER = "fedcats: run folder: "
