@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fedcats.cli.data import main
-from fedcats.report import figures
+from fedcats.report import drawing, figures
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_who_has_what_for_any_number(classes: int, clients: int, tmp_path: Path)
         for c in range(clients)
     ]
     results = {"data": {"classes": names, "shards": shards}}
-    (drawn,) = figures.write(
+    (drawn,) = drawing.write(
         tmp_path, {"x": ("", lambda: figures.who_has_what(results, always=True))}
     )
     assert drawn.svg

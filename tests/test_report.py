@@ -21,7 +21,16 @@ from PIL import Image
 from rich.console import Console
 
 from fedcats.metrics import compare, read_predictions, scores, write_predictions
-from fedcats.report import Progress, Work, figures, print_summary, tables, view, write_report
+from fedcats.report import (
+    Progress,
+    Work,
+    drawing,
+    figures,
+    print_summary,
+    tables,
+    view,
+    write_report,
+)
 
 PAPER = OmegaConf.to_container(
     OmegaConf.load(Path(__file__).parents[1] / "conf" / "paper" / "cats_dogs.yaml")
@@ -399,7 +408,7 @@ def test_the_page_needs_nothing_from_anywhere(tmp_path: Path):
     references = set(re.findall(r'(?:href="#|url\(#)([^")]+)', page))
     assert references <= set(re.findall(r'\bid="([^"]+)"', page))
     assert "prefers-color-scheme: dark" in page
-    assert not re.search(f"fill: {figures.INK}|stroke: {figures.BLUE}", page)
+    assert not re.search(f"fill: {drawing.INK}|stroke: {drawing.BLUE}", page)
 
 
 def test_the_page_begins_with_the_answer(tmp_path: Path):
@@ -443,7 +452,7 @@ def test_many_classes_and_clients_are_few_shapes(tmp_path: Path, k: int, clients
     ]
     for model in results["models"].values():
         model |= {"confusion_matrix": matrix, "by_client": draw.random(clients).tolist()}
-    drawn = figures.write(
+    drawn = drawing.write(
         tmp_path,
         {
             "confusion": ("", lambda: figures.confusion(results)),
@@ -476,7 +485,7 @@ def test_the_loss_figure_shows_the_history(tmp_path: Path):
 
 def test_the_loss_figure_joins_the_rounds_of_each_rule(tmp_path: Path):
     results = fake_run(tmp_path, clients=2, epochs=3, rounds=2)
-    with figures.style():
+    with drawing.style():
         figure = figures.loss(results, figures.history(tmp_path, results))
     titles = [ax.get_title(loc="left") for ax in figure.axes]
     assert titles == ["centralized", "sub-models, Polyak β = 0.5", "sub-models, FedAvg"]

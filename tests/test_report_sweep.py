@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fedcats.report import print_sweep, sweep, sweep_rows, write_sweep_report
+from fedcats.report import print_sweep, sweep, sweep_figures, sweep_rows, write_sweep_report
 
 
 def model(accuracy: float) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def test_a_parameter_of_the_recipe_is_kept_for_every_model():
 
 
 def test_curves_have_a_column_for_each_shard_count():
-    figure = sweep.curves(rows())
+    figure = sweep_figures.curves(rows())
     assert len(figure.axes) == 9
     lines = figure.axes[0].lines  # accuracy with 5 shards: three levels, then the curve
     levels = sorted(line.get_ydata()[0] for line in lines[:3])
@@ -84,7 +84,7 @@ def test_curves_have_a_column_for_each_shard_count():
 
 def test_many_groups_share_one_panel():
     found = sweep_rows([job(shards, beta) for shards in range(5, 11) for beta in (0.1, 0.5)])
-    assert len(sweep.curves(found).axes) == 3
+    assert len(sweep_figures.curves(found).axes) == 3
 
 
 def test_several_seeds_are_averaged():
@@ -93,14 +93,14 @@ def test_several_seeds_are_averaged():
         for beta, pair in ((0.1, (0.90, 0.92)), (0.5, (0.94, 0.95)))
         for seed, accuracy in enumerate(pair)
     ]
-    ax = sweep.curves(found).axes[0]
+    ax = sweep_figures.curves(found).axes[0]
     single, means = ax.lines
     assert sorted(single.get_ydata()) == [0.90, 0.92, 0.94, 0.95]
     assert list(means.get_ydata()) == pytest.approx([0.91, 0.945])
 
 
 def test_the_heat_map_has_a_cell_for_each_point_and_frames_the_best():
-    figure = sweep.heat(rows())
+    figure = sweep_figures.heat(rows())
     (ax,) = figure.axes
     assert len(ax.texts) == 9
     best = max(ax.texts, key=lambda text: float(text.get_text()))
@@ -108,7 +108,10 @@ def test_the_heat_map_has_a_cell_for_each_point_and_frames_the_best():
     assert best.get_position() == (1, 0)  # beta 0.3, five shards
     framed = [patch for patch in ax.patches if not patch.get_fill()]
     assert len(framed) == 1
-    assert sweep.heat([row for row in rows() if row["partition.num_shards"] in (None, 5)]) is None
+    assert (
+        sweep_figures.heat([row for row in rows() if row["partition.num_shards"] in (None, 5)])
+        is None
+    )
 
 
 def test_a_grid_of_rules_and_orders_in_one_job():
@@ -117,20 +120,20 @@ def test_a_grid_of_rules_and_orders_in_one_job():
         for beta in (0.1, 0.5, 0.9):
             found.append(point("polyak", 0.95 - beta / 100, rule="polyak", order=order, beta=beta))
         found.append(point("fedavg", 0.951, rule="fedavg", order=order, beta=None))
-    figure = sweep.curves(found)
+    figure = sweep_figures.curves(found)
     assert len(figure.axes) == 9
-    assert len(sweep.heat(found).axes[0].texts) == 9
+    assert len(sweep_figures.heat(found).axes[0].texts) == 9
     assert sweep.points_table(found).header[:3] == ("order", "beta", "model")  # rule repeats it
 
 
 def test_without_a_number_that_varies_there_are_dots():
     found = [point("centralized", 0.96)]
     found += [point("polyak", 0.95, order=order) for order in ("partition", "reversed")]
-    assert sweep.curves(found) is None
-    assert sweep.heat(found) is None
-    labels = [label.get_text() for label in sweep.dots(found).axes[0].get_yticklabels()]
+    assert sweep_figures.curves(found) is None
+    assert sweep_figures.heat(found) is None
+    labels = [label.get_text() for label in sweep_figures.dots(found).axes[0].get_yticklabels()]
     assert labels == ["centralized", "Polyak (order partition)", "Polyak (order reversed)"]
-    assert sweep.dots(rows()) is None
+    assert sweep_figures.dots(rows()) is None
 
 
 def test_the_verdict_names_best_and_worst_and_warns():

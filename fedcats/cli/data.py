@@ -104,7 +104,7 @@ def report(audit: AuditReport) -> Iterator[str]:
 def show(config: Config, out: Path) -> None:
     """Write ``shard-<client>.png`` for each client, ``who-has-what.png`` and ``.svg``."""
     from fedcats.experiment import class_counts, deal_out
-    from fedcats.report import figures
+    from fedcats.report import drawing, figures
 
     dataset = _decoded(config)
     shards = deal_out(config, dataset)
@@ -123,7 +123,7 @@ def show(config: Config, out: Path) -> None:
         print(f"client {client}: {listed}")
     data = {"data": {"classes": list(dataset.classes), "shards": counts}}
     caption = "How many training images of each class each client has."
-    figures.write(out, {"who-has-what": (caption, lambda: figures.who_has_what(data, always=True))})
+    drawing.write(out, {"who-has-what": (caption, lambda: figures.who_has_what(data, always=True))})
     print(out.resolve())
 
 

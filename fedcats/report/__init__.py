@@ -2,8 +2,9 @@
 
 from fedcats.report.estimate import Work
 from fedcats.report.html import write_report
+from fedcats.report.progress import Progress
 from fedcats.report.sweep import print_sweep, sweep_rows, write_sweep_report
-from fedcats.report.terminal import Progress, print_summary
+from fedcats.report.terminal import print_summary
 
 __all__ = [
     "Progress",

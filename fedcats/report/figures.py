@@ -8,150 +8,37 @@ of Okabe and Ito, which colour-blind readers can tell apart, and marks differ in
 from __future__ import annotations
 
 import csv
-import io
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import matplotlib.style
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis, XAxis
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fedcats.metrics import wilson
 from fedcats.report import view
+from fedcats.report.drawing import (
+    BARS,
+    CENTRALIZED,
+    INK,
+    MANY,
+    MARKS,
+    MUTED,
+    OWN,
+    RULES,
+    Drawn,
+    _cells,
+    _hollow,
+    _matrix,
+    _name_cells,
+    _short,
+    write,
+)
 from fedcats.report.view import Model, Results
 
-INK, MUTED, GRID, PAPER = "#1f2328", "#6e7781", "#d8dee4", "#ffffff"
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#e69f00"
-CENTRALIZED, RULES, OWN = BLUE, (VERMILLION, GREEN, PURPLE, ORANGE, INK), MUTED
-BARS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, MUTED)  # one for each class, if so few
-MARKS = ("s", "^", "v", "P", "X", "D")  # for merge rules: one more than colours, so no pair twice
-
-# On the page the drawings follow its light or dark theme: each colour becomes a CSS variable.
-VARIABLES = {
-    INK: "ink",
-    MUTED: "muted",
-    GRID: "grid",
-    PAPER: "page",
-    BLUE: "blue",
-    VERMILLION: "vermillion",
-    GREEN: "green",
-    PURPLE: "purple",
-    ORANGE: "orange",
-}
-
-STYLE: dict[str, Any] = {
-    "figure.dpi": 100,
-    "savefig.dpi": 160,
-    "figure.facecolor": PAPER,
-    "savefig.facecolor": PAPER,
-    "axes.facecolor": "none",
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "legend.labelcolor": INK,
-    "font.family": "DejaVu Sans",  # comes with matplotlib
-    "font.size": 10,
-    "text.parse_math": False,  # a class may have a $ in its name
-    "lines.linewidth": 1.8,
-    "svg.hashsalt": "fedcats",
-    "svg.fonttype": "path",
-}
-
 Curve = Sequence[tuple[int, int, float]]  # training loss: round, epoch, mean cross entropy
-
-MANY = 16  # above this many clients they share one row, and labels of single ones go
-SMALL_MATRIX = 12  # a larger confusion matrix has no numbers in its cells
-FINE = 1000  # more cells than this are drawn as pixels, in an SVG file too
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A finished figure: name (of the files), caption, width in pixels, SVG text for the page."""
-
-    name: str
-    caption: str
-    width: int
-    svg: str
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """Draw in the report's style, whatever the user's own matplotlib settings are."""
-    with matplotlib.style.context(["default", STYLE]):
-        yield
-
-
-def write(
-    folder: Path, figures: Mapping[str, tuple[str, Callable[[], Figure | None]]]
-) -> list[Drawn]:
-    """Draw figures and save each as PNG and SVG.
-
-    Parameters
-    ----------
-    folder
-        Where the files go; made if it is missing.
-    figures
-        File name without suffix -> (caption, function that draws it or returns None).
-
-    Returns
-    -------
-    list of Drawn
-        One for each figure that there is.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn = []
-    for name, (caption, draw) in figures.items():
-        with style():
-            figure = draw()
-            if figure is None:
-                continue
-            figure.savefig(folder / f"{name}.png", metadata={"Software": None})
-            buffer = io.StringIO()
-            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-        svg = buffer.getvalue()
-        (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
-        width = round(100 * figure.get_figwidth())
-        drawn.append(Drawn(name, caption, width, inline(svg, name, caption)))
-    return drawn
-
-
-def inline(svg: str, name: str, label: str) -> str:
-    """Prepare an SVG file for standing inside a page: no prologue, own ids, the page's colours."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var(--{variable})")
-    escaped = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{escaped}" ', 1)
 
 
 def run_figures(results: Results, folder: Path) -> list[Drawn]:
@@ -436,33 +323,6 @@ def _stacked(ax: Axes, counts: list[list[int]], classes: Sequence[str]) -> None:
         ax.set_xlim(right=1.18 * max(left))
 
 
-def _cells(ax: Axes, shades: list[list[float]], texts: list[list[str]]) -> None:
-    """Draw a table of cells, each as dark as its shade (0 to 1), with texts where they are few."""
-    shade_cells(ax, shades, BLUE)
-    if len(shades[0]) <= MANY and len(shades) <= 2 * MANY:
-        for i, row in enumerate(texts):
-            for k, text in enumerate(row):
-                ax.text(k, i, text, ha="center", va="center", fontsize=8)
-    ax.grid(visible=False)
-
-
-def shade_cells(ax: Axes, shades: Sequence[Sequence[float]], colour: str) -> None:
-    """Draw rows of cells, each as dark as its shade (0 to 1), as one mesh however many."""
-    alpha = np.asarray(shades, dtype=float)
-    painted = np.dstack([*(np.full(alpha.shape, part) for part in to_rgb(colour)), alpha])
-    across, down = (np.arange(size + 1) - 0.5 for size in reversed(alpha.shape))
-    ax.pcolormesh(across, down, painted, rasterized=alpha.size > FINE)
-
-
-def _name_cells(axis: Axis, names: Sequence[str], inches: float) -> None:
-    """Label the cells along an axis of this length, every one or as many as have room."""
-    step = -(-len(names) // int(9 * inches))
-    fits = 72 * inches / len(names) > 12
-    turned = isinstance(axis, XAxis) and len(names) * max(map(len, names)) > 11 * inches
-    axis.set_ticks(range(0, len(names), step), [_short(name) for name in names[::step]])
-    axis.set_tick_params(labelsize=9 if fits else 7, labelrotation=90 if turned else 0)
-
-
 def by_client(results: Results) -> Figure | None:
     """Each model's accuracy on each client's held-out images, unless there are very many."""
     names = [n for n in view.ordered(results) if results["models"][n].get("by_client")]
@@ -526,20 +386,8 @@ def _look(results: Results, name: str) -> tuple[str, str]:
     return RULES[i % len(RULES)], MARKS[i % len(MARKS)]
 
 
-def _hollow(ax: Axes, x: float, y: float, colour: str, **more: Any) -> None:
-    """Mark a value of the paper's."""
-    ax.plot(
-        x, y, marker="D", linestyle="", markersize=5.5, zorder=3,
-        markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.3, **more,
-    )  # fmt: skip
-
-
 def _title(results: Results, key: str) -> str:
     return key if key == "accuracy" or view.is_binary(results) else f"{key} (macro)"
-
-
-def _short(name: str, most: int = 16) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def _wilson(model: Model, key: str) -> tuple[float, float]:
@@ -602,33 +450,3 @@ def _matrices(
     figure.supxlabel("predicted", fontsize=10)
     figure.supylabel("true", fontsize=10)
     return figure
-
-
-def _matrix(
-    ax: Axes, matrix: list[list[int]], colour: str, there: list[list[int]] | None, inches: float
-) -> None:
-    """Draw one confusion matrix; shading and the small number are shares of the true class."""
-    k = len(matrix)
-    big, small = (13, 8) if inches > 2 else (10, 7)
-    if k > 4:
-        big = small = max(6, 11 - k // 2)
-    shares = [[value / (sum(row) or 1) for value in row] for row in matrix]
-    light, more = (0.06, 0.5) if k <= SMALL_MATRIX else (0.04, 0.96)  # under numbers, or alone
-    shade_cells(ax, [[light + more * share for share in row] for row in shares], colour)
-    for i, row in enumerate(matrix if k <= SMALL_MATRIX else ()):
-        for j, value in enumerate(row):
-            lines = [f"{100 * shares[i][j]:.1f}%"] if k <= 4 else []
-            lines += [f"paper {there[i][j]}"] if there else []
-            # the count sits on the middle of the cell where nothing is written below it
-            lift = 0.12 if lines else 0.0
-            ax.text(j, i - lift, str(value), ha="center", va="center", fontsize=big)
-            if lines:
-                below = "\n".join(lines)
-                ax.text(j, i + 0.08, below, ha="center", va="top", fontsize=small, color=INK)
-    ax.set_xlim(-0.5, k - 0.5)
-    ax.set_ylim(k - 0.5, -0.5)
-    ax.set_aspect("equal")
-    ax.grid(visible=False)
-    ax.tick_params(length=0)
-    for side in ax.spines.values():
-        side.set_visible(False)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedcats.report import page, tables, view
+from fedcats.report.page import render
 from fedcats.report.view import Results
 
 if TYPE_CHECKING:
-    from fedcats.report.figures import Drawn
+    pass
 
 
 def write_report(folder: Path, results: Results) -> None:
@@ -58,27 +59,6 @@ def write_report(folder: Path, results: Results) -> None:
         thing=view.things(results).removesuffix("s"),
     )
     (folder / "report.html").write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-def render(template: str, drawn: list[Drawn], **values: Any) -> str:
-    """Fill one of the templates of :mod:`fedcats.report.page`."""
-    from jinja2 import DictLoader, Environment, StrictUndefined
-    from markupsafe import Markup
-
-    def to_html(table: tables.Table) -> Markup:  # it escapes its cells itself
-        return Markup(tables.to_html(table))
-
-    environment = Environment(
-        loader=DictLoader({"base.html": page.BASE}), autoescape=True, undefined=StrictUndefined
-    )
-    # so that a section can ask for a figure that this run does not have
-    figures = _Missing({one.name: one for one in drawn})
-    return environment.from_string(template).render(figures=figures, to_html=to_html, **values)
-
-
-class _Missing(dict[str, "Drawn"]):
-    def __missing__(self, key: str) -> None:
-        return None
 
 
 def _meta(results: Results) -> str:

@@ -4,6 +4,15 @@ Not files of their own: the bundle that ``flwr run`` sends to its server takes `
 ``.html``, and a report must come out there as well.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fedcats.report import page, tables
+
+if TYPE_CHECKING:
+    from fedcats.report.drawing import Drawn
+
 BASE = """\
 <!DOCTYPE html>
 <html lang="en">
@@ -182,3 +191,24 @@ SWEEP = """\
 {% endif %}
 {% endblock %}
 """
+
+
+def render(template: str, drawn: list[Drawn], **values: Any) -> str:
+    """Fill one of the templates of :mod:`fedcats.report.page`."""
+    from jinja2 import DictLoader, Environment, StrictUndefined
+    from markupsafe import Markup
+
+    def to_html(table: tables.Table) -> Markup:  # it escapes its cells itself
+        return Markup(tables.to_html(table))
+
+    environment = Environment(
+        loader=DictLoader({"base.html": page.BASE}), autoescape=True, undefined=StrictUndefined
+    )
+    # so that a section can ask for a figure that this run does not have
+    figures = _Missing({one.name: one for one in drawn})
+    return environment.from_string(template).render(figures=figures, to_html=to_html, **values)
+
+
+class _Missing(dict[str, "Drawn"]):
+    def __missing__(self, key: str) -> None:
+        return None

@@ -1,0 +1,206 @@
+"""Figures of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from fedcats.report import view
+from fedcats.report.varied import (
+    REFERENCES,
+    Row,
+    _is_numeric,
+    _merged,
+    _name,
+    _short,
+    _text,
+    _title,
+    _values,
+    _varied,
+    _x,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+_PANELS = 4  # more groups than this share one panel
+
+
+_ROWS = 40  # no heat map and no dot plot with more rows
+
+
+def curves(rows: Sequence[Row]) -> Figure | None:
+    """Scores over one numeric parameter, a column of panels for each value of another."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    from fedcats.report.drawing import MARKS, RULES
+
+    x = _x(rows)
+    if x is None:
+        return None
+    merged = [row for row in _merged(rows) if row.get(x) is not None]
+    others = [name for name in _varied(merged) if name not in (x, "seed")]
+    facet = next((name for name in others if _is_numeric(merged, name)), next(iter(others), None))
+    groups = _values(merged, facet) if facet else [None]
+    if len(groups) > _PANELS:
+        facet, groups = None, [None]
+    series = [name for name in (*others, "model") if name != facet]
+    figure = Figure(
+        figsize=(max(5.2, min(9.6, 3.2 * len(groups) + 0.6)), 7.2), layout="constrained"
+    )
+    axes = figure.subplots(3, len(groups), squeeze=False, sharex=True, sharey="row")
+    keys = list(dict.fromkeys(tuple(row.get(name) for name in series) for row in merged))
+    for column, group in enumerate(groups):
+        here = [row for row in rows if facet is None or row.get(facet) in (None, group)]
+        if facet:
+            axes[0][column].set_title(f"{_short(facet)} = {_text(group)}")
+        for ax, measure in zip(axes[:, column], view.SCORES, strict=True):
+            _levels(ax, here, x, measure)
+            for i, key in enumerate(keys):
+                line = [
+                    row
+                    for row in here
+                    if row in merged and tuple(row.get(name) for name in series) == key
+                ]
+                _curve(ax, line, x, measure, RULES[i % len(RULES)], MARKS[i % len(MARKS)])
+        axes[-1][column].set_xlabel(_short(x))
+    for ax, measure in zip(axes[:, 0], view.SCORES, strict=True):
+        ax.set_ylabel(measure)
+        low, high = ax.get_ylim()
+        if high - low < 0.01:  # all the same: no axis in 1e-17
+            ax.set_ylim((low + high) / 2 - 0.05, (low + high) / 2 + 0.05)
+    handles = [
+        Line2D([], [], color=RULES[i % len(RULES)], marker=MARKS[i % len(MARKS)], label=label)
+        for i, key in enumerate(keys)
+        for label in [", ".join(_title(v) for v in reversed(key))]
+    ]
+    handles += [
+        Line2D([], [], label=_title(name), **_level_look(name))
+        for name in dict.fromkeys(row["model"] for row in rows if row.get(x) is None)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
+    return figure
+
+
+def heat(rows: Sequence[Row]) -> Figure | None:
+    """Accuracy where two or more things vary: one along x, the combinations of the rest along y."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    from fedcats.report.drawing import BLUE, INK, MANY, shade_cells
+
+    x = _x(rows)
+    if x is None:
+        return None
+    merged = [row for row in _merged(rows) if row.get(x) is not None]
+    others = [name for name in (*_varied(merged), "model") if name not in (x, "seed")]
+    if len(_values(merged, "model")) == 1:
+        others.remove("model")
+    lines = list(dict.fromkeys(tuple(row.get(name) for name in others) for row in merged))
+    if not others or not 2 <= len(lines) <= _ROWS:
+        return None
+    xs = _values(merged, x)
+    cells: dict[tuple[int, int], list[float]] = {}
+    for row in merged:
+        at = (lines.index(tuple(row.get(name) for name in others)), xs.index(row[x]))
+        cells.setdefault(at, []).append(row["accuracy"])
+    means = {at: mean(values) for at, values in cells.items()}
+    low, high = min(means.values()), max(means.values())
+    figure = Figure(
+        figsize=(min(9.6, 2.4 + 0.72 * len(xs)), 1.1 + 0.45 * len(lines)), layout="constrained"
+    )
+    ax = figure.subplots()
+    shades = [[0.0] * len(xs) for _ in lines]
+    for (i, j), value in means.items():
+        share = (value - low) / (high - low) if high > low else 0.5
+        shades[i][j] = 0.06 + 0.5 * share
+        if len(xs) <= MANY:
+            ax.text(j, i, f"{100 * value:.1f}", ha="center", va="center", fontsize=9)
+        if value == high:
+            frame = Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, fill=False, edgecolor=INK)
+            ax.add_patch(frame)
+    shade_cells(ax, shades, BLUE)
+    ax.set_xlim(-0.5, len(xs) - 0.5)
+    ax.set_ylim(len(lines) - 0.5, -0.5)
+    step = -(-len(xs) // MANY)
+    ax.set_xticks(range(0, len(xs), step), [_text(value) for value in xs[::step]])
+    labels = [", ".join(_title(v) for v in line) for line in lines]
+    ax.set_yticks(range(len(lines)), labels)
+    ax.set_xlabel(_short(x))
+    ax.set_ylabel(", ".join(_short(name) for name in others))
+    ax.grid(visible=False)
+    ax.tick_params(length=0)
+    for side in ax.spines.values():
+        side.set_visible(False)
+    return figure
+
+
+def dots(rows: Sequence[Row]) -> Figure | None:
+    """Scores of every model, one row each, where no numeric parameter was varied."""
+    from matplotlib.figure import Figure
+
+    from fedcats.metrics import wilson
+    from fedcats.report.drawing import CENTRALIZED, MARKS, MUTED, RULES
+
+    if _x(rows) is not None or not 2 <= len(rows) <= _ROWS:
+        return None
+    merged = list(dict.fromkeys(row["model"] for row in _merged(rows)))
+    figure = Figure(figsize=(9.6, 1.3 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
+    for ax, key in zip(axes, view.SCORES, strict=True):
+        ax.set_title(key)
+        for line, row in enumerate(rows):
+            colour, mark = CENTRALIZED if row["model"] == "centralized" else MUTED, "o"
+            if row["model"] in merged:
+                i = merged.index(row["model"])
+                colour, mark = RULES[i % len(RULES)], MARKS[i % len(MARKS)]
+            if key == "accuracy":
+                ends = wilson(round(row["accuracy"] * row["n"]), row["n"])
+                ax.plot(ends, [line, line], color=colour, linewidth=1.4, alpha=0.6)
+            ax.plot(row[key], line, marker=mark, color=colour, markersize=6.5, linestyle="")
+        ax.grid(axis="y", visible=False)
+    axes[0].set_yticks(range(len(rows)), [_name(row, rows) for row in rows])
+    axes[0].set_ylim(len(rows) - 0.4, -0.6)
+    return figure
+
+
+def _curve(ax: Axes, line: Sequence[Row], x: str, measure: str, colour: str, mark: str) -> None:
+    """One merged model over x: the mean where several seeds give a value, else with its band."""
+    from fedcats.metrics import wilson
+
+    xs = _values(line, x)
+    at = {value: [row for row in line if row[x] == value] for value in xs}
+    if any(len(found) > 1 for found in at.values()):
+        ax.plot(
+            [row[x] for row in line], [row[measure] for row in line],
+            mark, color=colour, markersize=4, alpha=0.4, linestyle="",
+        )  # fmt: skip
+    elif measure == "accuracy" and len(xs) > 1:
+        ends = [wilson(round(at[v][0]["accuracy"] * at[v][0]["n"]), at[v][0]["n"]) for v in xs]
+        lows, highs = zip(*ends, strict=True)
+        ax.fill_between(xs, lows, highs, color=colour, alpha=0.12, linewidth=0)
+    means = [mean(row[measure] for row in at[value]) for value in xs]
+    ax.plot(xs, means, marker=mark, color=colour, markersize=5)
+
+
+def _levels(ax: Axes, rows: Sequence[Row], x: str, measure: str) -> None:
+    """Horizontal lines: what does not depend on x."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row.get(x) is None:
+            found.setdefault(row["model"], []).append(row[measure])
+    for name, values in found.items():
+        for value in [mean(values)] if name in REFERENCES else sorted(set(values)):
+            ax.axhline(value, **_level_look(name))
+
+
+def _level_look(model: str) -> dict[str, Any]:
+    from fedcats.report.drawing import CENTRALIZED, INK, MUTED
+
+    looks = {"centralized": (CENTRALIZED, "--"), "best_submodel": (MUTED, ":")}
+    colour, dash = looks.get(model, (INK, "-."))
+    return {"color": colour, "linestyle": dash, "linewidth": 1.4}
