@@ -50,7 +50,7 @@ def home() -> Iterator[Path]:
 def run(tmp_path: Path) -> Callable[..., tuple[dict[str, Any], Path]]:
     """``run(*overrides, folder=..)``: a tiny experiment; its results and its folder."""
     from fedcats.config.compose import compose_config
-    from fedcats.experiment import run as run_experiment
+    from fedcats.experiment.run import run as run_experiment
 
     def go(*overrides: str, folder: str = "run") -> tuple[dict[str, Any], Path]:
         photos = any(override.startswith("data=") for override in overrides)

@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from fedcats import early, experiment
 from fedcats.config.compose import compose_config, conf_dir
 from fedcats.config.schema import Config, load
 from fedcats.errors import UserError
-from fedcats.experiment import deal_out, make_merge
+from fedcats.experiment import baseline_process
+from fedcats.experiment.inputs import deal_out
+from fedcats.experiment.train import make_merge
 from fedcats.merging.robust import Robust
 from fedcats.merging.server_optimizer import ServerOptimizer
 from fedcats.training.recipe import Recipe
@@ -171,7 +172,7 @@ def finish(chance: random.Random, arguments: list[str]) -> int:
         print(f"Käse − 猫 \udcff {folder}")
         return {"models": {}}
 
-    early.start = experiment.run = run  # type: ignore
+    baseline_process.start = run.run = run  # type: ignore
     try:
         run.main()
         code = 0

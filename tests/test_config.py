@@ -11,7 +11,7 @@ from fedcats.config.compose import compose_config, conf_dir
 from fedcats.config.schema import load
 from fedcats.data import make_partition
 from fedcats.errors import UserError
-from fedcats.experiment import make_merge
+from fedcats.experiment.train import make_merge
 from fedcats.models import build
 from fedcats.training.recipe import Recipe
 

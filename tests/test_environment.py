@@ -11,9 +11,9 @@ import pytest
 from conftest import TINY
 from PIL import Image
 
-from fedcats import early
-from fedcats.centralized import Baseline
 from fedcats.errors import RunError
+from fedcats.experiment import baseline_process
+from fedcats.experiment.baseline import Baseline
 from fedcats.federated.flower_patches import temporary_folder
 from fedcats.storage import Store
 
@@ -100,7 +100,7 @@ def test_a_process_that_dies_early_has_the_last_word(
     script = tmp_path / "python"
     script.write_bytes(b"#!/bin/sh\necho '" + os.fsencode(last) + b"' >&2\nexit 3\n")
     script.chmod(0o700)
-    monkeypatch.setattr(early.sys, "executable", str(script))
+    monkeypatch.setattr(baseline_process.sys, "executable", str(script))
     task = SimpleNamespace(name="centralized", to_json=lambda: "x" * 10**6)
     with (
         pytest.raises(RunError, match=f"centralized: {last[:3]}"),

@@ -49,7 +49,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
     from conftest import TINY, TINY_DRAWINGS
 
     from fedcats.config.compose import compose_config
-    from fedcats.experiment import run
+    from fedcats.experiment.run import run
 
     folder = tmp_path_factory.mktemp("three")
     overrides = [LOCAL, "partition=iid", "partition.num_shards=3", "data.train_per_class=10"]

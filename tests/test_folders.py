@@ -11,7 +11,7 @@ import pytest
 from conftest import TINY, TINY_DRAWINGS
 
 from fedcats.errors import RunError, UserError
-from fedcats.folders import claimed, clear, hold, is_job
+from fedcats.experiment.folders import claimed, clear, hold, is_job
 
 Go = Callable[..., tuple[dict[str, Any], Path]]
 HOLDER = "import sys, pathlib; from fedcats.folders import hold; hold(pathlib.Path(sys.argv[1]))"

@@ -102,7 +102,7 @@ def test_optuna_is_given_held_out_accuracy_and_refused_the_test_images(tmp_path:
 def merged(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """A grid with everything in it; what its sub-models are was not trained before."""
     from fedcats.config.compose import compose_config
-    from fedcats.experiment import run
+    from fedcats.experiment.run import run
 
     folder = tmp_path_factory.mktemp("grid")
     given = [*TINY, *TINY_DRAWINGS, *GRID]
@@ -151,13 +151,13 @@ def test_a_point_is_the_run_with_that_setting(merged: tuple[dict[str, Any], Path
 def test_the_same_grid_again_merges_and_tests_nothing(
     merged: tuple[dict[str, Any], Path], run: Go, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedcats import grid
+    from fedcats.experiment import predictions
 
     def never(*_: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(grid, "merge_points", never)
-    monkeypatch.setattr(grid, "predict", never)
+    monkeypatch.setattr(predictions, "merge_points", never)
+    monkeypatch.setattr(predictions, "predict", never)
     results, _ = run(*GRID)
     assert results["grid"] == merged[0]["grid"]
 

@@ -103,7 +103,7 @@ def report(audit: AuditReport) -> Iterator[str]:
 
 def show(config: Config, out: Path) -> None:
     """Write ``shard-<client>.png`` for each client, ``who-has-what.png`` and ``.svg``."""
-    from fedcats.experiment import class_counts, deal_out
+    from fedcats.experiment.inputs import class_counts, deal_out
     from fedcats.report import drawing, figures
 
     dataset = _decoded(config)
@@ -128,7 +128,7 @@ def show(config: Config, out: Path) -> None:
 
 
 def _decoded(config: Config, *, strict: bool = True) -> Dataset:
-    from fedcats.experiment import decoded, make_source
+    from fedcats.experiment.inputs import decoded, make_source
     from fedcats.report import Progress
 
     with Progress() as progress:

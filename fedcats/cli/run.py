@@ -20,13 +20,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fedcats import early
 from fedcats.cli.sweep_report import report_unfinished
 from fedcats.config import paths
 from fedcats.config.compose import compose_config, conf_dir, hydra_error
 from fedcats.config.schema import HELD_OUT, load
 from fedcats.environment import disk_error, fail, settle
 from fedcats.errors import RunError, UserError
+from fedcats.experiment import baseline_process
 
 MAX_CHECKED_JOBS = 1000
 
@@ -63,8 +63,8 @@ def job(raw: DictConfig) -> float | None:
             results = run_on_superlink(raw, list(hydra_config.overrides.task), folder)
         else:
             if not sweep or hydra_config.job.num == 0:  # the others have made their imports
-                early.start(config, folder)
-            from fedcats.experiment import run
+                baseline_process.start(config, folder)
+            from fedcats.experiment.run import run
 
             results = run(raw, folder)
     except (UserError, RunError, OSError) as caught:

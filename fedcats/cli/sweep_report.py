@@ -10,7 +10,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from fedcats.errors import UserError
-from fedcats.folders import is_job
+from fedcats.experiment.folders import is_job
 
 
 class SweepReport(Callback):

@@ -21,7 +21,8 @@ from fedcats.config.schema import Config, load
 from fedcats.deploy import guard
 from fedcats.deploy.files import LINK, write_federation
 from fedcats.errors import RunError
-from fedcats.experiment import deal_out, decoded, make_source, run
+from fedcats.experiment.inputs import deal_out, decoded, make_source
+from fedcats.experiment.run import run
 from fedcats.federated import superlink
 from fedcats.home import home
 from fedcats.report import Progress

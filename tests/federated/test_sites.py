@@ -12,10 +12,10 @@ from flwr.serverapp import Grid
 
 from fedcats.data.sources import part_source
 from fedcats.errors import UserError
+from fedcats.experiment.server_app import configuration
 from fedcats.federated import sites
 from fedcats.federated.client_app import app
 from fedcats.federated.local import LocalGrid
-from fedcats.federated.server_app import configuration
 from fedcats.federated.wire import OnTheWire
 from fedcats.storage import Store
 from fedcats.training.update import read

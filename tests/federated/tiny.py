@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fedcats.config.compose import compose_config
-from fedcats.experiment import run
+from fedcats.experiment.run import run
 
 TINY = [
     "mode=federated",

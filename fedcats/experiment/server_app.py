@@ -21,7 +21,7 @@ from omegaconf import DictConfig, open_dict
 from fedcats.config.compose import compose_config
 from fedcats.config.paths import expand
 from fedcats.errors import RunError, UserError
-from fedcats.experiment import run
+from fedcats.experiment.run import run
 from fedcats.federated.environment import refuse_foreign
 from fedcats.federated.simulation import watched
 from fedcats.home import home

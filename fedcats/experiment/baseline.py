@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from fedcats import early
 from fedcats.errors import RunError, UserError
+from fedcats.experiment import baseline_process
 from fedcats.storage import Store
 from fedcats.training.update import Task, Update, read
 
@@ -21,7 +21,7 @@ class Baseline:
     def __init__(self, task: Task, store: Store, events: Path) -> None:
         self._task = task
         self._store = store
-        self._process = early.update_process(store.root, events)
+        self._process = baseline_process.update_process(store.root, events)
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
             stdin.write(task.to_json())  # to one that died early; `result` has its last words

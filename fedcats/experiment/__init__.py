@@ -1,0 +1,1 @@
+"""The experiment: train both ways, merge, test on the same photos, compare."""

@@ -1,0 +1,145 @@
+"""What a run writes down."""
+
+import contextlib
+import csv
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from fedcats import __version__
+from fedcats.config.compose import as_dict
+from fedcats.data import shared_between_shards
+from fedcats.experiment.inputs import Run, class_counts
+from fedcats.experiment.train import Trained
+from fedcats.federated.quiet import default_workers
+from fedcats.training.update import Update
+
+SCHEMA = 1
+
+
+def _write_shards(this: Run) -> None:
+    """Which file went to which client, with its content hash."""
+    if this.sites is not None:
+        return  # that is the sites' own business
+    path = this.folder / "shards.csv"
+    # surrogateescape: a file name need not be valid UTF-8
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["client", "file", "label", "sha256"])
+        for client, indices in enumerate(this.shards):
+            images = this.dataset.train.subset(indices)
+            labels = [this.dataset.classes[label] for label in images.labels]
+            writer.writerows(
+                [client, *row] for row in zip(images.files, labels, images.digests, strict=True)
+            )
+
+
+def _training(update: Update) -> dict[str, Any]:
+    return {
+        "examples": update.examples,
+        "steps": sum(epoch.steps for epoch in update.epochs),
+        "epochs": [{"loss": epoch.loss, "seconds": epoch.seconds} for epoch in update.epochs],
+    }
+
+
+def _results(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
+    dataset, classes = this.dataset, this.dataset.classes
+
+    def shard(client: int) -> dict[str, Any]:
+        if this.sites is not None:
+            counts = this.sites[client].per_class
+            return {"examples": sum(counts.values()), "per_class": counts}
+        images = dataset.train.subset(this.shards[client])
+        return {
+            "examples": len(images),
+            "per_class": class_counts(images, classes),
+            "digest": images.digest,
+        }
+
+    shards = [{"client": client, **shard(client)} for client in range(len(this.shards))]
+    used = np.setdiff1d(np.arange(len(dataset.train)), this.held)
+    train = class_counts(dataset.train.subset(used), classes)
+    if this.sites is not None:
+        train = {name: sum(site.per_class[name] for site in this.sites) for name in classes}
+    results = {
+        "schema": SCHEMA,
+        "status": "complete",
+        "config": as_dict(raw),
+        "seed": this.config.seed,
+        "versions": {
+            "fedcats": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "torchvision", "flwr", "ray")},
+        },
+        "machine": {
+            "processor": _processor(),
+            "cores": default_workers(),
+            "workers": this.workers,
+            "device": this.device,
+        },
+        "data": {
+            "source": dataset.name,
+            "note": dataset.note,
+            "audit": dataset.audit.as_dict(),
+            "classes": list(classes),
+            "train": train,
+            "test": class_counts(dataset.test, classes),
+            "held_out": class_counts(this.validation, classes),
+            "in_several_shards": [
+                [{"client": client, "file": file} for client, file in group]
+                for group in shared_between_shards(dataset.train, this.shards)
+            ],
+            "digest": {"train": dataset.train.digest, "test": dataset.test.digest},
+            "shards": shards,
+        },
+        "weights": {
+            "source": this.initial.source,
+            "sha256": this.initial.sha256,
+            "note": this.initial.note,
+            "missing": list(this.initial.missing),
+        },
+        "store": {
+            "enabled": this.config.store.enabled,
+            "trained": [name for name, _, update in trained.history if not update.reused],
+            "reused": [name for name, _, update in trained.history if update.reused],
+            "resumed": {n: update.resumed for n, _, update in trained.history if update.resumed},
+            "damaged": [name for name, _, update in trained.history if update.damaged],
+        },
+    }
+    if this.hostile:
+        attack = this.config.attack
+        results["attack"] = {"name": attack.name, "clients": this.hostile, "factor": attack.factor}
+    if trained.failures:
+        results["failures"] = trained.failures
+    if this.config.paper.get("name") != "none":
+        results["paper"] = this.config.paper
+    return results
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _write_history(folder: Path, trained: Trained) -> None:
+    with (folder / "history.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["model", "round", "epoch", "loss", "seconds"])
+        for name, server_round, update in trained.history:
+            for number, epoch in enumerate(update.epochs, 1):
+                writer.writerow([name, server_round, number, epoch.loss, f"{epoch.seconds:.3f}"])
+
+
+def _write_json(path: Path, results: dict[str, Any]) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)

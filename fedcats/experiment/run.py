@@ -1,0 +1,115 @@
+"""The experiment: train centralized and federated, merge, test on the same photos, compare."""
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+from omegaconf import DictConfig
+
+from fedcats.config.schema import Config, load
+from fedcats.errors import UserError
+from fedcats.experiment.baseline_process import remember_trained
+from fedcats.experiment.evaluate import _compare, _evaluate
+from fedcats.experiment.folders import claimed
+from fedcats.experiment.inputs import _prepare
+from fedcats.experiment.merges import merge_grid
+from fedcats.experiment.results import _results, _write_history, _write_json, _write_shards
+from fedcats.experiment.train import _follow, _train
+from fedcats.home import home
+from fedcats.report import Progress, print_summary, write_report
+from fedcats.storage import Store
+
+
+def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, Any]:
+    """Run the experiment of a composed configuration.
+
+    Parameters
+    ----------
+    raw
+        As Hydra composes it (see `fedcats.config.compose.compose_config`).
+    folder
+        Where the results go; made when missing.
+    grid
+        Where the clients are, when Flower runs this (see `fedcats.experiment.server_app`); by
+        default they are started here, as the configuration says.
+
+    Returns
+    -------
+    dict
+        What ``results.json`` holds; the README describes it.
+
+    Raises
+    ------
+    UserError, RunError
+        With one line that says what to do. What was trained until then stays in the store.
+    """
+    config = load(raw)
+    if config.runner.name == "flwr" and grid is None:
+        raise UserError("runner=flwr: from the command line only; allowed here are ray, local")
+    folder = folder.absolute()
+    with claimed(folder, alone=config.runner.name != "flwr"):  # there the submitter has it
+        return _run(config, raw, folder, grid)
+
+
+def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> dict[str, Any]:
+    started = time.perf_counter()
+    seconds: dict[str, float] = {}
+    with Progress() as progress, _store(config, folder) as store:
+        with _clock(seconds, "data"):
+            this = _prepare(config, folder, store, progress, grid)
+            _write_shards(this)
+            progress.expect(this.expected)
+        with _clock(seconds, "training"), _follow(this.events, progress):
+            trained = _train(this, grid)
+            remember_trained(config)
+        with _clock(seconds, "evaluation"):
+            results = _results(this, raw, trained)
+            results["models"] = _evaluate(this, trained, results, progress)
+            results["comparison"] = _compare(this, results["models"])
+            if config.mode == "merge":
+                with ThreadPoolExecutor(this.workers) as pool:
+                    results["grid"] = merge_grid(this, trained.own(), progress, pool)
+    results["seconds"] = {**seconds, "total": time.perf_counter() - started}
+    _write_history(folder, trained)
+    _write_json(folder / "results.json", results)
+    this.events.unlink(missing_ok=True)
+    write_report(folder, results)
+    if config.runner.name != "flwr":  # there, whoever submitted the run prints it
+        print_summary(results, folder)
+    return results
+
+
+# --- before training -------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _store(config: Config, folder: Path) -> Iterator[Store]:
+    """The user's store; switched off, one that lasts as long as the run."""
+    if config.store.enabled:
+        store = Store(home() / "store", int(config.store.max_gb * 1e9))
+        try:
+            yield store
+            store.evict()
+        finally:
+            store.release()
+    else:
+        with tempfile.TemporaryDirectory(prefix=".store-", dir=folder) as temporary:
+            yield Store(Path(temporary))
+
+
+# --- training --------------------------------------------------------------------------------
+
+
+# --- after training --------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _clock(seconds: dict[str, float], name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - started
