@@ -78,7 +78,7 @@ def wait_for_writing(store: Path) -> None:
 def start(home: Path, overrides: list[str]) -> subprocess.Popen[bytes]:
     """A run with everything it keeps under ``home``."""
     home.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "fedcats.cli.run", *TINY, *overrides]
+    command = [sys.executable, "-m", "fedcats.cli", *TINY, *overrides]
     return subprocess.Popen(
         [*command, f"hydra.run.dir={home / 'run'}"],
         env={**os.environ, "FEDCATS_HOME": str(home / "home"), "FEDCATS_KILL": str(home)},

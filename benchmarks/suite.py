@@ -79,7 +79,7 @@ def rows(root: Path, epochs: int, per_class: int, test: int, pfl: str | None) ->
         train = clients * per_class
         counts = f"{{train: [{train}, {train}], test: [{tested}, {tested}]}}"
         return [
-            *(python, "-m", "fedcats.cli.run", "data=folder", f"data.root={root}"),
+            *(python, "-m", "fedcats.cli", "data=folder", f"data.root={root}"),
             *(f"data.counts={counts}", "model.weights=none", "save_models=none"),
             *("partition=paper", f"partition.num_shards={clients}", f"train.epochs={epochs}"),
             *(f"partition.per_class={per_class}", "hydra.run.dir=run", *overrides),
@@ -166,7 +166,7 @@ def rows(root: Path, epochs: int, per_class: int, test: int, pfl: str | None) ->
             {"fedcats": decode, "naive": rival("naive", "--decode")},
             before={"fedcats": decode},
         ),
-        Row("fedcats --help", {"fedcats": [python, "-m", "fedcats.cli.run", "--help"]}),
+        Row("fedcats --help", {"fedcats": [python, "-m", "fedcats.cli", "--help"]}),
         *(
             Row(
                 f"to the end of the first epoch, 1 or 2 steps, mode={mode}",
@@ -180,7 +180,7 @@ def rows(root: Path, epochs: int, per_class: int, test: int, pfl: str | None) ->
             "1,000 clients, head only",
             {
                 "fedcats": [
-                    *(python, "-m", "fedcats.cli.run", "mode=federated", "data=folder"),
+                    *(python, "-m", "fedcats.cli", "mode=federated", "data=folder"),
                     *(f"data.root={root}", "partition=iid", "partition.num_shards=1000"),
                     *("model.trainable=head", "rounds=3", "strategy=polyak", "train.epochs=2"),
                     *("save_models=none", "hydra.run.dir=run"),

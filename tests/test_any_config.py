@@ -18,7 +18,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from fedcats.config.compose import compose_config, conf_dir
-from fedcats.config.schema import Config, load
+from fedcats.config.load import load
+from fedcats.config.schema import Config
 from fedcats.errors import UserError
 from fedcats.experiment import baseline_process
 from fedcats.experiment.inputs import deal_out

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedcats.config.compose import compose_config
-from fedcats.config.schema import load
+from fedcats.config.load import load
 from fedcats.errors import UserError
 from fedcats.training.attack import Attack
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedcats.config.compose import compose_config, conf_dir
-from fedcats.config.schema import load
+from fedcats.config.load import load
 from fedcats.data import make_partition
 from fedcats.errors import UserError
 from fedcats.experiment.train import make_merge
@@ -164,7 +164,7 @@ def test_mistakes_in_sources_and_partitions(overrides: list[str], message: str) 
 
 
 def fedcats(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fedcats.cli.run", *arguments]
+    command = [sys.executable, "-m", "fedcats.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
 
 

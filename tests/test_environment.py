@@ -18,7 +18,7 @@ from fedcats.federated.flower_patches import temporary_folder
 from fedcats.storage import Store
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-PROGRAM = f"{sys.executable} -m fedcats.cli.run"
+PROGRAM = f"{sys.executable} -m fedcats.cli"
 
 
 def shell(line: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[bytes]:
@@ -43,7 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 WHERE = ["runner=local", "data=folder", "data.root=d", "hydra.run.dir=out"]
-RUN = shlex.join(["-P", "-m", "fedcats.cli.run", *TINY, "save_models=false", *WHERE])
+RUN = shlex.join(["-P", "-m", "fedcats.cli", *TINY, "save_models=false", *WHERE])
 
 
 @pytest.mark.parametrize(

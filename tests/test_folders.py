@@ -70,7 +70,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, where: str, sweep: bool
     command = [
         sys.executable,
         "-m",
-        "fedcats.cli.run",
+        "fedcats.cli",
         *(["-m"] if sweep else []),
         f"{key}={where}",
     ]
@@ -85,7 +85,7 @@ def test_a_sweep_reports_its_own_jobs_only(tmp_path: Path) -> None:
 
     def go(*arguments: str) -> list[str]:
         small = [*TINY, *TINY_DRAWINGS, "runner=local", "mode=federated", "save_models=false"]
-        command = [sys.executable, "-m", "fedcats.cli.run", *arguments, *small]
+        command = [sys.executable, "-m", "fedcats.cli", *arguments, *small]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from fedcats.config import paths
 from fedcats.config.compose import compose_config
-from fedcats.config.schema import load
+from fedcats.config.load import load
 from fedcats.errors import UserError
 from fedcats.home import home
 
@@ -140,7 +140,7 @@ def test_the_command_takes_raw_paths(tmp_path: Path) -> None:
     names = ["a, (1)", "${x}'s"]
     for name in names:
         (tmp_path / name).mkdir()
-    command = [sys.executable, "-m", "fedcats.cli.run", "-m", "data=folder", "runner=local"]
+    command = [sys.executable, "-m", "fedcats.cli", "-m", "data=folder", "runner=local"]
     given_as = ",".join(str(tmp_path / name) for name in names[1:])
     done = subprocess.run(
         [*command, f"data.root={given_as}", "hydra.sweep.dir=s (1),2"],

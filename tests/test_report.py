@@ -24,6 +24,7 @@ from fedcats.metrics import compare, read_predictions, scores, write_predictions
 from fedcats.report import (
     Progress,
     Work,
+    confusion,
     drawing,
     figures,
     print_summary,
@@ -455,7 +456,7 @@ def test_many_classes_and_clients_are_few_shapes(tmp_path: Path, k: int, clients
     drawn = drawing.write(
         tmp_path,
         {
-            "confusion": ("", lambda: figures.confusion(results)),
+            "confusion": ("", lambda: confusion.confusion(results)),
             "who": ("", lambda: figures.who_has_what(results)),
             "by-client": ("", lambda: figures.by_client(results)),
         },

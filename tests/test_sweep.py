@@ -23,7 +23,7 @@ Go = Callable[..., tuple[dict[str, Any], Path]]
 
 def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command line, with tiny jobs."""
-    command = [sys.executable, "-m", "fedcats.cli.run", "-m", *TINY, *TINY_DRAWINGS]
+    command = [sys.executable, "-m", "fedcats.cli", "-m", *TINY, *TINY_DRAWINGS]
     given = [*command, "save_models=false", *arguments, f"hydra.sweep.dir={folder}"]
     return subprocess.run(given, capture_output=True, text=True, check=False)
 

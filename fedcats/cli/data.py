@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fedcats.config.compose import compose_config
+from fedcats.config.load import load
 from fedcats.config.paths import needed
-from fedcats.config.schema import Config, PhotoData, load
+from fedcats.config.schema import Config, PhotoData
 from fedcats.data import AuditReport, Dataset, contact_sheet
 from fedcats.data.files import shown
 from fedcats.environment import disk_error, output_lost, settle

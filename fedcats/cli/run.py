@@ -23,7 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 from fedcats.cli.sweep_report import report_unfinished
 from fedcats.config import paths
 from fedcats.config.compose import compose_config, conf_dir, hydra_error
-from fedcats.config.schema import HELD_OUT, load
+from fedcats.config.load import load
+from fedcats.config.schema import HELD_OUT
 from fedcats.environment import disk_error, fail, settle
 from fedcats.errors import RunError, UserError
 from fedcats.experiment import baseline_process

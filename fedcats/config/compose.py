@@ -21,7 +21,7 @@ from fedcats.errors import UserError
 
 def conf_dir() -> Path:
     """Where the YAML files are: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
 

@@ -149,9 +149,6 @@ def _is_divided(names: Sequence[str]) -> bool:
     return None not in found and "train" in found and len({*found}) > 1
 
 
-# --- parts ----------------------------------------------------------------------------------------
-
-
 def _parts(files: Files, top: str) -> Layout | None:
     """Find a train and a test part in `top`; None when it does not look as if it had any."""
     for names in (_EXACT, _LOOSE):
@@ -245,9 +242,6 @@ def _given_split(files: Files, top: str, train: str, test: str, note: str) -> La
             )
     parts = [by_class(files, folder, classes) for folder in (train, test)]
     return Layout(_named(classes), parts[0], parts[1], (train, test), note)
-
-
-# --- one part -------------------------------------------------------------------------------------
 
 
 def _class_folders(files: Files, top: str) -> Layout:

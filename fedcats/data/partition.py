@@ -304,9 +304,6 @@ def _load_all(
     return [np.sort(np.asarray(part["position"], dtype=np.int64)) for part in parts]
 
 
-# --- for all ------------------------------------------------------------------------------------
-
-
 def hold_out(
     labels: ArrayLike, shards: Sequence[NDArray[np.int64]], fraction: float, seed: int
 ) -> tuple[Shards, Shards]:

@@ -219,9 +219,6 @@ def part_source(root: str | Path, part: str, classes: tuple[str, ...] | None = N
     )
 
 
-# --- parts and choices ----------------------------------------------------------------------------
-
-
 def arrange(
     source: Source,
     train: Sequence[Sequence[str]],

@@ -17,7 +17,8 @@ from typing import Any
 import psutil
 
 from fedcats.config.compose import compose_config
-from fedcats.config.schema import Config, load
+from fedcats.config.load import load
+from fedcats.config.schema import Config
 from fedcats.deploy import guard
 from fedcats.deploy.files import LINK, write_federation
 from fedcats.errors import RunError
@@ -197,9 +198,6 @@ class Loopback:
                 said = self.log(name).strip().splitlines() or ["nothing"]
                 raise RunError(f"the {name} did not start: {said[-1]}")
             time.sleep(0.2)
-
-
-# --- the rehearsal ---------------------------------------------------------------------------
 
 
 def write_photos(config: Config, folder: Path) -> tuple[list[Path], Path]:

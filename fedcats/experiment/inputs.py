@@ -1,7 +1,6 @@
 """A run's inputs, all decided before anything is trained."""
 
 import random
-import shutil
 import tempfile
 import threading
 from collections import Counter
@@ -13,7 +12,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from flwr.serverapp import Grid
-from torch import nn
 
 from fedcats import tensors
 from fedcats.config.schema import Config, PhotoData
@@ -31,6 +29,7 @@ from fedcats.data.files import shown
 from fedcats.data.sources import part_source
 from fedcats.errors import UserError
 from fedcats.experiment.baseline_process import events_file
+from fedcats.experiment.checks import _check_room, _check_sizes, _check_step
 from fedcats.federated.cluster import check_cluster
 from fedcats.federated.quiet import default_workers
 from fedcats.federated.sites import Site, find_sites
@@ -366,82 +365,6 @@ def class_counts(images: Images, classes: Sequence[str]) -> dict[str, int]:
     """How many images of each class there are."""
     counts = Counter(int(label) for label in images.labels)
     return {name: counts[label] for label, name in enumerate(classes)}
-
-
-def _check_room(this: Run) -> None:
-    """UserError when the disk cannot hold the models, or the store what it needs at one time."""
-    config, store = this.config, this.store
-    if config.save_models != "none" and config.mode != "merge":
-        whole = sum(value.nbytes for value in this.initial.state.values())
-        count = int(config.mode != "federated")
-        if config.mode != "centralized":
-            count += len(config.strategy.rules)
-            count += len(this.shards) * (config.save_models == "all")
-        free = shutil.disk_usage(this.folder).free
-        if count * whole > free:
-            less = "merged or none" if config.save_models == "all" else "none"
-            raise UserError(
-                f"save_models={config.save_models}: {count} models of {whole / 1e6:.0f} MB do not "
-                f"fit into {this.folder}, where {free / 1e9:.2g} GB are free; allowed is {less}"
-            )
-    if store.max_bytes is None:
-        return
-    state = this.initial.state
-    base = sum(value.nbytes for value in state.values())
-    update = sum(state[name].nbytes for name in this.trained_names)
-    clients = 0 if config.mode == "centralized" else len(this.shards)
-    count = 1 + clients + (config.mode != "federated")  # the start, the clients, the baseline
-    count += 1 + clients if config.rounds > 1 else 0  # the round at hand
-    unfinished = min(this.workers, clients) + 1
-    checkpoints = unfinished * update * (2 if config.train.momentum else 1)
-    need = base + count * update + checkpoints
-    if need > store.max_bytes:
-        raise UserError(
-            f"store.max_gb={config.store.max_gb:g}: this run needs {need / 1e9:.2g} GB at one time "
-            f"({count} updates of {update / 1e6:.0f} MB, checkpoints, initial weights); allowed "
-            "is more than that, or store.enabled=false"
-        )
-
-
-def _check_sizes(this: Run) -> None:
-    """UserError when somebody would train on nothing."""
-    train = this.config.train
-    for who, size in this.trainings.items():
-        if train.drop_last and size < train.batch_size:
-            raise UserError(
-                f"train.drop_last=true: {who} has {size} training images, fewer than "
-                f"train.batch_size={train.batch_size}, and would train on nothing"
-            )
-
-
-def _check_step(this: Run, model: nn.Module) -> None:
-    """UserError when the model cannot take a step on each batch that there will be."""
-    train, name, side = this.config.train, this.config.model.name, this.dataset.size
-
-    def smallest(size: int) -> int:
-        rest = size % train.batch_size
-        return rest if rest and not train.drop_last else min(size, train.batch_size)
-
-    torch.set_num_threads(this.config.runner.threads)
-    if not (why := build.refusal(model, 1, side)):
-        return  # then it takes more, too
-    if always := build.refusal(model, 2, side):
-        raise UserError(
-            f"model.name={name}: cannot be trained on images of {side} x {side}: {always}"
-        )
-    who, size = min(this.trainings.items(), key=lambda item: smallest(item[1]))
-    if smallest(size) > 1:
-        return
-    if size == 1:
-        allowed = "allowed are partitions and counts that give everyone two images"
-    elif train.batch_size == 1:
-        allowed = "allowed is a larger train.batch_size"
-    else:
-        allowed = "allowed is train.drop_last=true, or another train.batch_size"
-    raise UserError(
-        f"train.batch_size={train.batch_size}: of {size} training images of {who} a batch of one "
-        f"is made, which {name} cannot be trained on ({why}); {allowed}"
-    )
 
 
 def _findings(dataset: Dataset) -> list[str]:

@@ -11,7 +11,8 @@ from typing import Any
 from flwr.serverapp import Grid
 from omegaconf import DictConfig
 
-from fedcats.config.schema import Config, load
+from fedcats.config.load import load
+from fedcats.config.schema import Config
 from fedcats.errors import UserError
 from fedcats.experiment.baseline_process import remember_trained
 from fedcats.experiment.evaluate import _compare, _evaluate
@@ -84,9 +85,6 @@ def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> di
     return results
 
 
-# --- before training -------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def _store(config: Config, folder: Path) -> Iterator[Store]:
     """The user's store; switched off, one that lasts as long as the run."""
@@ -100,12 +98,6 @@ def _store(config: Config, folder: Path) -> Iterator[Store]:
     else:
         with tempfile.TemporaryDirectory(prefix=".store-", dir=folder) as temporary:
             yield Store(Path(temporary))
-
-
-# --- training --------------------------------------------------------------------------------
-
-
-# --- after training --------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

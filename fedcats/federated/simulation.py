@@ -111,7 +111,8 @@ def run_on_ray(
 def watched(grid: Grid, *, verbose: bool) -> Iterator[Grid]:
     """The grid of a simulation that Flower itself runs (``flwr run``), as `run_on_ray` has it.
 
-    Its actors restart (see `fedcats.federated.flower_patches`); those that are busy at the end are killed.
+    Its actors restart (see `fedcats.federated.flower_patches`); those that are busy at the end
+    are killed.
     """
     over, lost = threading.Event(), threading.Event()
     _start_reaper(over, threading.Event(), lost)  # the process ends with the run

@@ -36,9 +36,6 @@ class Site:
     per_class: dict[str, int]
 
 
-# --- at the site -----------------------------------------------------------------------------
-
-
 def site_number(context: Context) -> int:
     """The number of this site, from what its operator says.
 
@@ -82,9 +79,6 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
     except UserError as error:
         info["error"] = str(error)
     return RecordDict({"info": ConfigRecord(info)})  # type: ignore[arg-type]
-
-
-# --- at the server ---------------------------------------------------------------------------
 
 
 def find_sites(grid: Grid, classes: tuple[str, ...]) -> list[Site]:

@@ -22,7 +22,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fedcats.config import paths
-from fedcats.config.schema import load
+from fedcats.config.load import load
 from fedcats.errors import RunError, UserError
 from fedcats.federated.quiet import default_workers
 from fedcats.home import home

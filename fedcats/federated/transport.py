@@ -91,6 +91,3 @@ class ByReference:
         if not re.fullmatch(r"[\w-]+", key):
             raise ValueError(f"its reply names the update {key!r}, which is no key")
         return key
-
-
-# --- at the site -----------------------------------------------------------------------------

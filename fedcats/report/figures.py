@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 
 from fedcats.metrics import wilson
 from fedcats.report import view
+from fedcats.report.confusion import confusion, confusion_submodels
 from fedcats.report.drawing import (
     BARS,
     CENTRALIZED,
@@ -31,7 +32,6 @@ from fedcats.report.drawing import (
     Drawn,
     _cells,
     _hollow,
-    _matrix,
     _name_cells,
     _short,
     write,
@@ -235,18 +235,6 @@ def loss(results: Results, curves: Mapping[str, Curve]) -> Figure | None:
     return figure
 
 
-def confusion(results: Results) -> Figure | None:
-    """Confusion matrices of the centralized and the merged models."""
-    names = [name for name in view.ordered(results) if not name.startswith("submodel/")]
-    return _matrices(results, names, columns=4, inches=2.5)
-
-
-def confusion_submodels(results: Results) -> Figure | None:
-    """Confusion matrices of the clients' own models, unless there are very many."""
-    own = [f"submodel/{client}" for client in view.submodels(results)]
-    return _matrices(results, own, columns=5, inches=1.9) if len(own) <= 2 * MANY else None
-
-
 def weights(results: Results) -> Figure | None:
     """Effective weight of each client in each merged model."""
     rules = {n: m for n, m in view.merged(results).items() if m.get("effective_weights")}
@@ -417,36 +405,3 @@ def _mark_rounds(ax: Axes, curve: Curve) -> None:
     for i in range(1, len(curve)):
         if curve[i][0] != curve[i - 1][0]:
             ax.axvline(i + 0.5, color=MUTED, linewidth=1, linestyle=":")
-
-
-def _matrices(
-    results: Results, names: Sequence[str], *, columns: int, inches: float
-) -> Figure | None:
-    """Draw the confusion matrices of the named models as a grid of panels."""
-    if not names:
-        return None
-    classes = results["data"]["classes"]
-    longest = max(len(_short(name)) for name in classes)
-    size = inches * min(2.0, max(1.0, len(classes) / 2.4))
-    turned = len(classes) * longest > 11 * size
-    columns = min(columns, len(names), max(1, int(10 / size)))
-    lines = -(-len(names) // columns)
-    room = 0.09 * longest  # for the class names, in inches
-    figure = Figure(
-        figsize=(size * columns + 0.4 + room, (size + 0.25) * lines + 0.45 + room * turned),
-        layout="constrained",
-    )
-    axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
-    for i in range(len(names), axes.size):  # the rest of the last line stays empty
-        axes.flat[i].set_visible(False)
-        axes.flat[i - columns].tick_params(labelbottom=True)
-    for ax, name in zip(axes.flat, names, strict=False):
-        there = view.published(results, name).get("confusion_matrix")
-        colour, _ = _look(results, name)
-        _matrix(ax, results["models"][name]["confusion_matrix"], colour, there, inches)
-        ax.set_title(view.title(results, name), fontsize=11 if inches > 2 else 9)
-        _name_cells(ax.xaxis, classes, size)
-        _name_cells(ax.yaxis, classes, size)
-    figure.supxlabel("predicted", fontsize=10)
-    figure.supylabel("true", fontsize=10)
-    return figure

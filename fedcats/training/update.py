@@ -24,6 +24,7 @@ from fedcats.errors import RunError, UserError
 from fedcats.models import build
 from fedcats.seeding import derive_seed
 from fedcats.storage import CHECKPOINT, Store, content_key
+from fedcats.tensors import digest
 from fedcats.training import loop, recipe
 from fedcats.training.attack import Attack
 from fedcats.training.cuda import full_precision
@@ -165,7 +166,7 @@ def put_weights(store: Store, tensors: Mapping[str, Tensor], sha256: str = "") -
 
     The digest may be given where it is known already: it takes a while.
     """
-    sha256 = sha256 or tensors.digest(tensors)
+    sha256 = sha256 or digest(tensors)
     key = weights_key(sha256)
     if store.get(key) is None:
         store.put(key, tensors, {"kind": "weights"})
@@ -224,7 +225,7 @@ def put_received(
 ) -> str:
     """Keep an update that came from elsewhere, under a key of what it holds; that key."""
     about = {"examples": examples, "epochs": [asdict(epoch) for epoch in epochs]}
-    key = content_key({"kind": "received", "tensors": tensors.digest(tensors), **about})
+    key = content_key({"kind": "received", "tensors": digest(tensors), **about})
     store.put(key, tensors, {"kind": "update", "task": "received", **about})
     return key
 

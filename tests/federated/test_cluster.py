@@ -9,7 +9,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from fedcats.errors import UserError
-from fedcats.federated import cluster
+from fedcats.federated import cluster as cluster_module
 
 Go = Callable[..., tuple[dict[str, Any], Path]]
 OPTIONS = ["mode=federated", "partition.num_shards=3", "store.enabled=false"]
@@ -39,17 +39,17 @@ def test_a_node_that_lacks_a_file_is_named(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "photos").mkdir()
-    cluster.check_cluster(cluster.address, [tmp_path])
+    cluster_module.check_cluster(cluster.address, [tmp_path])
     second = next(node.node_id for node in cluster.worker_nodes)
 
     def lacking(paths: list[str]) -> list[str]:
         return paths[:1] if ray.get_runtime_context().get_node_id() == second else []
 
-    monkeypatch.setattr(cluster, "_lacking", lacking)
+    monkeypatch.setattr(cluster_module, "_lacking", lacking)
     with pytest.raises(UserError, match=rf"node second \(.*\) does not see {tmp_path}/photos; "):
-        cluster.check_cluster(cluster.address, [tmp_path / "photos", tmp_path])
+        cluster_module.check_cluster(cluster.address, [tmp_path / "photos", tmp_path])
 
 
 def test_a_cluster_that_is_not_there_is_named_at_once() -> None:
     with pytest.raises(UserError, match=r"runner.address=127.0.0.1:1: no Ray cluster there"):
-        cluster.check_cluster("127.0.0.1:1", [])
+        cluster_module.check_cluster("127.0.0.1:1", [])

@@ -19,7 +19,7 @@ from cryptography import x509
 from tiny import LONG, TINY, simulation
 
 from fedcats.config.compose import compose_config
-from fedcats.config.schema import load
+from fedcats.config.load import load
 from fedcats.deploy.files import write_federation
 from fedcats.deploy.guard import members
 from fedcats.deploy.rehearsal import Loopback, at_sites, compare_models, free_port, write_photos

@@ -267,7 +267,7 @@ def test_clients_that_not_even_end_themselves_are_given_up_on(
 
 
 def begin_a_long_run(folder: Path, *overrides: str) -> psutil.Popen:
-    command = [sys.executable, "-m", "fedcats.cli.run", *TINY, *TINY_DRAWINGS, "mode=federated"]
+    command = [sys.executable, "-m", "fedcats.cli", *TINY, *TINY_DRAWINGS, "mode=federated"]
     return psutil.Popen(
         [*command, *overrides, "train.epochs=5000", f"hydra.run.dir={folder}"],
         stderr=subprocess.PIPE,

@@ -101,7 +101,7 @@ def start(simulator: dict[str, str], *overrides: str, cwd: Path) -> subprocess.P
         [
             sys.executable,
             "-m",
-            "fedcats.cli.run",
+            "fedcats.cli",
             "runner=flwr",
             "runner.superlink=sim",
             *overrides,

@@ -80,8 +80,10 @@ def synthetic_source(train_per_class: int, test_per_class: int, seed: int) -> So
 
 def _fingerprint(seed: int) -> str:
     """Identify the drawings: by the seed, and by the program that draws them."""
-    program = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    return f"seed {seed}, drawn by {program}, Pillow {PIL.__version__}, NumPy {np.__version__}"
+    program = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        program.update(file.read_bytes())
+    return f"seed {seed}, drawn by {program.hexdigest()}, Pillow {PIL.__version__}, NumPy {np.__version__}"
 
 
 @dataclass(frozen=True)
@@ -125,10 +127,4 @@ def draw(kind: str, rng: np.random.Generator) -> Image.Image:
     return _photograph(canvas.reduce(2), rng)
 
 
-# --- drawing tools --------------------------------------------------------------------------------
-
-
 # --- the animal -----------------------------------------------------------------------------------
-
-
-# --- the rest of the picture ----------------------------------------------------------------------
