@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fedcats.config import paths
-from fedcats.config.schema import _GROUPS, HELD_OUT, Config, PhotoData
+from fedcats.config.schema import GROUPS, HELD_OUT, Config, PhotoData
 from fedcats.errors import UserError
 
 
@@ -36,8 +36,8 @@ def _load(raw: DictConfig) -> Config:
         raise UserError(f"{lacking[0]}: not in the configuration")
     for item in fields(Config):
         node = raw[item.name]
-        if item.name in _GROUPS:
-            options = _GROUPS[item.name]
+        if item.name in GROUPS:
+            options = GROUPS[item.name]
             schema = options.get(str(node.get("name")))
             if schema is None:
                 raise UserError(

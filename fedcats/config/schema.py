@@ -304,7 +304,7 @@ class StoreConfig:
     checkpoint_seconds: float = _number(0)
 
 
-_GROUPS: dict[str, dict[str, type]] = {
+GROUPS: dict[str, dict[str, type]] = {
     "data": {
         "synthetic": SyntheticData,
         "folder": FolderData,

@@ -1,16 +1,21 @@
 """What cannot work is refused before anything is trained."""
 
+from __future__ import annotations
+
 import shutil
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from fedcats.errors import UserError
-from fedcats.experiment.inputs import Run
 from fedcats.models import build
 
+if TYPE_CHECKING:
+    from fedcats.experiment.inputs import Run
 
-def _check_room(this: Run) -> None:
+
+def check_room(this: Run) -> None:
     """UserError when the disk cannot hold the models, or the store what it needs at one time."""
     config, store = this.config, this.store
     if config.save_models != "none" and config.mode != "merge":
@@ -45,7 +50,7 @@ def _check_room(this: Run) -> None:
         )
 
 
-def _check_sizes(this: Run) -> None:
+def check_sizes(this: Run) -> None:
     """UserError when somebody would train on nothing."""
     train = this.config.train
     for who, size in this.trainings.items():
@@ -56,7 +61,7 @@ def _check_sizes(this: Run) -> None:
             )
 
 
-def _check_step(this: Run, model: nn.Module) -> None:
+def check_step(this: Run, model: nn.Module) -> None:
     """UserError when the model cannot take a step on each batch that there will be."""
     train, name, side = this.config.train, this.config.model.name, this.dataset.size
 

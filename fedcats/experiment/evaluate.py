@@ -21,7 +21,7 @@ from fedcats.experiment.predictions import (
     probabilities,
     validation_scores,
 )
-from fedcats.experiment.results import _training
+from fedcats.experiment.results import training_record
 from fedcats.experiment.train import Trained
 from fedcats.merging.fold import effective_number
 from fedcats.merging.plan import Merged
@@ -34,7 +34,7 @@ from fedcats.tensors import State
 from fedcats.training.update import read
 
 
-def _evaluate(
+def evaluate(
     this: Run, trained: Trained, results: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
     """Test every model on the same photos; write predictions and weights."""
@@ -113,7 +113,7 @@ def _evaluate(
     tested(count)
     for name, model in done.items():
         if name in trained.updates:
-            model["training"] = _training(trained.updates[name])
+            model["training"] = training_record(trained.updates[name])
             model["key"] = trained.updates[name].key if this.config.store.enabled else None
         if name in merges:
             merged = merges[name]
@@ -195,7 +195,7 @@ def _score_rounds(
     return rows
 
 
-def _compare(this: Run, done: dict[str, Any]) -> dict[str, Any]:
+def compare_with_baseline(this: Run, done: dict[str, Any]) -> dict[str, Any]:
     """Each merged model against the baseline, photo by photo."""
     if "centralized" not in done:
         return {}

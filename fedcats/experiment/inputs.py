@@ -29,7 +29,7 @@ from fedcats.data.files import shown
 from fedcats.data.sources import part_source
 from fedcats.errors import UserError
 from fedcats.experiment.baseline_process import events_file
-from fedcats.experiment.checks import _check_room, _check_sizes, _check_step
+from fedcats.experiment.checks import check_room, check_sizes, check_step
 from fedcats.federated.cluster import check_cluster
 from fedcats.federated.quiet import default_workers
 from fedcats.federated.sites import Site, find_sites
@@ -250,9 +250,10 @@ def decoded(config: Config, source: Source, progress: Progress, *, strict: bool 
     return dataset
 
 
-def _prepare(
+def gather(
     config: Config, folder: Path, store: Store, progress: Progress, grid: Grid | None
 ) -> Run:
+    """Decide everything that a run needs; UserError for what cannot be."""
     build.check_name(config.model.name)  # before anything takes time
     sites = None
     parts: list[np.ndarray[Any, np.dtype[np.int64]]] = []
@@ -317,22 +318,26 @@ def _prepare(
         sites=sites,
         parts=parts,
     )
-    _check_room(this)
-    _check_sizes(this)
-    _check_step(this, model)
-    start = _part(initial.state, names)
+    check_room(this)
+    check_sizes(this)
+    check_step(this, model)
+    start = trainable_part(initial.state, names)
     whole = len(start) == len(initial.state)
     this.base, this.start = initial.sha256, initial.sha256 if whole else tensors.digest(start)
     store.hold([weights_key(sha256) for sha256 in (this.base, this.start)])
     for sha256, state in {this.base: initial.state, this.start: start}.items():
         put_weights(store, state, sha256)
-    if grid is None and config.mode in ("compare", "federated") and (address := _address(config)):
+    if (
+        grid is None
+        and config.mode in ("compare", "federated")
+        and (address := cluster_address(config))
+    ):
         with tempfile.NamedTemporaryFile(dir=store.root, prefix=".shared-", suffix=".tmp") as file:
             check_cluster(address, [dataset.path, folder, Path(file.name)])
     return this
 
 
-def _address(config: Config) -> str | None:
+def cluster_address(config: Config) -> str | None:
     """Of the Ray cluster on which the clients are to run."""
     return cast(str | None, getattr(config.runner, "address", None))
 
@@ -385,5 +390,6 @@ def _findings(dataset: Dataset) -> list[str]:
     return lines
 
 
-def _part(state: Mapping[str, torch.Tensor], names: Sequence[str]) -> State:
+def trainable_part(state: Mapping[str, torch.Tensor], names: Sequence[str]) -> State:
+    """The named tensors of a state dict."""
     return {name: state[name] for name in names}

@@ -12,9 +12,9 @@ from fedcats.data import Images
 from fedcats.experiment.predictions import (
     Parts,
     Probabilities,
-    _kept,
-    _scores,
+    image_scores,
     in_passes,
+    kept_probabilities,
     probabilities,
     validation_scores,
 )
@@ -67,7 +67,7 @@ def test_points(
     """
     found: dict[int, list[Probabilities]] = {}
     for i, point in enumerate(points):
-        kept = [_kept(this, own.parts(point), images) for images in sets]
+        kept = [kept_probabilities(this, own.parts(point), images) for images in sets]
         if all(one is not None for one in kept):
             found[i] = [one for one in kept if one is not None]
     done(len(found))
@@ -107,7 +107,7 @@ def choose_beta(
     order = [("strategy.order", clients)]
     points = distinct_points(["polyak"], this.config.merge.betas, order)
     tested = [one for (one,) in test_points(this, own, points, [this.validation], pool)]
-    scored = [_scores(this, this.validation, one) for one in tested]
+    scored = [image_scores(this, this.validation, one) for one in tested]
     best = max(range(len(points)), key=lambda i: _rank(scored[i]))
     point = points[best]
     (state,) = merge_points(this.store, own.keys, own.examples, [point], pool)
@@ -157,7 +157,9 @@ def merge_grid(this: Run, own: SubModels, progress: Progress, pool: Executor) ->
     alone = test_points(this, own, singles, sets, pool)
     if {"best", "soup"} & set(config.rules):
         by_client = dict(zip(clients, alone, strict=True))
-        rank = {c: _rank(_scores(this, this.validation, one[1])) for c, one in by_client.items()}
+        rank = {
+            c: _rank(image_scores(this, this.validation, one[1])) for c, one in by_client.items()
+        }
         ranked = sorted(clients, key=lambda client: rank[client], reverse=True)
         if "best" in config.rules:
             rows.append(_row(this, "best", None, None, ranked[:1], *by_client[ranked[0]]))
@@ -166,7 +168,7 @@ def merge_grid(this: Run, own: SubModels, progress: Progress, pool: Executor) ->
             def score(chosen: Sequence[int]) -> tuple[float, float]:
                 point = Point("uniform", None, "", tuple(chosen))
                 ((on_validation,),) = test_points(this, own, [point], [this.validation], pool)
-                return _rank(_scores(this, this.validation, on_validation))
+                return _rank(image_scores(this, this.validation, on_validation))
 
             chosen = greedy_soup(ranked, score)
             soup = Point("uniform", None, "", tuple(chosen))
@@ -198,7 +200,7 @@ def _row(
         "strategy.order": order,
         "clients": clients,
     }
-    row |= _scores(this, test, on_test) | {"predictions": file}
+    row |= image_scores(this, test, on_test) | {"predictions": file}
     if on_validation is not None:
         row["validation"] = validation_scores(this, on_validation)
     return row

@@ -73,7 +73,7 @@ def probabilities(
 
     Those that are not in the store are tested in one pass over the images, and kept there.
     """
-    found = [_kept(this, parts, images) for parts, _ in candidates]
+    found = [kept_probabilities(this, parts, images) for parts, _ in candidates]
     missing = [i for i, kept in enumerate(found) if kept is None]
     if missing:
         torch.set_num_threads(this.config.runner.threads)
@@ -110,7 +110,7 @@ def _frozen(this: Run, images: Images) -> SharedTest | None:
         return this.frozen[images.digest]
 
 
-def _kept(this: Run, parts: Parts, images: Images) -> Probabilities | None:
+def kept_probabilities(this: Run, parts: Parts, images: Images) -> Probabilities | None:
     entry = this.store.get(_predictions_key(this, parts, images))
     return None if entry is None else entry.tensors["probabilities"].numpy()
 
@@ -137,9 +137,9 @@ def _predictions_key(this: Run, parts: Parts, images: Images) -> str:
 
 def validation_scores(this: Run, predicted: Probabilities) -> dict[str, Any]:
     """Scores on the held-out training images, in short."""
-    found = _scores(this, this.validation, predicted)
+    found = image_scores(this, this.validation, predicted)
     return {key: found[key] for key in ("accuracy", "loss", "n")}
 
 
-def _scores(this: Run, images: Images, predicted: Probabilities) -> dict[str, Any]:
+def image_scores(this: Run, images: Images, predicted: Probabilities) -> dict[str, Any]:
     return scores(images.labels, predicted, this.dataset.classes)

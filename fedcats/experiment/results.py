@@ -23,7 +23,7 @@ from fedcats.training.update import Update
 SCHEMA = 1
 
 
-def _write_shards(this: Run) -> None:
+def write_shards(this: Run) -> None:
     """Which file went to which client, with its content hash."""
     if this.sites is not None:
         return  # that is the sites' own business
@@ -40,7 +40,8 @@ def _write_shards(this: Run) -> None:
             )
 
 
-def _training(update: Update) -> dict[str, Any]:
+def training_record(update: Update) -> dict[str, Any]:
+    """What ``results.json`` says of a model's training."""
     return {
         "examples": update.examples,
         "steps": sum(epoch.steps for epoch in update.epochs),
@@ -48,7 +49,8 @@ def _training(update: Update) -> dict[str, Any]:
     }
 
 
-def _results(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
+def collect(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
+    """All of ``results.json`` but the scores."""
     dataset, classes = this.dataset, this.dataset.classes
 
     def shard(client: int) -> dict[str, Any]:
@@ -130,7 +132,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _write_history(folder: Path, trained: Trained) -> None:
+def write_history(folder: Path, trained: Trained) -> None:
+    """Write ``history.csv``: loss and seconds of every epoch."""
     with (folder / "history.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["model", "round", "epoch", "loss", "seconds"])
@@ -139,7 +142,8 @@ def _write_history(folder: Path, trained: Trained) -> None:
                 writer.writerow([name, server_round, number, epoch.loss, f"{epoch.seconds:.3f}"])
 
 
-def _write_json(path: Path, results: dict[str, Any]) -> None:
+def write_json(path: Path, results: dict[str, Any]) -> None:
+    """Write the results, or nothing."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     temporary.replace(path)

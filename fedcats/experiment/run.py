@@ -15,12 +15,12 @@ from fedcats.config.load import load
 from fedcats.config.schema import Config
 from fedcats.errors import UserError
 from fedcats.experiment.baseline_process import remember_trained
-from fedcats.experiment.evaluate import _compare, _evaluate
+from fedcats.experiment.evaluate import compare_with_baseline, evaluate
 from fedcats.experiment.folders import claimed
-from fedcats.experiment.inputs import _prepare
+from fedcats.experiment.inputs import gather
 from fedcats.experiment.merges import merge_grid
-from fedcats.experiment.results import _results, _write_history, _write_json, _write_shards
-from fedcats.experiment.train import _follow, _train
+from fedcats.experiment.results import collect, write_history, write_json, write_shards
+from fedcats.experiment.train import followed, train_both
 from fedcats.home import home
 from fedcats.report import Progress, print_summary, write_report
 from fedcats.storage import Store
@@ -62,22 +62,22 @@ def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> di
     seconds: dict[str, float] = {}
     with Progress() as progress, _store(config, folder) as store:
         with _clock(seconds, "data"):
-            this = _prepare(config, folder, store, progress, grid)
-            _write_shards(this)
+            this = gather(config, folder, store, progress, grid)
+            write_shards(this)
             progress.expect(this.expected)
-        with _clock(seconds, "training"), _follow(this.events, progress):
-            trained = _train(this, grid)
+        with _clock(seconds, "training"), followed(this.events, progress):
+            trained = train_both(this, grid)
             remember_trained(config)
         with _clock(seconds, "evaluation"):
-            results = _results(this, raw, trained)
-            results["models"] = _evaluate(this, trained, results, progress)
-            results["comparison"] = _compare(this, results["models"])
+            results = collect(this, raw, trained)
+            results["models"] = evaluate(this, trained, results, progress)
+            results["comparison"] = compare_with_baseline(this, results["models"])
             if config.mode == "merge":
                 with ThreadPoolExecutor(this.workers) as pool:
                     results["grid"] = merge_grid(this, trained.own(), progress, pool)
     results["seconds"] = {**seconds, "total": time.perf_counter() - started}
-    _write_history(folder, trained)
-    _write_json(folder / "results.json", results)
+    write_history(folder, trained)
+    write_json(folder / "results.json", results)
     this.events.unlink(missing_ok=True)
     write_report(folder, results)
     if config.runner.name != "flwr":  # there, whoever submitted the run prints it

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from fedcats.config.schema import Config
 from fedcats.experiment.baseline import Baseline
-from fedcats.experiment.inputs import Run, _address, _part
+from fedcats.experiment.inputs import Run, cluster_address, trainable_part
 from fedcats.experiment.merges import SubModels, choose_beta
 from fedcats.federated.in_order import InOrderGrid
 from fedcats.federated.local import LocalGrid, run_local
@@ -67,7 +67,7 @@ class Trained:
         )
 
 
-def _train(this: Run, grid: Grid | None) -> Trained:
+def train_both(this: Run, grid: Grid | None) -> Trained:
     """The baseline in a process of its own, and beside it the federation."""
     mode = this.config.mode
     trained = Trained()
@@ -122,7 +122,7 @@ def _federate(this: Run, trained: Trained, workers: int, grid: Grid | None) -> N
             main,
             clients,
             min(workers, clients),
-            address=_address(this.config),
+            address=cluster_address(this.config),
             verbose=this.config.verbose,
         )
 
@@ -175,7 +175,9 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
         )
         poll_seconds = 1.0
     window = None
-    if isinstance(grid, RayGrid) and _address(config) is None:  # the number of workers is known
+    if (
+        isinstance(grid, RayGrid) and cluster_address(config) is None
+    ):  # the number of workers is known
         window = max(32, 8 * this.workers)
     in_order = cast(Grid, InOrderGrid(grid, poll_seconds, window, kill_stopped_actors))
     # A client that hangs ends its own process; this is for one that cannot even do that.
@@ -215,7 +217,7 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
         )
 
     shared = strategy(list(rules), 1)
-    start = ArrayRecord(_part(this.initial.state, this.trained_names))
+    start = ArrayRecord(trainable_part(this.initial.state, this.trained_names))
     shared.start(in_order, start, num_rounds=1, timeout=cast(float, patience))
     trained.merged = dict(shared.merged)
     trained.failures = {f"round 1, client {c}": why for c, why in shared.failures.items()}
@@ -242,7 +244,7 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
 
 
 @contextlib.contextmanager
-def _follow(events: Path, progress: Progress) -> Iterator[None]:
+def followed(events: Path, progress: Progress) -> Iterator[None]:
     """Show what the processes that train append to ``events``."""
     events.unlink(missing_ok=True)
     events.touch()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcats.errors import UserError
-from fedcats.federated.quiet import _quiet
+from fedcats.federated.quiet import quiet
 
 _CONNECT_SECONDS = 5.0
 
@@ -44,7 +44,7 @@ def check_cluster(address: str, paths: Sequence[Path]) -> None:
             f"{where}: no Ray cluster there ({error}); ray start --head --port={port} starts one"
         ) from error
     names = [str(path) for path in paths]
-    with _quiet(False):
+    with quiet(False):
         try:
             ray.init(
                 address,

@@ -11,13 +11,13 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedcats.federated.client_app import app as client_app
-from fedcats.federated.quiet import _quiet
+from fedcats.federated.quiet import quiet
 from fedcats.federated.simulation import Main
 
 
 def run_local(main: Main, num_clients: int, *, verbose: bool = False) -> None:
     """Run in this process, one client after another."""
-    with _quiet(verbose):
+    with quiet(verbose):
         main(LocalGrid(client_app, num_clients))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def _quiet(verbose: bool) -> Iterator[None]:
+def quiet(verbose: bool) -> Iterator[None]:
     """Flower's and Ray's log lines once instead of twice, or not at all."""
     level = logging.INFO if verbose else logging.CRITICAL
     loggers = [logging.getLogger(name) for name in ("flwr", "ray")]

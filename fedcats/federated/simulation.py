@@ -18,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedcats.errors import RunError
 from fedcats.federated.client_app import app as client_app
 from fedcats.federated.flower_patches import kill_busy_actors, use_own_parts
-from fedcats.federated.quiet import _quiet
+from fedcats.federated.quiet import quiet
 
 Main = Callable[[Grid], None]
 """What the server does with a grid: fedcats' ServerApp without Flower's context."""
@@ -81,7 +81,7 @@ def run_on_ray(
     # Ray prints to standard output that a worker died, whatever its log level.
     with (
         _interrupt_sets(over) as interrupted,
-        _quiet(verbose),
+        quiet(verbose),
         contextlib.redirect_stdout(sys.stdout if verbose else io.StringIO()),
     ):
         try:
@@ -116,7 +116,7 @@ def watched(grid: Grid, *, verbose: bool) -> Iterator[Grid]:
     """
     over, lost = threading.Event(), threading.Event()
     _start_reaper(over, threading.Event(), lost)  # the process ends with the run
-    with _quiet(verbose):
+    with quiet(verbose):
         try:
             yield cast(Grid, RayGrid(grid, over, lost))
         finally:

@@ -24,7 +24,7 @@ def build(name: str, num_classes: int) -> nn.Module:
     """
     check_name(name)
     model = cast(nn.Module, torchvision.models.get_model(name, weights=None, **_options(name)))
-    head_name, head = _head(model)
+    head_name, head = head_layer(model)
     new: nn.Module
     if isinstance(head, nn.Linear):
         new = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
@@ -55,12 +55,12 @@ def _options(name: str) -> dict[str, bool]:
     return {"aux_logits": False, "transform_input": True, "init_weights": True}
 
 
-def _left_out(name: str) -> tuple[str, ...]:
+def left_out(name: str) -> tuple[str, ...]:
     """Beginnings of the state-dict keys that torchvision's files have and `build` leaves out."""
     return ("aux1.", "aux2.", "AuxLogits.") if _options(name) else ()
 
 
-def _head(model: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
+def head_layer(model: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
     """Name and module of the layer that gives the class scores: the last with weights."""
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     return layers[-1]
@@ -104,7 +104,7 @@ def refusal(model: nn.Module, images: int, size: int) -> str:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             scores = torch.func.functional_call(model, buffers, (x,))
     except Exception as error:  # in the model's own words, and there are many kinds
-        return _brief(error)
+        return brief(error)
     if isinstance(scores, Tensor) and scores.dim() == 2 and len(scores) == images:
         return ""
     return f"it gives a {type(scores).__name__} that is not one row of scores for each image"
@@ -129,7 +129,7 @@ def set_trainable(model: nn.Module, trainable: str) -> list[str]:
     -----
     Frozen parts are in evaluation mode, so that dropout and batch norm in them are fixed too.
     """
-    head = _head(model)[0]
+    head = head_layer(model)[0]
     if trainable == "all":
         prefix = ""
     elif trainable == "classifier" and hasattr(model, "classifier"):
@@ -150,5 +150,6 @@ def set_trainable(model: nn.Module, trainable: str) -> list[str]:
     return [name for name in model.state_dict() if name.startswith(prefix)]
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
+    """The first line of what an error says, or its kind."""
     return (str(getattr(error, "reason", error)).splitlines() or [type(error).__name__])[0]

@@ -15,19 +15,19 @@ def untrained_linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
     Of AlexNet's large ones MKL reads the weight half as fast again this way.
     """
-    slices = _sliced(layer.weight.detach(), 64)
+    slices = sliced(layer.weight.detach(), 64)
     if x.dim() != 2 or len(x) > BLOCK_BATCH or x.device.type != "cpu" or len(slices) == 1:
         return F.linear(x, layer.weight, layer.bias)
-    y = _sliced_product(x, slices)
+    y = sliced_product(x, slices)
     return y if layer.bias is None else y.add_(layer.bias.detach())
 
 
-def _sliced(weight: Tensor, count: int) -> Tensor:
+def sliced(weight: Tensor, count: int) -> Tensor:
     """The whole weight (out, in) as (count, out/count, in), or (1, out, in) if that cannot be."""
     return weight.view(count if len(weight) % count == 0 else 1, -1, weight.shape[1])
 
 
-def _sliced_product(x: Tensor, slices: Tensor) -> Tensor:
+def sliced_product(x: Tensor, slices: Tensor) -> Tensor:
     """``x W^T`` for a weight as (k, out/k, in); no view, so it may be changed in place."""
     parts = torch.bmm(x.expand(len(slices), *x.shape), slices.transpose(1, 2))
     y = x.new_empty(len(x), slices.shape[0] * slices.shape[1])

@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 
 from fedcats.errors import UserError
-from fedcats.models.build import _brief, _head, _left_out, build
+from fedcats.models.build import brief, build, head_layer, left_out
 from fedcats.models.lazy_torchvision import torchvision
 from fedcats.models.weights_file import check_values, read_weights
 from fedcats.seeding import derive_seed
@@ -92,7 +92,7 @@ def initial_weights(
         torch.manual_seed(derive_seed(seed, "init"))
         model = build(name, num_classes)
     state = {key: value.detach() for key, value in model.state_dict().items()}
-    head = _head(model)[0]
+    head = head_layer(model)[0]
     note, missing = "", cast(tuple[str, ...], ())
     if weights == "auto":
         reasons = []
@@ -116,13 +116,13 @@ def initial_weights(
             allowed = f"allowed: {', '.join(SOURCES)}, or the path of a .safetensors or .pth file"
             raise UserError(f"model.weights={weights}: no such file; {allowed}")
         try:
-            found = read_weights(path, name, state, head, _left_out(name))
+            found = read_weights(path, name, state, head, left_out(name))
         except UserError as error:
             raise UserError(f"model.weights={error}") from error
         source, pretrained, missing = weights, found.state, tuple(found.missing)
         if found.notes:
             note = f"model.weights={weights}: " + "; ".join(found.notes)
-    pretrained = {k: v for k, v in pretrained.items() if not k.startswith(_left_out(name))}
+    pretrained = {k: v for k, v in pretrained.items() if not k.startswith(left_out(name))}
     # The head of another task is of no use; a file that already has our head keeps it.
     for key in [k for k in pretrained if k.startswith(f"{head}.")]:
         if pretrained[key].shape != state[key].shape:
@@ -194,11 +194,11 @@ def _imagenet(name: str, say: Callable[[str], None]) -> State:
     except Exception as error:  # the readers raise many kinds
         if here.is_file():
             raise UserError(
-                f"model.weights=imagenet: {here} cannot be used ({_brief(error)}); without it the "
+                f"model.weights=imagenet: {here} cannot be used ({brief(error)}); without it the "
                 "weights are downloaded anew"
             ) from error
         raise UserError(
-            f"model.weights=imagenet: cannot be downloaded here ({_brief(error)}); put "
+            f"model.weights=imagenet: cannot be downloaded here ({brief(error)}); put "
             f"{here.name} into {here.parent}, or use imagenet_features, none or a path"
         ) from error
     finally:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from fedcats.report import view
-from fedcats.report.drawing import MANY, _matrix, _name_cells, _short
-from fedcats.report.figures import _look
+from fedcats.report.drawing import MANY, draw_matrix, look, name_cells, short
 from fedcats.report.view import Results
 
 
@@ -31,7 +30,7 @@ def _matrices(
     if not names:
         return None
     classes = results["data"]["classes"]
-    longest = max(len(_short(name)) for name in classes)
+    longest = max(len(short(name)) for name in classes)
     size = inches * min(2.0, max(1.0, len(classes) / 2.4))
     turned = len(classes) * longest > 11 * size
     columns = min(columns, len(names), max(1, int(10 / size)))
@@ -47,11 +46,11 @@ def _matrices(
         axes.flat[i - columns].tick_params(labelbottom=True)
     for ax, name in zip(axes.flat, names, strict=False):
         there = view.published(results, name).get("confusion_matrix")
-        colour, _ = _look(results, name)
-        _matrix(ax, results["models"][name]["confusion_matrix"], colour, there, inches)
+        colour, _ = look(results, name)
+        draw_matrix(ax, results["models"][name]["confusion_matrix"], colour, there, inches)
         ax.set_title(view.title(results, name), fontsize=11 if inches > 2 else 9)
-        _name_cells(ax.xaxis, classes, size)
-        _name_cells(ax.yaxis, classes, size)
+        name_cells(ax.xaxis, classes, size)
+        name_cells(ax.yaxis, classes, size)
     figure.supxlabel("predicted", fontsize=10)
     figure.supylabel("true", fontsize=10)
     return figure

@@ -17,6 +17,9 @@ from matplotlib.axis import Axis, XAxis
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from fedcats.report import view
+from fedcats.report.view import Results
+
 INK, MUTED, GRID, PAPER = "#1f2328", "#6e7781", "#d8dee4", "#ffffff"
 
 
@@ -155,7 +158,7 @@ def inline(svg: str, name: str, label: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escaped}" ', 1)
 
 
-def _cells(ax: Axes, shades: list[list[float]], texts: list[list[str]]) -> None:
+def draw_cells(ax: Axes, shades: list[list[float]], texts: list[list[str]]) -> None:
     """Draw a table of cells, each as dark as its shade (0 to 1), with texts where they are few."""
     shade_cells(ax, shades, BLUE)
     if len(shades[0]) <= MANY and len(shades) <= 2 * MANY:
@@ -173,16 +176,16 @@ def shade_cells(ax: Axes, shades: Sequence[Sequence[float]], colour: str) -> Non
     ax.pcolormesh(across, down, painted, rasterized=alpha.size > FINE)
 
 
-def _name_cells(axis: Axis, names: Sequence[str], inches: float) -> None:
+def name_cells(axis: Axis, names: Sequence[str], inches: float) -> None:
     """Label the cells along an axis of this length, every one or as many as have room."""
     step = -(-len(names) // int(9 * inches))
     fits = 72 * inches / len(names) > 12
     turned = isinstance(axis, XAxis) and len(names) * max(map(len, names)) > 11 * inches
-    axis.set_ticks(range(0, len(names), step), [_short(name) for name in names[::step]])
+    axis.set_ticks(range(0, len(names), step), [short(name) for name in names[::step]])
     axis.set_tick_params(labelsize=9 if fits else 7, labelrotation=90 if turned else 0)
 
 
-def _hollow(ax: Axes, x: float, y: float, colour: str, **more: Any) -> None:
+def hollow_mark(ax: Axes, x: float, y: float, colour: str, **more: Any) -> None:
     """Mark a value of the paper's."""
     ax.plot(
         x, y, marker="D", linestyle="", markersize=5.5, zorder=3,
@@ -190,11 +193,12 @@ def _hollow(ax: Axes, x: float, y: float, colour: str, **more: Any) -> None:
     )  # fmt: skip
 
 
-def _short(name: str, most: int = 16) -> str:
+def short(name: str, most: int = 16) -> str:
+    """The name, cut where it is too long for a label."""
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-def _matrix(
+def draw_matrix(
     ax: Axes, matrix: list[list[int]], colour: str, there: list[list[int]] | None, inches: float
 ) -> None:
     """Draw one confusion matrix; shading and the small number are shares of the true class."""
@@ -222,3 +226,13 @@ def _matrix(
     ax.tick_params(length=0)
     for side in ax.spines.values():
         side.set_visible(False)
+
+
+def look(results: Results, name: str) -> tuple[str, str]:
+    """Colour and mark of a model, the same in every figure."""
+    if name == "centralized":
+        return CENTRALIZED, "o"
+    if name.startswith("submodel/"):
+        return OWN, "o"
+    i = list(view.merged(results)).index(name)
+    return RULES[i % len(RULES)], MARKS[i % len(MARKS)]

@@ -25,15 +25,14 @@ from fedcats.report.drawing import (
     CENTRALIZED,
     INK,
     MANY,
-    MARKS,
     MUTED,
     OWN,
-    RULES,
     Drawn,
-    _cells,
-    _hollow,
-    _name_cells,
-    _short,
+    draw_cells,
+    hollow_mark,
+    look,
+    name_cells,
+    short,
     write,
 )
 from fedcats.report.view import Model, Results
@@ -112,14 +111,14 @@ def scores(results: Results) -> Figure | None:
             ax.axvline(base[key], color=CENTRALIZED, linewidth=1, linestyle=(0, (4, 3)))
         for row, name in enumerate(names):
             model = results["models"][name]
-            colour, mark = _look(results, name)
+            colour, mark = look(results, name)
             if binary or key == "accuracy":
                 low, high = _wilson(model, key)
                 ax.plot([low, high], [row, row], color=colour, linewidth=1.4, alpha=0.6)
             ax.plot(model[key], row, marker=mark, color=colour, markersize=6.5, linestyle="")
             there = view.published(results, name)
             if there:
-                _hollow(ax, there[key], row, colour)
+                hollow_mark(ax, there[key], row, colour)
         if crowded:
             found = [model[key] for model in own.values()]
             ax.plot(found, [len(names)] * len(found), "o", color=OWN, markersize=6, alpha=0.35)
@@ -153,14 +152,14 @@ def difference(results: Results) -> Figure | None:
         ax.set_title(_title(results, key))
         ax.axvline(0, color=CENTRALIZED, linewidth=1, linestyle=(0, (4, 3)))
         for row, (name, one) in enumerate(found.items()):
-            colour, mark = _look(results, name)
+            colour, mark = look(results, name)
             if one[key]["low"] is not None:
                 ends = [100 * one[key]["low"], 100 * one[key]["high"]]
                 ax.plot(ends, [row, row], color=colour, linewidth=1.6)
             ax.plot(100 * one[key]["difference"], row, mark, color=colour, markersize=7)
             there = view.published(results, name)
             if there and base:
-                _hollow(ax, 100 * (there[key] - base[key]), row, colour)
+                hollow_mark(ax, 100 * (there[key] - base[key]), row, colour)
         ax.grid(axis="y", visible=False)
         ax.set_xlabel("percentage points")
     axes[0].set_yticks(range(len(found)), [view.title(results, name) for name in found])
@@ -219,7 +218,7 @@ def loss(results: Results, curves: Mapping[str, Curve]) -> Figure | None:
             final = view.published(results, name).get("training_loss")
             if final is not None:
                 label = f"the paper, last epoch: {final}"
-                _hollow(ax, len(curve), final, CENTRALIZED, label=label, clip_on=False)
+                hollow_mark(ax, len(curve), final, CENTRALIZED, label=label, clip_on=False)
                 ax.legend(loc="upper right")
         else:
             for curve in own:
@@ -246,7 +245,7 @@ def weights(results: Results) -> Figure | None:
     ax = figure.subplots()
     width = 0.8 / len(rules)
     for i, (name, model) in enumerate(rules.items()):
-        colour, _ = _look(results, name)
+        colour, _ = look(results, name)
         shares = [100 * weight for weight in model["effective_weights"]]
         centres = [
             place[client] + (i - (len(rules) - 1) / 2) * width for client in view.clients(model)
@@ -282,13 +281,13 @@ def who_has_what(results: Results, *, always: bool = False) -> Figure | None:
     if len(classes) <= len(BARS):
         _stacked(ax, counts, classes)
         ax.set_xlabel("training images")
-        columns = len(classes) if sum(len(_short(name)) + 5 for name in classes) < 80 else 3
+        columns = len(classes) if sum(len(short(name)) + 5 for name in classes) < 80 else 3
         figure.legend(loc="outside upper left", ncols=columns)
     else:
         most = max(map(max, counts)) or 1
         shades = [[0.05 + 0.75 * n / most if n else 0.0 for n in row] for row in counts]
-        _cells(ax, shades, [[str(n) for n in row] for row in counts])
-        _name_cells(ax.xaxis, classes, 6.0)
+        draw_cells(ax, shades, [[str(n) for n in row] for row in counts])
+        name_cells(ax.xaxis, classes, 6.0)
     step = -(-len(shards) // (2 * MANY))
     ax.set_yticks(range(0, len(shards), step), labels[::step])
     ax.set_ylim(len(shards) - 0.4, -0.6)
@@ -302,7 +301,7 @@ def _stacked(ax: Axes, counts: list[list[int]], classes: Sequence[str]) -> None:
     left = [0] * len(counts)
     for k, name in enumerate(classes):
         widths = [row[k] for row in counts]
-        ax.barh(range(len(counts)), widths, 0.8, left=left, color=BARS[k], label=_short(name))
+        ax.barh(range(len(counts)), widths, 0.8, left=left, color=BARS[k], label=short(name))
         left = [start + width for start, width in zip(left, widths, strict=True)]
     if len(counts) <= MANY:
         for i, row in enumerate(counts):
@@ -327,7 +326,7 @@ def by_client(results: Results) -> Figure | None:
     size = (min(9.6, 2.6 + 0.5 * len(shares[0])), 1.0 + 0.3 * len(names))
     figure = Figure(figsize=size, layout="constrained")
     ax = figure.subplots()
-    _cells(ax, shades, texts)
+    draw_cells(ax, shades, texts)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_yticks(range(len(names)), [view.title(results, name) for name in names])
     step = max(1, len(shares[0]) // 20)
@@ -351,27 +350,17 @@ def rounds(results: Results) -> Figure | None:
             ax.axhline(base[key], color=CENTRALIZED, linewidth=1.2, linestyle=(0, (4, 3)))
         for name in view.merged(results):
             points = [(one["round"], one[name][key]) for one in found if name in one]
-            colour, mark = _look(results, name)
+            colour, mark = look(results, name)
             ax.plot(*zip(*points, strict=True), marker=mark, color=colour, markersize=5.5)
         ax.set_xlabel("round")
         ax.xaxis.get_major_locator().set_params(integer=True)
     handles = [
         Line2D([], [], color=colour, marker=mark, label=view.title(results, name))
         for name in view.merged(results)
-        for colour, mark in [_look(results, name)]
+        for colour, mark in [look(results, name)]
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
-
-
-def _look(results: Results, name: str) -> tuple[str, str]:
-    """Colour and mark of a model, the same in every figure."""
-    if name == "centralized":
-        return CENTRALIZED, "o"
-    if name.startswith("submodel/"):
-        return OWN, "o"
-    i = list(view.merged(results)).index(name)
-    return RULES[i % len(RULES)], MARKS[i % len(MARKS)]
 
 
 def _title(results: Results, key: str) -> str:

@@ -22,15 +22,15 @@ from fedcats.report.varied import (
     MEASURES,
     REFERENCES,
     Row,
-    _fits,
-    _merged,
-    _name,
-    _parameters,
-    _short,
-    _text,
-    _title,
-    _values,
-    _varied,
+    distinct_values,
+    fits,
+    merged_rows,
+    model_name,
+    short,
+    title,
+    value_text,
+    varied_names,
+    varied_parameters,
 )
 from fedcats.report.view import Results, points
 
@@ -186,7 +186,10 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
         writer = csv.DictWriter(
             stream,
-            [*_parameters(rows), *(key for key in FIXED[1:] if any(key in row for row in rows))],
+            [
+                *varied_parameters(rows),
+                *(key for key in FIXED[1:] if any(key in row for row in rows)),
+            ],
             lineterminator="\n",
             extrasaction="ignore",
         )
@@ -196,18 +199,18 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 def sweep_verdict(rows: Sequence[Row]) -> list[str]:
     """Say which merged model did best, beside the centralized one and the best sub-model."""
-    apart = [name for name in DATA_SETS if len(_values(rows, name)) > 1]
+    apart = [name for name in DATA_SETS if len(distinct_values(rows, name)) > 1]
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row.get(name) for name in apart), []).append(row)
     if len(groups) > 1:
-        names = [_short(name) for name in apart]
+        names = [short(name) for name in apart]
         return [
-            f"With {', '.join(f'{n} {_text(v)}' for n, v in zip(names, key, strict=True))}: "
+            f"With {', '.join(f'{n} {value_text(v)}' for n, v in zip(names, key, strict=True))}: "
             + " ".join(sweep_verdict(group))
             for key, group in groups.items()
         ]
-    models = _merged(rows)
+    models = merged_rows(rows)
     if not models:
         return ["This sweep merged nothing."]
     if all("validation" in row for row in models):
@@ -219,8 +222,8 @@ def sweep_verdict(rows: Sequence[Row]) -> list[str]:
         text = f"{all_of} an accuracy of {view.percent(best['accuracy'])}."
     else:
         text = (
-            f"Of {len(models)} merged models {_name(best, rows)} has the highest accuracy, "
-            f"{view.percent(best['accuracy'])}; {_name(worst, rows)} has the lowest, "
+            f"Of {len(models)} merged models {model_name(best, rows)} has the highest accuracy, "
+            f"{view.percent(best['accuracy'])}; {model_name(worst, rows)} has the lowest, "
             f"{view.percent(worst['accuracy'])}."
         )
     if not models[1:]:
@@ -237,8 +240,8 @@ def _chosen_verdict(models: Sequence[Row], rows: Sequence[Row]) -> list[str]:
     merges = [row for row in models if row["model"] != "ensemble"]  # that is no merge
     chosen = max(merges or models, key=lambda row: row["validation"])
     return [
-        f"Of {len(models)} models {_name(chosen, rows)} is chosen: it has the highest accuracy on "
-        f"the held-out training pictures, {view.percent(chosen['validation'])}. On the test "
+        f"Of {len(models)} models {model_name(chosen, rows)} is chosen: it has the highest accuracy "
+        f"on the held-out training pictures, {view.percent(chosen['validation'])}. On the test "
         f"pictures, which had no part in the choice, it has {view.percent(chosen['accuracy'])}.",
         _beside(chosen, rows).strip(),
     ]
@@ -248,28 +251,28 @@ def _beside(chosen: Row, rows: Sequence[Row]) -> str:
     """The reference models that the chosen one is to be compared with."""
     beside = []
     for model in REFERENCES:
-        found = [row for row in rows if row["model"] == model and _fits(row, chosen, rows)]
+        found = [row for row in rows if row["model"] == model and fits(row, chosen, rows)]
         if found:
             top = max(found, key=lambda row: row["accuracy"])
-            beside.append(f"{_title(model)} {view.percent(top['accuracy'])}")
+            beside.append(f"{title(model)} {view.percent(top['accuracy'])}")
     return f"To compare: {', '.join(beside)}. " if beside else ""
 
 
 def points_table(rows: Sequence[Row]) -> Table:
     """Every row, with the difference in accuracy from the centralized model in points."""
-    names = _varied(rows)
+    names = varied_names(rows)
     body: list[tuple[str, ...]] = []
     for row in rows:
-        base = [r for r in rows if r["model"] == "centralized" and _fits(r, row, rows)]
+        base = [r for r in rows if r["model"] == "centralized" and fits(r, row, rows)]
         body.append(
             (
-                *(_text(row.get(name)) for name in names),
-                _title(row["model"]),
+                *(value_text(row.get(name)) for name in names),
+                title(row["model"]),
                 *(f"{row[key]:.4f}" for key in MEASURES),
                 points(row["accuracy"] - base[0]["accuracy"]) if len(base) == 1 else "–",
             )
         )
-    header = (*(_short(name) for name in names), "model", *MEASURES, "Δ")
+    header = (*(short(name) for name in names), "model", *MEASURES, "Δ")
     return Table(
         "Every point",
         header,
@@ -283,5 +286,5 @@ def points_table(rows: Sequence[Row]) -> Table:
 
 
 def _heading(rows: Sequence[Row]) -> str:
-    names = [_short(name) for name in _varied(_merged(rows))]
+    names = [short(name) for name in varied_names(merged_rows(rows))]
     return f"The merged model over {' and '.join(names)}" if names else "The merged models"

@@ -10,15 +10,15 @@ from fedcats.report import view
 from fedcats.report.varied import (
     REFERENCES,
     Row,
-    _is_numeric,
-    _merged,
-    _name,
-    _short,
-    _text,
-    _title,
-    _values,
-    _varied,
-    _x,
+    distinct_values,
+    is_numeric,
+    merged_rows,
+    model_name,
+    short,
+    title,
+    value_text,
+    varied_names,
+    x_axis,
 )
 
 if TYPE_CHECKING:
@@ -39,13 +39,13 @@ def curves(rows: Sequence[Row]) -> Figure | None:
 
     from fedcats.report.drawing import MARKS, RULES
 
-    x = _x(rows)
+    x = x_axis(rows)
     if x is None:
         return None
-    merged = [row for row in _merged(rows) if row.get(x) is not None]
-    others = [name for name in _varied(merged) if name not in (x, "seed")]
-    facet = next((name for name in others if _is_numeric(merged, name)), next(iter(others), None))
-    groups = _values(merged, facet) if facet else [None]
+    merged = [row for row in merged_rows(rows) if row.get(x) is not None]
+    others = [name for name in varied_names(merged) if name not in (x, "seed")]
+    facet = next((name for name in others if is_numeric(merged, name)), next(iter(others), None))
+    groups = distinct_values(merged, facet) if facet else [None]
     if len(groups) > _PANELS:
         facet, groups = None, [None]
     series = [name for name in (*others, "model") if name != facet]
@@ -57,7 +57,7 @@ def curves(rows: Sequence[Row]) -> Figure | None:
     for column, group in enumerate(groups):
         here = [row for row in rows if facet is None or row.get(facet) in (None, group)]
         if facet:
-            axes[0][column].set_title(f"{_short(facet)} = {_text(group)}")
+            axes[0][column].set_title(f"{short(facet)} = {value_text(group)}")
         for ax, measure in zip(axes[:, column], view.SCORES, strict=True):
             _levels(ax, here, x, measure)
             for i, key in enumerate(keys):
@@ -67,7 +67,7 @@ def curves(rows: Sequence[Row]) -> Figure | None:
                     if row in merged and tuple(row.get(name) for name in series) == key
                 ]
                 _curve(ax, line, x, measure, RULES[i % len(RULES)], MARKS[i % len(MARKS)])
-        axes[-1][column].set_xlabel(_short(x))
+        axes[-1][column].set_xlabel(short(x))
     for ax, measure in zip(axes[:, 0], view.SCORES, strict=True):
         ax.set_ylabel(measure)
         low, high = ax.get_ylim()
@@ -76,10 +76,10 @@ def curves(rows: Sequence[Row]) -> Figure | None:
     handles = [
         Line2D([], [], color=RULES[i % len(RULES)], marker=MARKS[i % len(MARKS)], label=label)
         for i, key in enumerate(keys)
-        for label in [", ".join(_title(v) for v in reversed(key))]
+        for label in [", ".join(title(v) for v in reversed(key))]
     ]
     handles += [
-        Line2D([], [], label=_title(name), **_level_look(name))
+        Line2D([], [], label=title(name), **_level_look(name))
         for name in dict.fromkeys(row["model"] for row in rows if row.get(x) is None)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
@@ -93,17 +93,17 @@ def heat(rows: Sequence[Row]) -> Figure | None:
 
     from fedcats.report.drawing import BLUE, INK, MANY, shade_cells
 
-    x = _x(rows)
+    x = x_axis(rows)
     if x is None:
         return None
-    merged = [row for row in _merged(rows) if row.get(x) is not None]
-    others = [name for name in (*_varied(merged), "model") if name not in (x, "seed")]
-    if len(_values(merged, "model")) == 1:
+    merged = [row for row in merged_rows(rows) if row.get(x) is not None]
+    others = [name for name in (*varied_names(merged), "model") if name not in (x, "seed")]
+    if len(distinct_values(merged, "model")) == 1:
         others.remove("model")
     lines = list(dict.fromkeys(tuple(row.get(name) for name in others) for row in merged))
     if not others or not 2 <= len(lines) <= _ROWS:
         return None
-    xs = _values(merged, x)
+    xs = distinct_values(merged, x)
     cells: dict[tuple[int, int], list[float]] = {}
     for row in merged:
         at = (lines.index(tuple(row.get(name) for name in others)), xs.index(row[x]))
@@ -127,11 +127,11 @@ def heat(rows: Sequence[Row]) -> Figure | None:
     ax.set_xlim(-0.5, len(xs) - 0.5)
     ax.set_ylim(len(lines) - 0.5, -0.5)
     step = -(-len(xs) // MANY)
-    ax.set_xticks(range(0, len(xs), step), [_text(value) for value in xs[::step]])
-    labels = [", ".join(_title(v) for v in line) for line in lines]
+    ax.set_xticks(range(0, len(xs), step), [value_text(value) for value in xs[::step]])
+    labels = [", ".join(title(v) for v in line) for line in lines]
     ax.set_yticks(range(len(lines)), labels)
-    ax.set_xlabel(_short(x))
-    ax.set_ylabel(", ".join(_short(name) for name in others))
+    ax.set_xlabel(short(x))
+    ax.set_ylabel(", ".join(short(name) for name in others))
     ax.grid(visible=False)
     ax.tick_params(length=0)
     for side in ax.spines.values():
@@ -146,9 +146,9 @@ def dots(rows: Sequence[Row]) -> Figure | None:
     from fedcats.metrics import wilson
     from fedcats.report.drawing import CENTRALIZED, MARKS, MUTED, RULES
 
-    if _x(rows) is not None or not 2 <= len(rows) <= _ROWS:
+    if x_axis(rows) is not None or not 2 <= len(rows) <= _ROWS:
         return None
-    merged = list(dict.fromkeys(row["model"] for row in _merged(rows)))
+    merged = list(dict.fromkeys(row["model"] for row in merged_rows(rows)))
     figure = Figure(figsize=(9.6, 1.3 + 0.3 * len(rows)), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
     for ax, key in zip(axes, view.SCORES, strict=True):
@@ -163,7 +163,7 @@ def dots(rows: Sequence[Row]) -> Figure | None:
                 ax.plot(ends, [line, line], color=colour, linewidth=1.4, alpha=0.6)
             ax.plot(row[key], line, marker=mark, color=colour, markersize=6.5, linestyle="")
         ax.grid(axis="y", visible=False)
-    axes[0].set_yticks(range(len(rows)), [_name(row, rows) for row in rows])
+    axes[0].set_yticks(range(len(rows)), [model_name(row, rows) for row in rows])
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
     return figure
 
@@ -172,7 +172,7 @@ def _curve(ax: Axes, line: Sequence[Row], x: str, measure: str, colour: str, mar
     """One merged model over x: the mean where several seeds give a value, else with its band."""
     from fedcats.metrics import wilson
 
-    xs = _values(line, x)
+    xs = distinct_values(line, x)
     at = {value: [row for row in line if row[x] == value] for value in xs}
     if any(len(found) > 1 for found in at.values()):
         ax.plot(

@@ -2,7 +2,8 @@
 
 At batch 4 the some 60 kernels of a step are so short that launching them one by one takes longer
 than running them; a graph launches all at once. What is recorded is
-`fedcats.training.fast.FastStep` itself, so linear layers take their update inside their backward pass here too.
+`fedcats.training.fast.FastStep` itself, so linear layers take their update inside their backward
+pass here too.
 
 Not measured: no GPU was at hand when this was written. The bookkeeping (static inputs, the state
 put back after recording, one graph for each batch size) is tested on the CPU with a recorder that

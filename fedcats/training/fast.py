@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedcats.models.linear import BLOCK_BATCH, _sliced, _sliced_product
+from fedcats.models.linear import BLOCK_BATCH, sliced, sliced_product
 from fedcats.training.sgd import Sgd
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ class _LinearUpdate:
 
     def output(self, x: Tensor) -> Tensor:
         """``x W^T``, of the whole weight."""
-        return _sliced_product(x, self._slices())
+        return sliced_product(x, self._slices())
 
     def input_gradient(self, dy: Tensor) -> Tensor:
         """``dy W``, of the whole weight."""
@@ -268,7 +268,7 @@ class _LinearUpdate:
         weight = self.module.weight.detach()
         threads = torch.get_num_threads() if weight.device.type == "cpu" else 1
         count = 1 if threads == 1 else 1 << (2 * threads - 1).bit_length()
-        return _sliced(weight, count)
+        return sliced(weight, count)
 
     def blocks(self, batch: int) -> list[tuple[Tensor, Tensor | None]]:
         """Views of the weight and its momentum buffer, block by block; made once, as 500 cost."""

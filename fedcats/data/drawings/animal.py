@@ -10,10 +10,10 @@ from fedcats.data.drawings.pen import (
     PINK,
     Colour,
     Pen,
-    _mirrored,
-    _pick,
-    _smooth,
-    _tint,
+    mirrored,
+    pick,
+    smoothed,
+    tint,
 )
 
 BORROWED = 0.03
@@ -51,14 +51,14 @@ class Look(NamedTuple):
     collar: Colour | None
 
 
-def _look(kind: str, rng: np.random.Generator) -> Look:
+def look_of(kind: str, rng: np.random.Generator) -> Look:
     """Draw the traits of a cat or a dog, each by itself."""
 
     def cat() -> bool:
         return (kind == "cat") != (rng.random() < BORROWED)
 
-    coat = _pick(rng, COATS)
-    second = _pick(rng, COATS) if rng.random() < 0.5 else (244, 240, 234)
+    coat = pick(rng, COATS)
+    second = pick(rng, COATS) if rng.random() < 0.5 else (244, 240, 234)
     return Look(
         width=rng.normal(1.16, 0.09) if cat() else rng.normal(0.95, 0.09),
         ears=str(
@@ -70,9 +70,9 @@ def _look(kind: str, rng: np.random.Generator) -> Look:
         muzzle=rng.normal(0.42, 0.06) if cat() else rng.normal(0.56, 0.08),
         drop=rng.normal(0.72, 0.08) if cat() else rng.normal(1.0, 0.12),
         nose=rng.normal(0.13, 0.03) if cat() else rng.normal(0.24, 0.04),
-        nose_colour=_pick(rng, [PINK, (170, 96, 92), INK]) if cat() else _pick(rng, [INK], 8),
+        nose_colour=pick(rng, [PINK, (170, 96, 92), INK]) if cat() else pick(rng, [INK], 8),
         eye=rng.normal(0.26, 0.03) if cat() else rng.normal(0.19, 0.03),
-        iris=_pick(rng, IRISES) if cat() else _pick(rng, BROWN_EYES),
+        iris=pick(rng, IRISES) if cat() else pick(rng, BROWN_EYES),
         slit=bool(rng.random() < 0.7) if cat() else False,
         whiskers=rng.uniform(0.6, 1.2) if cat() else rng.uniform(0, 0.4),
         tongue=bool(rng.random() < (0.08 if cat() else 0.5)),
@@ -85,13 +85,13 @@ def _look(kind: str, rng: np.random.Generator) -> Look:
         coat=coat,
         second=second,
         pattern=str(rng.choice(["plain", "tabby", "bicolour", "patches", "mask", "spots"])),
-        collar=_pick(rng, [(200, 40, 50), (40, 90, 190), (240, 200, 60), (60, 150, 90)])
+        collar=pick(rng, [(200, 40, 50), (40, 90, 190), (240, 200, 60), (60, 150, 90)])
         if rng.random() < 0.35
         else None,
     )
 
 
-def _animal(pen: Pen, look: Look, rng: np.random.Generator) -> None:
+def draw_animal(pen: Pen, look: Look, rng: np.random.Generator) -> None:
     """Place the animal in the picture in one of four poses."""
     pose = str(rng.choice(["portrait", "sit", "stand", "lie"], p=[0.6, 0.25, 0.05, 0.1]))
     scale = {
@@ -106,9 +106,9 @@ def _animal(pen: Pen, look: Look, rng: np.random.Generator) -> None:
     tilt = rng.normal(0, 9)
     if pose == "portrait":
         shoulders = [(0.0, 0.3), (0.7, 0.6), (1.25 * look.bulk, 1.6), (1.6 * look.bulk, 4.0)]
-        body.blob(_mirrored(shoulders), look.coat, _tint(look.coat, 0.6))
+        body.blob(mirrored(shoulders), look.coat, tint(look.coat, 0.6))
         if look.pattern in ("bicolour", "mask"):
-            body.blob(_mirrored([(0.0, 0.6), (0.5, 1.2), (0.45, 2.6), (0.0, 3.2)]), look.second)
+            body.blob(mirrored([(0.0, 0.6), (0.5, 1.2), (0.45, 2.6), (0.0, 3.2)]), look.second)
         _collar(body, look, 0.78, 1.16)
     elif pose == "sit":
         _sitting(body, look)
@@ -123,12 +123,12 @@ def _animal(pen: Pen, look: Look, rng: np.random.Generator) -> None:
 def _collar(pen: Pen, look: Look, half: float, y: float) -> None:
     if look.collar:
         pen.line([(-half, y - 0.12), (0, y + 0.12), (half, y - 0.12)], look.collar, 0.22)
-        pen.ellipse(0, y + 0.32, 0.14, 0.14, (236, 204, 96), _tint(look.collar, 0.6))
+        pen.ellipse(0, y + 0.32, 0.14, 0.14, (236, 204, 96), tint(look.collar, 0.6))
 
 
 def _tail(pen: Pen, look: Look) -> None:
     """Draw a tail that starts at the origin and goes to the right."""
-    colour, edge = look.coat, _tint(look.coat, 0.6)
+    colour, edge = look.coat, tint(look.coat, 0.6)
     if look.tail == "long":
         pen.strip(
             [(0, 0), (0.8, 0.2), (1.4, -0.4), (1.3, -1.2), (1.7, -1.7)], 0.34, 0.2, colour, edge
@@ -143,7 +143,7 @@ def _tail(pen: Pen, look: Look) -> None:
 
 def _markings(pen: Pen, look: Look, x: float, y: float, w: float, h: float) -> None:
     """Put stripes, patches or spots on the part of the body around (x, y)."""
-    dark = _tint(look.coat, 0.62)
+    dark = tint(look.coat, 0.62)
     if look.pattern == "tabby":
         for step in (-0.6, -0.2, 0.2, 0.6):
             top = [
@@ -168,7 +168,7 @@ def _markings(pen: Pen, look: Look, x: float, y: float, w: float, h: float) -> N
 
 
 def _sitting(pen: Pen, look: Look) -> None:
-    coat, edge, b = look.coat, _tint(look.coat, 0.6), look.bulk
+    coat, edge, b = look.coat, tint(look.coat, 0.6), look.bulk
     white = look.second if look.pattern in ("bicolour", "mask") else coat
     _tail(pen.at(1.15 * b, 2.9), look)
     outline = [
@@ -179,10 +179,10 @@ def _sitting(pen: Pen, look: Look) -> None:
         (1.15 * b, 3.1),
         (0.0, 3.15),
     ]
-    pen.blob(_mirrored(outline), coat, edge)
+    pen.blob(mirrored(outline), coat, edge)
     _markings(pen, look, 0.3, 2.0, 0.9 * b, 0.8)
     if look.pattern == "bicolour":
-        pen.blob(_mirrored([(0.0, 0.9), (0.42, 1.3), (0.36, 2.1), (0.0, 2.5)]), look.second)
+        pen.blob(mirrored([(0.0, 0.9), (0.42, 1.3), (0.36, 2.1), (0.0, 2.5)]), look.second)
     for side in (-1, 1):
         pen.ellipse(side * 1.0 * b, 3.05, 0.42, 0.22, white, edge)
         foot = 2.2 + 0.9 * look.legs
@@ -192,13 +192,13 @@ def _sitting(pen: Pen, look: Look) -> None:
 
 
 def _standing(pen: Pen, look: Look) -> None:
-    coat, edge, b = look.coat, _tint(look.coat, 0.6), look.bulk
+    coat, edge, b = look.coat, tint(look.coat, 0.6), look.bulk
     white = look.second if look.pattern in ("bicolour", "mask") else coat
     _tail(pen.at(1.9, 0.35), look)
     foot = 1.3 + 1.3 * look.legs
     for x, shade in ((-1.2, 0.8), (1.7, 0.8), (-1.65, 1.0), (1.3, 1.0)):
-        pen.strip([(x, 0.9), (x + 0.05, foot)], 0.56, 0.36, _tint(coat, shade), edge)
-        pen.ellipse(x - 0.06, foot + 0.08, 0.3, 0.19, _tint(white, shade), edge)
+        pen.strip([(x, 0.9), (x + 0.05, foot)], 0.56, 0.36, tint(coat, shade), edge)
+        pen.ellipse(x - 0.06, foot + 0.08, 0.3, 0.19, tint(white, shade), edge)
     pen.blob(
         [
             *((-2.0, 0.1), (-1.2, -0.1 * b), (0.4, 0.05), (1.6, -0.05), (2.15, 0.5)),
@@ -212,7 +212,7 @@ def _standing(pen: Pen, look: Look) -> None:
 
 
 def _lying(pen: Pen, look: Look) -> None:
-    coat, edge, b = look.coat, _tint(look.coat, 0.6), look.bulk
+    coat, edge, b = look.coat, tint(look.coat, 0.6), look.bulk
     white = look.second if look.pattern in ("bicolour", "mask") else coat
     _tail(pen.at(2.6, 1.5, 1, 25), look)
     pen.blob(
@@ -236,11 +236,11 @@ def _lying(pen: Pen, look: Look) -> None:
 
 def _head(pen: Pen, look: Look, rng: np.random.Generator) -> None:
     w, coat = look.width, look.coat
-    edge = _tint(coat, 0.6)
+    edge = tint(coat, 0.6)
     if look.ears != "floppy":
         _ears(pen, look)
     outline = np.array(
-        _mirrored(
+        mirrored(
             [
                 *((0.0, -0.92), (0.55 * w, -0.82), (0.95 * w, -0.25), (0.92 * w, 0.35)),
                 *(
@@ -251,7 +251,7 @@ def _head(pen: Pen, look: Look, rng: np.random.Generator) -> None:
             ]
         )
     )
-    curve = _smooth(outline, closed=True)
+    curve = smoothed(outline, closed=True)
     curve *= 1 + rng.normal(0, look.fluff, (len(curve), 1))  # tufts of fur
     pen.polygon(curve, coat, edge)
     _face_pattern(pen, look)
@@ -263,7 +263,7 @@ def _head(pen: Pen, look: Look, rng: np.random.Generator) -> None:
 
 def _ears(pen: Pen, look: Look) -> None:
     w, length = look.width, look.ear_length
-    edge, inside = _tint(look.coat, 0.6), _tint(PINK, 0.9)
+    edge, inside = tint(look.coat, 0.6), tint(PINK, 0.9)
     for side in (-1, 1):
         if look.ears == "floppy":
             shape = [
@@ -273,12 +273,12 @@ def _ears(pen: Pen, look: Look) -> None:
                 (1.25 * w, 0.75 * length),
             ]
             shape += [(0.98 * w, 0.8 * length), (0.85 * w, 0.1), (0.68 * w, -0.4)]
-            pen.blob([(side * x, y) for x, y in shape], _tint(look.coat, 0.75), edge)
+            pen.blob([(side * x, y) for x, y in shape], tint(look.coat, 0.75), edge)
             continue
         if look.ears == "folded":
             shape = [(0.35 * w, -0.85), (0.6 * w, -1.15 * length), (1.15 * w, -0.95)]
             shape += [(1.1 * w, -0.55), (0.85 * w, -0.4)]
-            pen.blob([(side * x, y) for x, y in shape], _tint(look.coat, 0.85), edge)
+            pen.blob([(side * x, y) for x, y in shape], tint(look.coat, 0.85), edge)
             continue
         wide, tip = (0.8, -1.35) if look.ears == "pointed" else (0.62, -1.75)
         left, right = (0.95 - wide) * w, 0.98 * w
@@ -297,7 +297,7 @@ def _ears(pen: Pen, look: Look) -> None:
 
 
 def _face_pattern(pen: Pen, look: Look) -> None:
-    w, dark = look.width, _tint(look.coat, 0.62)
+    w, dark = look.width, tint(look.coat, 0.62)
     if look.pattern == "tabby":
         for x in (-0.28, 0.0, 0.28):
             pen.line([(x, -0.88), (0.8 * x, -0.5)], dark, 0.1)
@@ -306,7 +306,7 @@ def _face_pattern(pen: Pen, look: Look) -> None:
                 pen.line([(side * 0.9 * w, y), (side * 0.62 * w, y + 0.02)], dark, 0.08)
     elif look.pattern == "bicolour":
         pen.blob(
-            _mirrored([(0.0, -0.8), (0.13, -0.2), (0.5 * w, 0.4), (0.3 * w, 0.9), (0.0, 1.0)]),
+            mirrored([(0.0, -0.8), (0.13, -0.2), (0.5 * w, 0.4), (0.3 * w, 0.9), (0.0, 1.0)]),
             look.second,
         )
     elif look.pattern == "patches":
@@ -316,9 +316,7 @@ def _face_pattern(pen: Pen, look: Look) -> None:
         )
     elif look.pattern == "mask":
         pen.blob(
-            _mirrored(
-                [(0.0, -0.45), (0.55 * w, -0.4), (0.7 * w, 0.2), (0.4 * w, 0.8), (0.0, 0.95)]
-            ),
+            mirrored([(0.0, -0.45), (0.55 * w, -0.4), (0.7 * w, 0.2), (0.4 * w, 0.8), (0.0, 0.95)]),
             look.second,
         )
     elif look.pattern == "spots":
@@ -344,8 +342,8 @@ def _eyes(pen: Pen, look: Look, rng: np.random.Generator) -> None:
 
 def _muzzle(pen: Pen, look: Look) -> None:
     m, low = look.muzzle, look.drop
-    light = look.second if look.pattern in ("bicolour", "mask") else _tint(look.coat, 1.5)
-    edge = _tint(light, 0.75)
+    light = look.second if look.pattern in ("bicolour", "mask") else tint(look.coat, 1.5)
+    edge = tint(light, 0.75)
     nose_y = 0.3 + 0.12 * (low - 0.7)
     if look.tongue:
         pen.blob(
@@ -360,7 +358,7 @@ def _muzzle(pen: Pen, look: Look) -> None:
             (170, 60, 80),
         )
     pen.blob(
-        _mirrored(
+        mirrored(
             [
                 (0.0, nose_y - 0.18),
                 (0.62 * m, nose_y),
@@ -382,7 +380,7 @@ def _muzzle(pen: Pen, look: Look) -> None:
             (-0.35 * n, nose_y + 0.6 * n),
         ],
         look.nose_colour,
-        _tint(look.nose_colour, 0.6),
+        tint(look.nose_colour, 0.6),
     )
     mouth = nose_y + 0.6 * n
     for side in (-1, 1):

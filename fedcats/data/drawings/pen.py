@@ -43,7 +43,7 @@ class Pen:
 
     def blob(self, points: Points, fill: Colour, outline: Colour | None = None) -> None:
         """Fill a smooth closed curve through the points."""
-        self.polygon(_smooth(np.asarray(points, dtype=float), closed=True), fill, outline)
+        self.polygon(smoothed(np.asarray(points, dtype=float), closed=True), fill, outline)
 
     def ellipse(
         self, x: float, y: float, rx: float, ry: float, fill: Colour, outline: Colour | None = None
@@ -53,7 +53,7 @@ class Pen:
 
     def line(self, points: Points, fill: Colour, width: float) -> None:
         """Draw a smooth line through the points; the width is in units of this frame."""
-        curve = _smooth(np.asarray(points, dtype=float), closed=False)
+        curve = smoothed(np.asarray(points, dtype=float), closed=False)
         scale = math.sqrt(abs(float(np.linalg.det(self.frame[:, :2]))))
         self.canvas.line(
             self._pixels(curve), fill=fill, width=max(1, round(width * scale)), joint="curve"
@@ -63,7 +63,7 @@ class Pen:
         self, points: Points, start: float, end: float, fill: Colour, outline: Colour | None = None
     ) -> None:
         """Fill a band along a smooth line, as wide as `start` at first and `end` at last."""
-        curve = _smooth(np.asarray(points, dtype=float), closed=False)
+        curve = smoothed(np.asarray(points, dtype=float), closed=False)
         along = np.gradient(curve, axis=0)
         across = np.stack([-along[:, 1], along[:, 0]], axis=1)
         across /= np.linalg.norm(across, axis=1, keepdims=True) + 1e-9
@@ -88,7 +88,7 @@ _CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
 _T = np.linspace(0, 1, 6, endpoint=False)[:, None, None]
 
 
-def _smooth(points: NDArray[np.float64], closed: bool) -> NDArray[np.float64]:
+def smoothed(points: NDArray[np.float64], closed: bool) -> NDArray[np.float64]:
     """Catmull-Rom spline through (n, 2) points: (6 n, 2) if closed, else (6 (n - 1) + 1, 2)."""
     if closed:
         before, after, beyond = (np.roll(points, shift, axis=0) for shift in (1, -1, -2))
@@ -106,12 +106,12 @@ def _smooth(points: NDArray[np.float64], closed: bool) -> NDArray[np.float64]:
     return smooth if closed else np.concatenate([smooth, points[-1:]])
 
 
-def _mirrored(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def mirrored(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Complete the right half of a symmetric outline, listed from top to bottom."""
     return [*points, *((-x, y) for x, y in reversed(points) if x)]
 
 
-def _tint(colour: Colour, factor: float) -> Colour:
+def tint(colour: Colour, factor: float) -> Colour:
     """Darken (factor < 1) or lighten (factor > 1) a colour."""
     if factor <= 1:
         r, g, b = (round(value * factor) for value in colour)
@@ -120,7 +120,7 @@ def _tint(colour: Colour, factor: float) -> Colour:
     return r, g, b
 
 
-def _pick(rng: np.random.Generator, options: Sequence[Colour], jitter: float = 14) -> Colour:
+def pick(rng: np.random.Generator, options: Sequence[Colour], jitter: float = 14) -> Colour:
     """Pick a colour and shift it a little."""
     base = options[int(rng.integers(len(options)))]
     r, g, b = (int(np.clip(value + rng.normal(0, jitter), 0, 255)) for value in base)

@@ -15,14 +15,14 @@ import numpy as np
 import PIL
 from PIL import Image, ImageDraw
 
-from fedcats.data.drawings.animal import _animal, _look
+from fedcats.data.drawings.animal import draw_animal, look_of
 from fedcats.data.drawings.pen import SIDE, Pen
 from fedcats.data.drawings.scene import (
-    _colour_field,
-    _in_the_way,
-    _photograph,
-    _surroundings,
-    _thing,
+    colour_field,
+    draw_surroundings,
+    in_the_way,
+    photograph,
+    thing,
 )
 from fedcats.data.sources import Item, Source
 from fedcats.errors import UserError
@@ -83,7 +83,8 @@ def _fingerprint(seed: int) -> str:
     program = hashlib.sha256()
     for file in sorted(Path(__file__).parent.glob("*.py")):
         program.update(file.read_bytes())
-    return f"seed {seed}, drawn by {program.hexdigest()}, Pillow {PIL.__version__}, NumPy {np.__version__}"
+    drawn = f"seed {seed}, drawn by {program.hexdigest()}"
+    return f"{drawn}, Pillow {PIL.__version__}, NumPy {np.__version__}"
 
 
 @dataclass(frozen=True)
@@ -116,15 +117,15 @@ def draw(kind: str, rng: np.random.Generator) -> Image.Image:
     PIL.Image.Image
         `SIDE` x `SIDE`, RGB.
     """
-    canvas = _colour_field(rng, 2 * SIDE)  # drawn at twice the size, which smooths the edges
+    canvas = colour_field(rng, 2 * SIDE)  # drawn at twice the size, which smooths the edges
     pen = Pen(ImageDraw.Draw(canvas), np.array([[2.0 * SIDE, 0, 0], [0, 2.0 * SIDE, 0]]))
-    _surroundings(pen, rng)
+    draw_surroundings(pen, rng)
     for _ in range(rng.integers(0, 4)):
-        _thing(pen.at(rng.uniform(0, 1), rng.uniform(0.6, 0.98), rng.uniform(0.04, 0.1)), rng)
-    _animal(pen, _look(kind, rng), rng)
+        thing(pen.at(rng.uniform(0, 1), rng.uniform(0.6, 0.98), rng.uniform(0.04, 0.1)), rng)
+    draw_animal(pen, look_of(kind, rng), rng)
     if rng.random() < 0.2:
-        _in_the_way(pen, rng)
-    return _photograph(canvas.reduce(2), rng)
+        in_the_way(pen, rng)
+    return photograph(canvas.reduce(2), rng)
 
 
 # --- the animal -----------------------------------------------------------------------------------
