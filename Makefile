@@ -35,6 +35,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # All benchmarks on photos: make bench ROOT=DIR [BENCH="--only transport --repeat 1"]
 bench: setup $(VENV)-pfl/.ready

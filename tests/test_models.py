@@ -55,11 +55,13 @@ def test_the_compiler_is_imported_only_when_it_is_needed() -> None:
     """It is half of what a process that trains would import."""
     code = """
 import sys, torch
-from fedcats.core import models, training
-recipe = training.Recipe(1, 4, 0.1, 0.9, True, 0.01, 0, 0.1, False)
+from fedcats.models import build
+from fedcats.training.loop import make_step
+from fedcats.training.recipe import Recipe
+recipe = Recipe(1, 4, 0.1, 0.9, True, 0.01, 0, 0.1, False)
 for name in ("alexnet", "squeezenet1_1", "resnet18", "mobilenet_v3_small"):
     model = build.empty(name, 2, build.build(name, 2).state_dict())
-    step = training.make_step(model, recipe)
+    step = make_step(model, recipe)
     step(torch.ones(2, 3, 64, 64), torch.tensor([0, 1]))
 assert not [name for name in sys.modules if name.startswith("torch._dynamo")]
 from torchvision.ops.roi_align import is_compile_supported
@@ -79,7 +81,7 @@ def spy(name, *args):  # as a torchvision would that wants more of it
         assert counters is sys.modules["torch._dynamo.utils"].counters
     return real(name, *args)
 builtins.__import__ = spy
-import fedcats.core.vision
+import fedcats.models.lazy_torchvision
 import torch._dynamo
 assert torch._dynamo.utils is sys.modules["torch._dynamo.utils"]
 """
@@ -477,8 +479,8 @@ def test_a_vit_takes_weights_for_images_of_our_size(monkeypatch: pytest.MonkeyPa
         return torch.nn.Linear(1, 1)
 
     monkeypatch.setattr(torchvision.models, "get_model", get_model)
-    weights = torchvision.models._api.WeightsEnum
-    monkeypatch.setattr(weights, "get_state_dict", lambda *_, **__: {})
+    enum = torchvision.models._api.WeightsEnum
+    monkeypatch.setattr(enum, "get_state_dict", lambda *_, **__: {})
     for name in ("vit_h_14", "vit_b_16", "alexnet", "swin_v2_t"):
         weights._imagenet(name, lambda _: None)
     assert asked == [

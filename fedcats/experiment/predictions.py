@@ -111,6 +111,7 @@ def _frozen(this: Run, images: Images) -> SharedTest | None:
 
 
 def kept_probabilities(this: Run, parts: Parts, images: Images) -> Probabilities | None:
+    """A model's predictions from the store, if they are there."""
     entry = this.store.get(_predictions_key(this, parts, images))
     return None if entry is None else entry.tensors["probabilities"].numpy()
 
@@ -142,4 +143,5 @@ def validation_scores(this: Run, predicted: Probabilities) -> dict[str, Any]:
 
 
 def image_scores(this: Run, images: Images, predicted: Probabilities) -> dict[str, Any]:
+    """Scores of predictions on these images."""
     return scores(images.labels, predicted, this.dataset.classes)

@@ -22,7 +22,7 @@ from fedcats.config.compose import compose_config
 from fedcats.config.paths import expand
 from fedcats.errors import RunError, UserError
 from fedcats.experiment.run import run
-from fedcats.federated.environment import refuse_foreign
+from fedcats.federated.foreign import refuse_foreign
 from fedcats.federated.simulation import watched
 from fedcats.home import home
 

@@ -240,9 +240,10 @@ def _chosen_verdict(models: Sequence[Row], rows: Sequence[Row]) -> list[str]:
     merges = [row for row in models if row["model"] != "ensemble"]  # that is no merge
     chosen = max(merges or models, key=lambda row: row["validation"])
     return [
-        f"Of {len(models)} models {model_name(chosen, rows)} is chosen: it has the highest accuracy "
-        f"on the held-out training pictures, {view.percent(chosen['validation'])}. On the test "
-        f"pictures, which had no part in the choice, it has {view.percent(chosen['accuracy'])}.",
+        f"Of {len(models)} models {model_name(chosen, rows)} is chosen: it has the highest "
+        f"accuracy on the held-out training pictures, {view.percent(chosen['validation'])}. On the "
+        "test pictures, which had no part in the choice, it has "
+        f"{view.percent(chosen['accuracy'])}.",
         _beside(chosen, rows).strip(),
     ]
 

@@ -47,6 +47,7 @@ def is_numeric(rows: Sequence[Row], name: str) -> bool:
 
 
 def varied_names(rows: Sequence[Row]) -> list[str]:
+    """Names of the parameters that have more than one value."""
     return [name for name in varied_parameters(rows) if len(distinct_values(rows, name)) > 1]
 
 

@@ -21,7 +21,7 @@ from fedcats.deploy.rehearsal import compare_models, free_port
 from fedcats.errors import UserError
 from fedcats.experiment.server_app import run_folder
 from fedcats.federated import superlink
-from fedcats.federated.environment import installed_package
+from fedcats.federated.foreign import installed_package
 from fedcats.merging.fold import Fold
 from fedcats.merging.rules import make_rule
 

@@ -14,6 +14,7 @@ def colour_field(rng: np.random.Generator, side: int) -> Image.Image:
 
 
 def draw_surroundings(pen: Pen, rng: np.random.Generator) -> None:
+    """Draw a place for the animal to be in."""
     place = str(
         rng.choice(["room", "garden", "sofa", "lights", "plain"], p=[0.3, 0.25, 0.2, 0.15, 0.1])
     )
