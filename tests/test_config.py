@@ -203,3 +203,17 @@ def test_the_command_line_starts_without_torch_flower_and_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("command", ["run", "data", "store"])
+def test_help_comes_before_pytorch(command: str) -> None:
+    code = f"""
+import contextlib, sys
+from fedcats.cli.{command} import main
+sys.argv = ["fedcats", "--help"]
+with contextlib.suppress(SystemExit):
+    main()
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "usage" in done.stdout or "Powered by Hydra" in done.stdout

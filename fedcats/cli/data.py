@@ -1,20 +1,26 @@
-"""The command ``fedcats-data``: decode a data set, check its files, look at who gets what."""
+"""The command ``fedcats-data``: decode a data set, check its files, look at who gets what.
+
+What needs PyTorch is imported when the arguments are parsed.
+"""
+
+from __future__ import annotations
 
 import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedcats.config.compose import compose_config
 from fedcats.config.load import load
 from fedcats.config.paths import needed
 from fedcats.config.schema import Config, PhotoData
-from fedcats.data import AuditReport, Dataset, contact_sheet
-from fedcats.data.files import shown
 from fedcats.environment import disk_error, output_lost, settle
 from fedcats.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from fedcats.data import AuditReport, Dataset
 
 COMMANDS = {
     "prepare": "download and decode into FEDCATS_HOME, so that runs find it there",
@@ -80,6 +86,7 @@ def check(config: Config, *, findings: bool) -> Dataset:
 
 def report(audit: AuditReport) -> Iterator[str]:
     """Every finding in lines; the first says how many files were looked at."""
+    from fedcats.data.files import shown
 
     kept = "left out of training" if audit.removed else "kept in training"
     sections = {
@@ -104,6 +111,7 @@ def report(audit: AuditReport) -> Iterator[str]:
 
 def show(config: Config, out: Path) -> None:
     """Write ``shard-<client>.png`` for each client, ``who-has-what.png`` and ``.svg``."""
+    from fedcats.data import contact_sheet
     from fedcats.experiment.inputs import class_counts, deal_out
     from fedcats.report import drawing, figures
 

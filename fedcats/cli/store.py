@@ -1,17 +1,24 @@
-"""The command ``fedcats-store``: what is kept for later runs, whether it is whole, emptying it."""
+"""The command ``fedcats-store``: what is kept for later runs, whether it is whole, emptying it.
+
+What needs PyTorch is imported when the arguments are parsed.
+"""
+
+from __future__ import annotations
 
 import argparse
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fedcats.data import open_dataset, upkeep
-from fedcats.data.upkeep import Decoded
 from fedcats.environment import disk_error, fail, output_lost, settle
 from fedcats.errors import RunError
 from fedcats.home import home
-from fedcats.storage import Listing, Store
+
+if TYPE_CHECKING:
+    from fedcats.data.upkeep import Decoded
+    from fedcats.storage import Listing, Store
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     clear.add_argument("--images", action="store_true", help="only the decoded images")
     settle()
     chosen = parser.parse_args(arguments)
+    from fedcats.storage import Store
+
     try:
         store, images = Store(home() / "store"), home() / "data"
         if chosen.command == "clear":
@@ -43,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _list(store: Store, images: Path) -> int:
+    from fedcats.data import upkeep
+
     entries, decoded = store.entries(), upkeep.decoded(images)
     for entry in entries:
         print(_line(entry))
@@ -54,6 +65,8 @@ def _list(store: Store, images: Path) -> int:
 
 
 def _verify(store: Store, images: Path) -> int:
+    from fedcats.data import upkeep
+
     damaged = []
     count = 0
     for entry, whole in store.verify():
@@ -73,6 +86,8 @@ def _verify(store: Store, images: Path) -> int:
 
 
 def _is_whole(one: Decoded) -> bool:
+    from fedcats.data import open_dataset
+
     try:
         open_dataset(one.path)
     except RunError:
@@ -81,6 +96,8 @@ def _is_whole(one: Decoded) -> bool:
 
 
 def _clear(store: Store, images: Path, *, only_images: bool) -> int:
+    from fedcats.data import upkeep
+
     if not only_images:
         before = store.entries()
         store.evict(limit=0)

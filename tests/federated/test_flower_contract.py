@@ -1,0 +1,96 @@
+"""What fedcats takes from inside of Flower and Ray: an upgrade that changes any of it fails here.
+
+Without this test a renamed method or another wording would switch a part of fedcats off silently:
+`fedcats.federated.flower_patches` replaces methods by their names, others read messages.
+"""
+
+import importlib
+import inspect
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+_VCE = "flwr.server.superlink.fleet.vce.backend.raybackend"
+_STATE = "flwr.server.superlink.linkstate.in_memory_linkstate"
+
+# By module and name, the parameters.
+CALLED = {
+    (_VCE, "RayBackend.__init__"): "self, backend_config",
+    (_VCE, "RayBackend.init_ray"): "self, backend_config",
+    (_VCE, "RayBackend.build"): "self, app_fn",
+    (_VCE, "RayBackend.terminate"): "self",
+    (_STATE, "InMemoryLinkState.store_message_ins"): "self, message",
+    (_STATE, "InMemoryLinkState.get_message_ins"): "self, node_id, limit, run_id",
+    ("flwr.serverapp", "Grid.push_messages"): "self, messages",
+    ("flwr.serverapp", "Grid.pull_messages"): "self, message_ids",
+    ("flwr.serverapp", "Grid.send_and_receive"): "self, messages, timeout",
+    ("flwr.serverapp.strategy", "Strategy.start"): (
+        "self, grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, "
+        "evaluate_fn"
+    ),
+    ("flwr.serverapp.strategy", "Strategy.configure_train"): (
+        "self, server_round, arrays, config, grid"
+    ),
+    ("flwr.serverapp.strategy", "Strategy.aggregate_train"): "self, server_round, replies",
+}
+
+# By module, pieces of its source: attributes and words that are read.
+READ = {
+    _VCE: [
+        'self.init_args_key = "init_args"',
+        'self.client_resources_key = "client_resources"',
+        "self.pool: BasicActorPool | None",
+        "actor_type=ClientAppActor",
+    ],
+    _STATE: ["self.lock", "self.message_ins_store"],
+    "flwr.simulation.ray_transport.ray_actor": [
+        "self.pool: list[VirtualClientEngineActor] = []",
+        "self._future_to_actor[future] = actor",
+        "class ClientAppActor(VirtualClientEngineActor):\n",
+        "def run(",
+    ],
+    "flwr.supercore.task_identity": ["def task_id(cls", "def run_id(cls", "def node_id(cls"],
+    "flwr.clientapp.client_app": ["occurred. Message: "],
+    "flwr.cli.install": ["Successfully installed "],
+    "flwr.cli.local_superlink": ['"local-superlink"'],
+    "flwr.cli.constant": ["FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "FLWR_LOCAL_CONTROL_API_PORT"],
+}
+
+
+@pytest.mark.parametrize(("where", "parameters"), CALLED.items(), ids=lambda one: str(one))
+def test_flower_is_called_as_it_wants_to_be(where: tuple[str, str], parameters: str) -> None:
+    found = importlib.import_module(where[0])
+    for name in where[1].split("."):
+        found = getattr(found, name)
+    assert ", ".join(inspect.signature(found).parameters) == parameters  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("module", READ)
+def test_flower_says_what_is_read(module: str) -> None:
+    source = inspect.getsource(importlib.import_module(module))
+    assert [piece for piece in READ[module] if piece not in source] == []
+
+
+def test_flower_looks_up_the_backend_that_is_replaced_when_it_needs_it() -> None:
+    """Not when it is imported, which may be earlier."""
+    api = importlib.import_module("flwr.server.superlink.fleet.vce.vce_api")
+    assert not hasattr(api, "RayBackend")
+    assert "        from .backend.raybackend import RayBackend" in inspect.getsource(api)
+
+
+def test_the_commands_that_are_started_exist() -> None:
+    scripts = {script.name for script in entry_points(group="console_scripts")}
+    assert {"flwr", "flwr-simulation", "flower-superlink", "flower-supernode"} <= scripts
+    assert isinstance(importlib.import_module("flwr.cli.app"), ModuleType)
+    assert (Path(sys.executable).parent / "flower-superlink").is_file()
+
+
+def test_a_ray_actor_can_be_made_to_restart() -> None:
+    from ray import actor, exceptions
+
+    assert "max_restarts" in inspect.getsource(actor)
+    names = [name for name in vars(exceptions) if name.startswith("Actor")]
+    assert {"ActorDiedError", "ActorUnavailableError"} <= set(names)  # `strategy._reason`
