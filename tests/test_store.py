@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from conftest import wait_until
 from fedcats import storage as store_module
 from fedcats import tensors
 from fedcats.cli.store import main as store_command
-from fedcats.data import Dataset, prepare, synthetic_source, upkeep
+from fedcats.data import Dataset, Images, prepare, synthetic_source, upkeep
 from fedcats.errors import RunError
 from fedcats.models import build
 from fedcats.storage import Store
@@ -329,6 +330,17 @@ def current_umask() -> int:
 
 
 # --- keys ------------------------------------------------------------------------------------
+
+
+def test_what_earlier_versions_stored_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key of commit f72c717, when the code was in other places: a new one trains all anew."""
+    monkeypatch.setattr(torch, "__version__", "2.0")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "ANY")
+    paper = Recipe(1, 4, 0.001, 0.0, False, 0.0, 0, 0.1, False)
+    where = ("alexnet", 2, "all", "base", "start", "data")
+    task = Task("client 0", 0, 1, 0, *where, (0, 1), paper, 1, "cpu", 30.0)
+    images = cast(Images, SimpleNamespace(digest="images"))
+    assert task.key(images) == "88817b51b1d8c52ab06a1f2fec125f20766d4b652b72f2467684f0b6e9cc7ebe"
 
 
 def test_the_key_covers_all_that_an_update_depends_on(
