@@ -151,12 +151,12 @@ def test_a_point_is_the_run_with_that_setting(merged: tuple[dict[str, Any], Path
 def test_the_same_grid_again_merges_and_tests_nothing(
     merged: tuple[dict[str, Any], Path], run: Go, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedcats.experiment import predictions
+    from fedcats.experiment import merges, predictions
 
     def never(*_: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(predictions, "merge_points", never)
+    monkeypatch.setattr(merges, "merge_points", never)
     monkeypatch.setattr(predictions, "predict", never)
     results, _ = run(*GRID)
     assert results["grid"] == merged[0]["grid"]

@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedcats.models.linear import BLOCK_BATCH, sliced, sliced_product
+from fedcats.models import linear
+from fedcats.models.linear import sliced, sliced_product
 from fedcats.training.sgd import Sgd
 
 if TYPE_CHECKING:
@@ -249,7 +250,7 @@ class _LinearUpdate:
         thousand meetings of the threads cost seconds on a busy machine.
         """
         threads = torch.get_num_threads()
-        if threads > 1 or batch > BLOCK_BATCH or self.module.weight.device.type != "cpu":
+        if threads > 1 or batch > linear.BLOCK_BATCH or self.module.weight.device.type != "cpu":
             return self.module.out_features
         return max(8, BLOCK_BYTES // (4 * self.module.in_features) // 8 * 8)
 
