@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from fedcats.cli import run as cli_run
 from fedcats.config.compose import compose_config, conf_dir
 from fedcats.config.load import load
 from fedcats.config.schema import Config
 from fedcats.errors import UserError
 from fedcats.experiment import baseline_process
+from fedcats.experiment import run as experiment_run
 from fedcats.experiment.inputs import deal_out
 from fedcats.experiment.train import make_merge
 from fedcats.merging.robust import Robust
@@ -173,9 +175,9 @@ def finish(chance: random.Random, arguments: list[str]) -> int:
         print(f"Käse − 猫 \udcff {folder}")
         return {"models": {}}
 
-    baseline_process.start = run.run = run  # type: ignore
+    baseline_process.start = experiment_run.run = run  # type: ignore
     try:
-        run.main()
+        cli_run.main()
         code = 0
     except SystemExit as end:
         code = int(end.code or 0)

@@ -81,7 +81,7 @@ def test_a_run_never_fails_for_want_of_a_letter_or_a_reader(
 )
 def test_exit_codes_stay_true(place: Path, line: str, code: int, said: str) -> None:
     python = f"{sys.executable} -P -m fedcats"
-    text = line.format(data=f"{python}.data", cli=f"{python}.cli", d="data=folder data.root=d")
+    text = line.format(data=f"{python}.cli.data", cli=f"{python}.cli", d="data=folder data.root=d")
     done = shell(text, place)
     assert done.returncode == code, done.stderr.decode()
     assert said in done.stderr.decode()

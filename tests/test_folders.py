@@ -14,7 +14,11 @@ from fedcats.errors import RunError, UserError
 from fedcats.experiment.folders import claimed, clear, hold, is_job
 
 Go = Callable[..., tuple[dict[str, Any], Path]]
-HOLDER = "import sys, pathlib; from fedcats.folders import hold; hold(pathlib.Path(sys.argv[1]))"
+HOLDER = """
+import sys, pathlib
+from fedcats.experiment.folders import hold
+hold(pathlib.Path(sys.argv[1]))
+"""
 
 
 def files(folder: Path) -> set[str]:

@@ -197,7 +197,7 @@ def broken_compute(task: Task, *args: Any) -> Any:
 
 
 TEN = ["partition.num_shards=10", "data.train_per_class=10", "data.test_per_class=6"]
-QUICK = ["mode=federated", "train.epochs=1", "simulation.workers=2"]
+QUICK = ["mode=federated", "train.epochs=1", "runner.workers=2"]
 
 
 def names_below() -> list[str]:
