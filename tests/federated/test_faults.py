@@ -24,7 +24,7 @@ from flwr.clientapp import ClientApp
 
 from fedcats.errors import RunError
 from fedcats.federated import client as client_module
-from fedcats.federated import client_app, simulation
+from fedcats.federated import client_app, local, simulation
 from fedcats.federated.in_order import InOrderGrid
 from fedcats.federated.local import LocalGrid
 from fedcats.federated.strategy import MergeStrategy
@@ -213,7 +213,8 @@ def broken(monkeypatch: pytest.MonkeyPatch, run: Go) -> Callable[..., tuple[dict
     """``broken(faults, *overrides)``: a run of ten clients on Ray, and no process left behind."""
 
     def go(faults: str, *overrides: str, folder: str = "run") -> tuple[dict[str, Any], Path]:
-        monkeypatch.setattr(simulation, "client_app", broken_app)
+        for where in (local, simulation):
+            monkeypatch.setattr(where, "client_app", broken_app)
         monkeypatch.setenv(FAULTS, faults)
         try:
             return run(*TEN, *QUICK, *overrides, folder=folder)
