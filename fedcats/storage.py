@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -120,7 +121,7 @@ class Store:
         """Keep an entry. Raises RunError when the disk is full; nothing is left behind then."""
         text = json.dumps(meta, sort_keys=True)
         header = {"meta": text, "checksum": _checksum(tensors, text)}
-        temporary = self.root / f".{key}.{os.getpid()}.tmp"
+        temporary = self.root / f".{key}.{os.getpid()}.{threading.get_ident()}.tmp"
         try:
             contiguous = {name: value.detach().contiguous() for name, value in tensors.items()}
             save(contiguous, temporary, header)

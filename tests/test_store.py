@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -330,6 +331,14 @@ def current_umask() -> int:
 
 
 # --- keys ------------------------------------------------------------------------------------
+
+
+def test_threads_may_keep_the_same_entry_at_the_same_time(store: Store) -> None:
+    """Two rules that give the same merge are tested side by side, under one key."""
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: store.put("same", TENSORS, {"kind": "update"}), range(200)))
+    assert store.get("same") is not None
+    assert [path.name for path in store.root.iterdir() if path.is_file()] == ["same.safetensors"]
 
 
 def test_what_earlier_versions_stored_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
