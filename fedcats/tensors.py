@@ -1,4 +1,4 @@
-"""Tensors in a file."""
+"""Tensors by name: in a file, and their digest."""
 
 import hashlib
 import stat
@@ -9,6 +9,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+State = dict[str, Tensor]
+
 
 def save(
     tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
@@ -18,9 +20,6 @@ def save(
     mode = stat.S_IMODE(path.stat().st_mode)
     safetensors.torch.save_file(dict(tensors), path, dict(metadata) if metadata else None)
     path.chmod(mode)
-
-
-State = dict[str, Tensor]
 
 
 def digest(state: Mapping[str, Tensor]) -> str:

@@ -38,9 +38,10 @@ def report_unfinished() -> None:
     if folder is not None and (jobs := read_jobs(folder)):
         from fedcats.report import print_sweep, sweep_rows, view, write_sweep_report
 
-        if len({len(results["data"]["classes"]) for _, results in jobs.values()}) > 1:
+        classes = {name: len(results["data"]["classes"]) for name, (_, results) in jobs.items()}
+        if len({*classes.values()}) > 1:
             jobs = {
-                name: ({**parameters, "classes": str(len(results["data"]["classes"]))}, results)
+                name: ({**parameters, "classes": str(classes[name])}, results)
                 for name, (parameters, results) in jobs.items()
             }
         rows = sweep_rows((parameters, results) for parameters, results in jobs.values())

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fedcats.data.kinds import RAW, kind_of
+from fedcats.errors import first_line
 
 Image.init()  # registers the readers; done here because it is not safe in several threads
 
@@ -84,7 +85,7 @@ def decode(content: bytes) -> Image.Image:
     except Exception as error:  # a damaged file can raise nearly anything in Pillow's readers
         if content.startswith(_PNG) and len(bare := _without_metadata(content)) < len(content):
             return decode(bare)  # Pillow refuses long texts and profiles
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise BadImage(f"damaged or cut off: {reason}") from None
 
 

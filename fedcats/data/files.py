@@ -18,7 +18,7 @@ from typing import Protocol
 from fedcats.data.decoding import BadImage
 from fedcats.data.kinds import EXTENSIONS, START_BYTES, kind_of
 from fedcats.data.written import HOME, is_marker, leave_out_written
-from fedcats.errors import UserError
+from fedcats.errors import UserError, first_line
 from fedcats.home import home
 
 MAX_FILE_BYTES = 200_000_000
@@ -202,7 +202,7 @@ class ZipFiles:
             with self._archive.open(member) as file:
                 content = file.read(limit)
         except Exception as error:  # a hostile archive can raise nearly anything in zipfile
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             raise BadImage(f"cannot be unpacked: {reason}") from None
         if len(content) > MAX_FILE_BYTES:
             raise BadImage(_TOO_LARGE)

@@ -11,7 +11,7 @@ from typing import Any
 from fedcats.data.decoding import BadImage
 from fedcats.data.files import FolderFiles, shown
 from fedcats.data.sources import Source, arrange
-from fedcats.errors import UserError
+from fedcats.errors import UserError, first_line
 
 Counts = Mapping[str, Sequence[int]]
 
@@ -109,7 +109,7 @@ class _Tables:
         except UserError:
             raise
         except Exception as error:  # of many kinds, from three libraries
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             raise UserError(
                 f"data.repo={self.repo}: the split {split!r} cannot be loaded ({reason}); copy "
                 "the data set to a folder and name that: data.repo=FOLDER"

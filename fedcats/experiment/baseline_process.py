@@ -60,12 +60,8 @@ def update_process(store: Path, events: Path) -> subprocess.Popen[str]:
 
 
 def _start_process(store: Path, events: Path) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "fedcats.training.update",
-    ]  # nothing of the working folder
+    # -P: nothing of the working folder is imported.
+    command = [sys.executable, "-P", "-m", "fedcats.training.update"]
     command += [str(store), str(events), str(os.getpid())]
     return subprocess.Popen(
         command,

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 
 from fedcats.config.schema import Config
 from fedcats.errors import RunError
@@ -30,7 +29,7 @@ from fedcats.metrics import compare, read_predictions, scores, write_predictions
 from fedcats.report import Progress
 from fedcats.seeding import derive_seed
 from fedcats.storage import Store
-from fedcats.tensors import State
+from fedcats.tensors import State, save
 from fedcats.training.update import read
 
 
@@ -93,7 +92,7 @@ def evaluate(
             path = this.folder / model["file"]
             path.parent.mkdir(exist_ok=True)
             whole = this.initial.state | state()
-            safetensors.torch.save_file(whole, path, {"classes": json.dumps(this.dataset.classes)})
+            save(whole, path, {"classes": json.dumps(this.dataset.classes)})
         return model
 
     count = len(ordered) + sum(map(len, trained.earlier[:-1]))

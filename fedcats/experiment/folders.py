@@ -1,7 +1,6 @@
 """The folder of a run, or of a sweep: one command at a time, and nothing of an earlier one."""
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from fedcats.config.paths import literal, needed, quote
 from fedcats.config.schema import CHOSEN, RULES
 from fedcats.environment import fail
 from fedcats.errors import RunError, UserError
+from fedcats.locks import try_lock
 
 _held: dict[Path, int] = {}
 
@@ -102,15 +102,13 @@ def make(folder: Path, key: str = "hydra.run.dir") -> None:
 def hold(folder: Path, key: str = "hydra.run.dir") -> None:
     """Keep other processes out until this one ends, or `_release`; UserError when one is there."""
     descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise UserError(
-            f"{key}={folder}: another run writes there; wait for its end, or name another folder"
-        ) from error
-    except OSError:  # a file system without locks on folders
-        pass
+    with contextlib.suppress(OSError):  # a file system without locks on folders
+        if not try_lock(descriptor):
+            os.close(descriptor)
+            raise UserError(
+                f"{key}={folder}: another run writes there; wait for its end, or name another "
+                "folder"
+            )
     _held[folder.resolve()] = descriptor
 
 

@@ -108,6 +108,7 @@ class Run:
         """What is going to be trained and tested."""
         config, epochs = self.config, self.config.train.epochs
         expected: dict[str, Work] = {}
+        plan, sizes = self.plan, self.sizes
         count = len(config.strategy.rules) if config.mode in ("compare", "federated") else 0
         if config.mode != "federated":
             images = len(self.dataset.train) - len(self.held)
@@ -116,12 +117,12 @@ class Run:
         if config.mode != "centralized":
             batch = 0
             for number in range(1, config.rounds + 1):
-                chosen = self.plan.clients(number)
+                chosen = plan.clients(number)
                 count += len(chosen) if number == 1 else len(config.strategy.rules)
                 for rule in config.strategy.rules if number > 1 else ("",):
                     batch += 1
                     for client in chosen:
-                        work = Work(self.sizes[client], epochs, "clients", batch)
+                        work = Work(sizes[client], epochs, "clients", batch)
                         expected[self.name(client, number, rule)] = work
         # A test is only a forward pass, over many images at a time, and on all workers.
         tested = (len(self.dataset.test) + len(self.held)) / 3 / self.workers

@@ -175,9 +175,7 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
         )
         poll_seconds = 1.0
     window = None
-    if (
-        isinstance(grid, RayGrid) and cluster_address(config) is None
-    ):  # the number of workers is known
+    if isinstance(grid, RayGrid) and not cluster_address(config):  # the workers' number is known
         window = max(32, 8 * this.workers)
     in_order = cast(Grid, InOrderGrid(grid, poll_seconds, window, kill_stopped_actors))
     # A client that hangs ends its own process; this is for one that cannot even do that.

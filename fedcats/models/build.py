@@ -14,8 +14,6 @@ from fedcats.errors import UserError
 from fedcats.models.lazy_torchvision import torchvision
 from fedcats.models.linear import untrained_linear
 
-TRAINABLE = ("all", "classifier", "head")
-
 
 def build(name: str, num_classes: int) -> nn.Module:
     """torchvision's classifier ``name`` with a last layer of ``num_classes`` outputs.

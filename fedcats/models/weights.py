@@ -122,7 +122,6 @@ def initial_weights(
         source, pretrained, missing = weights, found.state, tuple(found.missing)
         if found.notes:
             note = f"model.weights={weights}: " + "; ".join(found.notes)
-    pretrained = {k: v for k, v in pretrained.items() if not k.startswith(left_out(name))}
     # The head of another task is of no use; a file that already has our head keeps it.
     for key in [k for k in pretrained if k.startswith(f"{head}.")]:
         if pretrained[key].shape != state[key].shape:
@@ -190,7 +189,8 @@ def _imagenet(name: str, say: Callable[[str], None]) -> State:
             # Before torchvision reads it in its own way with older files: tensors and nothing else.
             weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
             model = torchvision.models.get_model(name, weights=weights, progress=False)
-            return cast(State, model.state_dict())
+            state = cast(State, model.state_dict())
+            return {k: v for k, v in state.items() if not k.startswith(left_out(name))}
     except Exception as error:  # the readers raise many kinds
         if here.is_file():
             raise UserError(

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from fedcats.errors import UserError
+from fedcats.tensors import State
 
-State = dict[str, Tensor]
 _WITHOUT_EFFECT = "num_batches_tracked"  # files of old versions do not have it
 _STATISTICS = ("running_mean", "running_var")
 

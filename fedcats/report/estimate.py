@@ -186,20 +186,22 @@ def _lane_seconds(tasks: Sequence[Task], cost: Cost, now: float) -> float | None
     count = workers(tasks)
     gap = _gap(tasks, count, now)
     if gap is None:
-        waiting = [task.seconds(cost, now) for task in tasks if task.state == "waiting"]
-        if len(waiting) > count and sum(waiting) / len(waiting) < _LONG:
+        unbegun = [task.seconds(cost, now) for task in tasks if task.state == "waiting"]
+        if len(unbegun) > count and sum(unbegun) / len(unbegun) < _LONG:
             return None
         gap = 0.0
     total = 0.0
     for _, batch in itertools.groupby(sorted(tasks, key=_batch), key=_batch):
-        open_ones = [task for task in batch if task.state not in FINISHED]
-        running = [t for t in open_ones if t.started is not None and t.state != "waiting"]
-        busy = sorted(task.seconds(cost, now) for task in running)
-        busy = [*[0.0] * (count - len(busy)), *busy]
+        running: list[float] = []
+        waiting: list[float] = []
+        for task in batch:
+            if task.state not in FINISHED:
+                idle = task.started is None or task.state == "waiting"
+                (waiting if idle else running).append(task.seconds(cost, now))
+        busy = [*[0.0] * (count - len(running)), *running]
         heapq.heapify(busy)
-        for task in open_ones:
-            if task not in running:
-                heapq.heapreplace(busy, busy[0] + task.seconds(cost, now) + gap)
+        for seconds in waiting:
+            heapq.heapreplace(busy, busy[0] + seconds + gap)
         total += max(busy)
     return total
 

@@ -13,10 +13,7 @@ from fedcats.report.estimate import FINISHED, Task, Work, seconds_left
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-
 _STYLES = {"done": "green", "reused": "cyan", "failed": "bold red", "waiting": "dim"}
-
-
 _MANY = 30  # above this many tasks, plain output no longer has a line for each
 
 
