@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcats.merging.names import ATTACKS, FOLDS, ROBUST, SERVER_OPTIMIZERS, STARTS
+from fedcats.models.names import WEIGHTS
 
 MODES = ("compare", "federated", "centralized", "merge")
 RULES = (*FOLDS, *SERVER_OPTIMIZERS, *ROBUST)
@@ -174,8 +175,8 @@ class ModelConfig:
 
     name: str
     weights: str = _checked(
-        "auto | imagenet | imagenet_features | none | an existing .safetensors or .pth file",
-        lambda v: v in ("auto", "imagenet", "imagenet_features", "none") or Path(v).is_file(),
+        f"{' | '.join(WEIGHTS)} | an existing .safetensors or .pth file",
+        lambda v: v in WEIGHTS or Path(v).is_file(),
     )
     trainable: str = _choice("all", "classifier", "head")
 

@@ -93,7 +93,7 @@ def configuration(settings: Mapping[str, str], *, simulated: bool) -> DictConfig
     raw = compose_config(overrides)
     if "root" in raw.data and raw.data._get_node("root")._value() not in ("???", None):
         _absolute("data.root", raw.data.root)
-    if str(raw.model.weights).endswith((".safetensors", ".pth")):
+    if Path(str(raw.model.weights)).suffix:  # no name has one, a file of any kind has
         _absolute("model.weights", raw.model.weights)
     if not simulated:
         for override in overrides:

@@ -26,6 +26,7 @@ from fedcats.config.load import load
 from fedcats.errors import RunError, UserError
 from fedcats.federated.quiet import default_workers
 from fedcats.home import home
+from fedcats.models.names import WEIGHTS
 
 RUN_FOLDER = "fedcats: run folder: "
 """What the ServerApp prints before the folder of a run."""
@@ -149,7 +150,7 @@ def _absolute_paths(raw: DictConfig) -> list[str]:
         found["data.root"] = root
     if (repo := getattr(config.data, "repo", None)) and Path(repo).exists():
         found["data.repo"] = repo
-    if config.model.weights.endswith((".safetensors", ".pth")):
+    if config.model.weights not in WEIGHTS:
         found["model.weights"] = config.model.weights
     absolute = {key: paths.literal(str(Path(path).absolute())) for key, path in found.items()}
     return [f"{key}={paths.quote(path)}" for key, path in absolute.items()]

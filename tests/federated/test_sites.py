@@ -10,10 +10,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordD
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 
+from fedcats.config.compose import compose_config
 from fedcats.data.sources import part_source
 from fedcats.errors import UserError
 from fedcats.experiment.server_app import configuration
-from fedcats.federated import sites
+from fedcats.federated import sites, superlink
 from fedcats.federated.client_app import app
 from fedcats.federated.local import LocalGrid
 from fedcats.federated.wire import OnTheWire
@@ -186,6 +187,7 @@ def test_in_a_real_federation_there_is_no_partition() -> None:
             "data.root=photos: a relative path.*=/path",
         ),
         ({"overrides": "model.weights=w.safetensors"}, "model.weights=w.safetensors: a relative"),
+        ({"overrides": "model.weights=w.ckpt"}, "model.weights=w.ckpt: a relative"),
         ({"overrides": "", "home": "cache"}, "home=cache: a relative path"),
         ({"overrides": "strategy.bta=1"}, "strategy.bta"),
     ],
@@ -193,3 +195,16 @@ def test_in_a_real_federation_there_is_no_partition() -> None:
 def test_mistakes_under_flwr_run_are_one_line(settings: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         configuration({"home": "", **settings}, simulated=True)
+
+
+def test_every_relative_path_is_made_absolute_for_the_superlink(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "epoch 3.ckpt").touch()
+    raw = compose_config(["data=folder", "data.root=photos", "model.weights='epoch 3.ckpt'"])
+    assert superlink._absolute_paths(raw) == [
+        f"data.root='{tmp_path}/photos'",
+        f"model.weights='{tmp_path}/epoch 3.ckpt'",
+    ]
+    assert superlink._absolute_paths(compose_config([])) == []

@@ -1,0 +1,4 @@
+"""Names that a configuration chooses from; without torch, so that the command line starts fast."""
+
+WEIGHTS = ("auto", "imagenet", "imagenet_features", "none")
+"""Initial weights by name; everything else is a file's path."""
