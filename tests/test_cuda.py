@@ -5,23 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from builders import plain_recipe
 from torch import Tensor, nn
 
 from fedcats.training.cuda import WARM_UP, GraphStep, make_cuda_step
 from fedcats.training.fast import make_fast_step
 from fedcats.training.recipe import Recipe
 
-RECIPE = Recipe(
-    epochs=1,
-    batch_size=4,
-    lr=0.01,
-    momentum=0.0,
-    nesterov=False,
-    weight_decay=0.0,
-    step_size=0,
-    gamma=1.0,
-    drop_last=False,
-)
+RECIPE = plain_recipe(lr=0.01)
 MOMENTUM = replace(RECIPE, momentum=0.9)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from builders import plain_recipe
 from torch import Tensor, nn
 from torchvision.models import alexnet
 
@@ -12,17 +13,7 @@ from fedcats.training.fast import FastStep, keep_freed_memory, make_fast_step
 from fedcats.training.loop import PlainStep
 from fedcats.training.recipe import Recipe
 
-PLAIN = Recipe(
-    epochs=1,
-    batch_size=4,
-    lr=0.001,
-    momentum=0.0,
-    nesterov=False,
-    weight_decay=0.0,
-    step_size=0,
-    gamma=1.0,
-    drop_last=False,
-)
+PLAIN = plain_recipe()
 MOMENTUM = replace(PLAIN, momentum=0.9)
 NESTEROV = replace(PLAIN, momentum=0.9, nesterov=True, weight_decay=0.01)
 DECAY = replace(PLAIN, weight_decay=0.01)

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 import pytest
 import torch
+from builders import plain_recipe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -20,17 +21,7 @@ from fedcats.training.frozen import Features, find_frozen_part, work_out
 from fedcats.training.loop import PlainStep, make_step, train
 from fedcats.training.recipe import Recipe
 
-PLAIN = Recipe(
-    epochs=1,
-    batch_size=4,
-    lr=0.001,
-    momentum=0.0,
-    nesterov=False,
-    weight_decay=0.0,
-    step_size=0,
-    gamma=0.5,
-    drop_last=False,
-)
+PLAIN = plain_recipe(gamma=0.5)
 # One of each family of torchvision's classifiers, and the smallest image that it takes in batches
 # of one.
 FAMILIES = {

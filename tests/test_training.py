@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import plain_recipe
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torchvision import transforms
@@ -21,17 +22,7 @@ from fedcats.training.loop import PlainStep, batches, predict, read_pixels, trai
 from fedcats.training.recipe import Recipe
 from fedcats.training.sgd import Sgd
 
-RECIPE = Recipe(
-    epochs=2,
-    batch_size=4,
-    lr=0.01,
-    momentum=0.0,
-    nesterov=False,
-    weight_decay=0.0,
-    step_size=0,
-    gamma=0.1,
-    drop_last=False,
-)
+RECIPE = plain_recipe(epochs=2, lr=0.01, gamma=0.1)
 
 
 @pytest.fixture(scope="module")
