@@ -1,6 +1,5 @@
 """The checked configuration: each group against its schema, then what groups ask of each other."""
 
-import math
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -8,7 +7,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fedcats.config import paths
-from fedcats.config.schema import GROUPS, HELD_OUT, Config, PhotoData
+from fedcats.config.cross_checks import faults
+from fedcats.config.schema import GROUPS, Config
 from fedcats.errors import UserError
 
 
@@ -52,67 +52,9 @@ def _load(raw: DictConfig) -> Config:
         values["save_models"] = "all" if values["save_models"] else "none"
     config = Config(**values)
     _check(config, "")
-    shards = getattr(config.partition, "num_shards", None)
-    orders = [("strategy.order", config.strategy.order)]
-    orders += [("merge.orders", order) for order in config.merge.orders]
-    for key, order in orders:
-        if isinstance(order, list) and shards is not None and sorted(order) != [*range(shards)]:
-            raise UserError(f"{key}={order}: a list must name each client 0 .. {shards - 1} once")
-    if config.attack.name != "none":
-        _check_attack(config, shards)
-    if config.mode == "merge" and config.rounds > 1:
-        raise UserError(f"rounds={config.rounds}: mode=merge merges once; allowed is 1")
-    if config.mode == "merge" and config.strategy.fraction < 1:
-        raise UserError(
-            f"strategy.fraction={config.strategy.fraction:g}: mode=merge needs all clients; "
-            "allowed is 1"
-        )
-    if config.strategy.start != "first" and (
-        config.mode == "merge" or config.choice == "strategy.beta=auto"
-    ):
-        what = "mode=merge" if config.mode == "merge" else "strategy.beta=auto"
-        raise UserError(f"strategy.start={config.strategy.start}: {what} knows only first")
-    if config.choice and config.held_out == 0:
-        raise UserError(
-            f"hold_out=0: {config.choice} chooses on held-out training images, never on the "
-            f"test images; allowed is a number above 0, or null for {HELD_OUT:g}"
-        )
-    if shards is None and (config.held_out or config.mode == "merge"):
-        what = config.choice or ("mode=merge" if config.mode == "merge" else "hold_out")
-        raise UserError(
-            f"{what}: not in a real federation, where the server has no training images; "
-            "allowed are a number for strategy.beta and hold_out=0"
-        )
-    if "krum" in config.strategy.rules and shards is not None:
-        need = 2 * config.strategy.malicious + 3
-        asked = max(1, math.floor(config.strategy.fraction * shards + 0.5))
-        if asked < need:
-            raise UserError(
-                f"strategy.rules: krum with strategy.malicious={config.strategy.malicious} needs "
-                f"at least {need} clients in a round, there are {asked}"
-            )
-    if config.train.nesterov and config.train.momentum == 0:
-        raise UserError("train.nesterov=true: needs train.momentum above 0")
-    data = config.data
-    if isinstance(data, PhotoData) and data.limit is not None and data.counts is not None:
-        raise UserError(
-            f"data.limit={data.limit}: only one of data.limit and data.counts can be set; "
-            "data.counts=null takes the limit"
-        )
+    for fault in faults(config):
+        raise UserError(fault)
     return config
-
-
-def _check_attack(config: Config, shards: int | None) -> None:
-    attack = config.attack
-    if shards is None or config.mode == "centralized":
-        what = "a real federation" if shards is None else "mode=centralized"
-        raise UserError(f"attack={attack.name}: not in {what}; allowed is attack=none")
-    chosen = attack.clients if isinstance(attack.clients, list) else range(attack.clients)
-    if not chosen or min(chosen) < 0 or max(chosen) >= shards:
-        raise UserError(
-            f"attack.clients={attack.clients}: allowed is a number of clients from 1 to {shards}, "
-            f"or a list of some of 0 .. {shards - 1}"
-        )
 
 
 def _load_group(schema: type, node: DictConfig, where: str) -> Any:

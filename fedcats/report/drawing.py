@@ -158,14 +158,28 @@ def inline(svg: str, name: str, label: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escaped}" ', 1)
 
 
-def draw_cells(ax: Axes, shades: list[list[float]], texts: list[list[str]]) -> None:
+def score_panels(
+    labels: Sequence[str], row: float = 0.3, *, sharex: bool = False
+) -> tuple[Figure, Sequence[Axes]]:
+    """Three panels side by side for accuracy, precision and recall, with a row for each label."""
+    figure = Figure(figsize=(9.6, 1.4 + row * len(labels)), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True, sharex=sharex)
+    for ax in axes:
+        ax.grid(axis="y", visible=False)
+    axes[0].set_yticks(range(len(labels)), labels)
+    axes[0].set_ylim(len(labels) - 0.4, -0.6)
+    return figure, axes
+
+
+def draw_cells(
+    ax: Axes, shades: Sequence[Sequence[float]], texts: Sequence[Sequence[str]], size: float = 8
+) -> None:
     """Draw a table of cells, each as dark as its shade (0 to 1), with texts where they are few."""
     shade_cells(ax, shades, BLUE)
     if len(shades[0]) <= MANY and len(shades) <= 2 * MANY:
         for i, row in enumerate(texts):
             for k, text in enumerate(row):
-                ax.text(k, i, text, ha="center", va="center", fontsize=8)
-    ax.grid(visible=False)
+                ax.text(k, i, text, ha="center", va="center", fontsize=size)
 
 
 def shade_cells(ax: Axes, shades: Sequence[Sequence[float]], colour: str) -> None:
@@ -174,6 +188,12 @@ def shade_cells(ax: Axes, shades: Sequence[Sequence[float]], colour: str) -> Non
     painted = np.dstack([*(np.full(alpha.shape, part) for part in to_rgb(colour)), alpha])
     across, down = (np.arange(size + 1) - 0.5 for size in reversed(alpha.shape))
     ax.pcolormesh(across, down, painted, rasterized=alpha.size > FINE)
+    ax.set_xlim(-0.5, alpha.shape[1] - 0.5)
+    ax.set_ylim(alpha.shape[0] - 0.5, -0.5)
+    ax.grid(visible=False)
+    ax.tick_params(length=0)
+    for side in ax.spines.values():
+        side.set_visible(False)
 
 
 def name_cells(axis: Axis, names: Sequence[str], inches: float) -> None:
@@ -219,13 +239,7 @@ def draw_matrix(
             if lines:
                 below = "\n".join(lines)
                 ax.text(j, i + 0.08, below, ha="center", va="top", fontsize=small, color=INK)
-    ax.set_xlim(-0.5, k - 0.5)
-    ax.set_ylim(k - 0.5, -0.5)
     ax.set_aspect("equal")
-    ax.grid(visible=False)
-    ax.tick_params(length=0)
-    for side in ax.spines.values():
-        side.set_visible(False)
 
 
 def look(results: Results, name: str) -> tuple[str, str]:

@@ -32,6 +32,7 @@ from fedcats.report.drawing import (
     hollow_mark,
     look,
     name_cells,
+    score_panels,
     short,
     write,
 )
@@ -101,8 +102,7 @@ def scores(results: Results) -> Figure | None:
         labels.append(f"{len(own)} sub-models")
     if not labels:
         return None
-    figure = Figure(figsize=(9.6, 1.5 + 0.3 * len(labels)), layout="constrained")
-    axes = figure.subplots(1, 3, sharey=True)
+    figure, axes = score_panels(labels)
     binary = view.is_binary(results)
     base = view.centralized(results)
     for ax, key in zip(axes, view.SCORES, strict=True):
@@ -123,10 +123,7 @@ def scores(results: Results) -> Figure | None:
             found = [model[key] for model in own.values()]
             ax.plot(found, [len(names)] * len(found), "o", color=OWN, markersize=6, alpha=0.35)
             ax.plot(median(found), len(names), "|", color=INK, markersize=14, markeredgewidth=2)
-        ax.grid(axis="y", visible=False)
         ax.locator_params(axis="x", nbins=5)
-    axes[0].set_yticks(range(len(labels)), labels)
-    axes[0].set_ylim(len(labels) - 0.4, -0.6)
     if view.has_paper(results):
         hollow: dict[str, Any] = {"markerfacecolor": "none", "markeredgewidth": 1.3}
         figure.legend(
@@ -145,8 +142,9 @@ def difference(results: Results) -> Figure | None:
     found = results.get("comparison") or {}
     if not found:
         return None
-    figure = Figure(figsize=(9.6, 1.3 + 0.34 * len(found)), layout="constrained")
-    axes = figure.subplots(1, 3, sharey=True, sharex=True)
+    figure, axes = score_panels(
+        [view.title(results, name) for name in found], row=0.34, sharex=True
+    )
     base = view.published(results, "centralized")
     for ax, key in zip(axes, view.SCORES, strict=True):
         ax.set_title(_title(results, key))
@@ -160,10 +158,7 @@ def difference(results: Results) -> Figure | None:
             there = view.published(results, name)
             if there and base:
                 hollow_mark(ax, 100 * (there[key] - base[key]), row, colour)
-        ax.grid(axis="y", visible=False)
         ax.set_xlabel("percentage points")
-    axes[0].set_yticks(range(len(found)), [view.title(results, name) for name in found])
-    axes[0].set_ylim(len(found) - 0.4, -0.6)
     return figure
 
 
@@ -327,7 +322,6 @@ def by_client(results: Results) -> Figure | None:
     figure = Figure(figsize=size, layout="constrained")
     ax = figure.subplots()
     draw_cells(ax, shades, texts)
-    ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_yticks(range(len(names)), [view.title(results, name) for name in names])
     step = max(1, len(shares[0]) // 20)
     ax.set_xticks(range(0, len(shares[0]), step))

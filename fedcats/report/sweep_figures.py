@@ -91,7 +91,7 @@ def heat(rows: Sequence[Row]) -> Figure | None:
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    from fedcats.report.drawing import BLUE, INK, MANY, shade_cells
+    from fedcats.report.drawing import INK, MANY, draw_cells
 
     x = x_axis(rows)
     if x is None:
@@ -115,42 +115,33 @@ def heat(rows: Sequence[Row]) -> Figure | None:
     )
     ax = figure.subplots()
     shades = [[0.0] * len(xs) for _ in lines]
+    texts = [[""] * len(xs) for _ in lines]
     for (i, j), value in means.items():
         share = (value - low) / (high - low) if high > low else 0.5
-        shades[i][j] = 0.06 + 0.5 * share
-        if len(xs) <= MANY:
-            ax.text(j, i, f"{100 * value:.1f}", ha="center", va="center", fontsize=9)
+        shades[i][j], texts[i][j] = 0.06 + 0.5 * share, f"{100 * value:.1f}"
         if value == high:
             frame = Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, fill=False, edgecolor=INK)
             ax.add_patch(frame)
-    shade_cells(ax, shades, BLUE)
-    ax.set_xlim(-0.5, len(xs) - 0.5)
-    ax.set_ylim(len(lines) - 0.5, -0.5)
+    draw_cells(ax, shades, texts, size=9)
     step = -(-len(xs) // MANY)
     ax.set_xticks(range(0, len(xs), step), [value_text(value) for value in xs[::step]])
     labels = [", ".join(title(v) for v in line) for line in lines]
     ax.set_yticks(range(len(lines)), labels)
     ax.set_xlabel(short(x))
     ax.set_ylabel(", ".join(short(name) for name in others))
-    ax.grid(visible=False)
-    ax.tick_params(length=0)
-    for side in ax.spines.values():
-        side.set_visible(False)
     return figure
 
 
 def dots(rows: Sequence[Row]) -> Figure | None:
     """Scores of every model, one row each, where no numeric parameter was varied."""
-    from matplotlib.figure import Figure
 
     from fedcats.metrics import wilson
-    from fedcats.report.drawing import CENTRALIZED, MARKS, MUTED, RULES
+    from fedcats.report.drawing import CENTRALIZED, MARKS, MUTED, RULES, score_panels
 
     if x_axis(rows) is not None or not 2 <= len(rows) <= _ROWS:
         return None
     merged = list(dict.fromkeys(row["model"] for row in merged_rows(rows)))
-    figure = Figure(figsize=(9.6, 1.3 + 0.3 * len(rows)), layout="constrained")
-    axes = figure.subplots(1, 3, sharey=True)
+    figure, axes = score_panels([model_name(row, rows) for row in rows])
     for ax, key in zip(axes, view.SCORES, strict=True):
         ax.set_title(key)
         for line, row in enumerate(rows):
@@ -162,9 +153,6 @@ def dots(rows: Sequence[Row]) -> Figure | None:
                 ends = wilson(round(row["accuracy"] * row["n"]), row["n"])
                 ax.plot(ends, [line, line], color=colour, linewidth=1.4, alpha=0.6)
             ax.plot(row[key], line, marker=mark, color=colour, markersize=6.5, linestyle="")
-        ax.grid(axis="y", visible=False)
-    axes[0].set_yticks(range(len(rows)), [model_name(row, rows) for row in rows])
-    axes[0].set_ylim(len(rows) - 0.4, -0.6)
     return figure
 
 
