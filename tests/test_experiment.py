@@ -468,6 +468,34 @@ def test_nobody_trains_on_nothing(run: Go) -> None:
             run(LOCAL, f"mode={mode}", "train.batch_size=17", "train.drop_last=true")
 
 
+def test_the_baseline_has_the_clients_photos_or_all_of_them(
+    run: Go, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paper = [LOCAL, "partition=paper", "partition.per_class=3"]  # of 8: 2 x 2 are on no device
+    same, folder = run(*paper, folder="same")
+    assert same["data"]["left_out"]["partition"] == {"cat": 2, "dog": 2}
+    assert same["models"]["centralized"]["training"]["examples"] == 12
+    every, other = run(*paper, "centralized.photos=all", folder="all")
+    assert every["store"]["trained"] == ["centralized"]
+    assert every["models"]["centralized"]["training"]["examples"] == 16
+    said = " ".join(capsys.readouterr().out.split())
+    for where, word in ((folder, "lacks"), (other, "has")):
+        sentence = (
+            "Warning: Of 16 training drawings 4 (2 cat, 2 dog) are on no device (partition paper: "
+            f"num_shards=2, per_class=3); the centralized model {word} them."
+        )
+        assert sentence in said
+        assert sentence in (where / "report.html").read_text()
+    uneven = [LOCAL, "partition.num_shards=3"]
+    same, _ = run(*uneven)
+    assert sorted(shard["examples"] for shard in same["data"]["shards"]) == [5, 5, 6]
+    assert not any(same["data"]["left_out"]["partition"].values())
+    assert run(*uneven, "centralized.photos=all")[0]["store"]["trained"] == []  # the same key
+    held, _ = run(*paper, "centralized.photos=all", "hold_out=0.34")
+    assert held["models"]["centralized"]["training"]["examples"] == 12
+    assert held["data"]["held_out"] == {"cat": 2, "dog": 2}
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

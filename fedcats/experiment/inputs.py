@@ -26,6 +26,7 @@ from fedcats.data import (
     shared_between_shards,
 )
 from fedcats.data.files import shown
+from fedcats.data.partition import Shards
 from fedcats.data.sources import part_source
 from fedcats.errors import UserError
 from fedcats.experiment.baseline_process import events_file
@@ -67,6 +68,9 @@ class Run:
         Of a real federation; then ``dataset`` has test images only and ``shards`` are empty.
     parts
         For each client, positions in ``dataset.train`` of its held-out images, int64; or empty.
+    left_out
+        How many usable training images of each class there are that nobody gets, by what leaves
+        them out: ``limit`` (`data.limit` or `data.counts`) and ``partition``.
     frozen, lock
         With a frozen part, its answers by the images' digest, filled in by one thread at a time.
     """
@@ -85,6 +89,7 @@ class Run:
     start: str = ""
     sites: list[Site] | None = None
     parts: list[np.ndarray[Any, np.dtype[np.int64]]] = field(default_factory=list)
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
     frozen: dict[str, SharedTest | None] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -92,6 +97,13 @@ class Run:
     def held(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Positions in ``dataset.train`` of all held-out images, ascending."""
         return np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *self.parts]))
+
+    @property
+    def baseline(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Positions in ``dataset.train`` of what the baseline trains on, ascending."""
+        if self.config.centralized.photos == "same":
+            return np.sort(np.concatenate(self.shards))
+        return np.setdiff1d(np.arange(len(self.dataset.train)), self.held)
 
     @property
     def validation(self) -> Images:
@@ -111,8 +123,9 @@ class Run:
         plan, sizes = self.plan, self.sizes
         count = len(config.strategy.rules) if config.mode in ("compare", "federated") else 0
         if config.mode != "federated":
-            images = len(self.dataset.train) - len(self.held)
-            expected["centralized"] = Work(images, epochs * config.rounds, "centralized")
+            expected["centralized"] = Work(
+                len(self.baseline), epochs * config.rounds, "centralized"
+            )
             count += 1
         if config.mode != "centralized":
             batch = 0
@@ -173,18 +186,18 @@ class Run:
         own = {f"client {i}": size for i, size in enumerate(self.sizes)}
         sizes = {} if mode == "centralized" else own
         if mode != "federated":
-            sizes["centralized"] = len(self.dataset.train) - len(self.held)
+            sizes["centralized"] = len(self.baseline)
         return sizes
 
     def task(self, client: int | str, server_round: int, start: str, rule: str = "") -> Task:
-        """What a client does in a round (or the baseline, with all images).
+        """What a client does in a round (or the baseline).
 
         From the second round on each ``rule`` goes its own way.
         """
         config = self.config
         recipe = Recipe(**asdict(config.train))
         if client == "centralized":
-            indices = np.setdiff1d(np.arange(len(self.dataset.train)), self.held)
+            indices = self.baseline
             name = "centralized"
             recipe = replace(recipe, epochs=recipe.epochs * config.rounds, proximal_mu=0.0)
         else:
@@ -258,6 +271,7 @@ def gather(
     build.check_name(config.model.name)  # before anything takes time
     sites = None
     parts: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+    left_out: dict[str, dict[str, int]] = {}
     if config.partition.name == "sites":
         if grid is None:
             raise UserError(
@@ -274,8 +288,13 @@ def gather(
     else:
         if grid is not None and config.mode != "centralized":  # before anything takes time
             wait_for_nodes(grid, config.partition.num_shards)
-        dataset = decoded(config, make_source(config, progress), progress)
+        source = make_source(config, progress)
+        dataset = decoded(config, source, progress)
         shards = deal_out(config, dataset)
+        left_out = {
+            "limit": _beyond_limit(source, dataset),
+            "partition": _dealt_to_nobody(dataset, shards),
+        }
         if shared := shared_between_shards(dataset.train, shards):
             where = " = ".join(f"{shown(file)} (client {client})" for client, file in shared[0])
             progress.message(
@@ -318,6 +337,7 @@ def gather(
         frozenset(name for name, _ in model.named_parameters()),
         sites=sites,
         parts=parts,
+        left_out=left_out,
     )
     check_room(this)
     check_sizes(this)
@@ -371,6 +391,21 @@ def class_counts(images: Images, classes: Sequence[str]) -> dict[str, int]:
     """How many images of each class there are."""
     counts = Counter(int(label) for label in images.labels)
     return {name: counts[label] for label, name in enumerate(classes)}
+
+
+def _beyond_limit(source: Source, dataset: Dataset) -> dict[str, int]:
+    """How many training images of each class were not taken, of those not found unusable."""
+    audit = dataset.audit
+    gone = {path for path, _ in audit.quarantined}
+    gone |= {path for path, _ in audit.in_test_too if audit.removed}
+    listed = Counter(item.label for item in source.train if item.path not in gone)
+    kept = class_counts(dataset.train, dataset.classes)
+    return {name: listed[label] - kept[name] for label, name in enumerate(dataset.classes)}
+
+
+def _dealt_to_nobody(dataset: Dataset, shards: Shards) -> dict[str, int]:
+    rest = np.setdiff1d(np.arange(len(dataset.train)), np.concatenate(shards))
+    return class_counts(dataset.train.subset(rest), dataset.classes)
 
 
 def _findings(dataset: Dataset) -> list[str]:

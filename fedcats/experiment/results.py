@@ -93,6 +93,7 @@ def collect(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
             "train": train,
             "test": class_counts(dataset.test, classes),
             "held_out": class_counts(this.validation, classes),
+            "left_out": this.left_out,
             "in_several_shards": [
                 [{"client": client, "file": file} for client, file in group]
                 for group in shared_between_shards(dataset.train, this.shards)

@@ -58,6 +58,9 @@ def test_a_limit(run: Go, kaggle: Path) -> None:
     data = ["data=folder", f"data.root={kaggle}", "data.limit=3", "data.max_bad_fraction=0.5"]
     results, _ = run(*QUICK, *data)
     assert results["data"]["train"] == {"cat": 3, "dog": 3}
+    found = {file for file, _ in results["data"]["audit"]["quarantined"]}
+    bad = {name: sum(name in file for file in found) for name in ("cat", "dog")}
+    assert results["data"]["left_out"]["limit"] == {"cat": 6 - bad["cat"], "dog": 6 - bad["dog"]}
 
 
 def test_training_photos_that_are_test_photos_can_be_kept(run: Go, tmp_path: Path) -> None:
