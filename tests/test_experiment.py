@@ -1,6 +1,7 @@
 """Whole experiments, through the real pipeline: Flower, Ray, the store, the report."""
 
 import csv
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -15,12 +16,16 @@ import torchvision
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
+from fedcats.data import Images
 from fedcats.errors import RunError, UserError
+from fedcats.experiment import evaluate, predictions
+from fedcats.experiment import results as results_module
 from fedcats.federated import client as client_module
 from fedcats.metrics import read_predictions, scores
 from fedcats.models import build
 from fedcats.models.weights import initial_weights
 from fedcats.storage import Store
+from fedcats.training.loop import predict
 
 Go = Callable[..., tuple[dict[str, Any], Path]]
 LOCAL = "runner=local"
@@ -118,6 +123,56 @@ def test_scores_recomputed_from_the_predictions(three: tuple[dict[str, Any], Pat
         again = scores(found.labels, found.probabilities, found.classes)
         assert {key: model[key] for key in again} == again
         assert model["n"] == 12
+
+
+def test_the_comparison_is_of_what_was_predicted_not_of_the_files(
+    run: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = run(LOCAL, "seed=3", folder="as it is")
+
+    def other(path: Path, *_: Any) -> None:
+        """What another command would write there."""
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("file,label,prediction,p_cat,p_dog\n")
+
+    monkeypatch.setattr(evaluate, "write_predictions", other)
+    assert run(LOCAL, "seed=3")[0]["comparison"] == first["comparison"]
+
+
+def test_equal_merges_are_tested_once(run: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    tested = []
+
+    def counted(models: list[torch.nn.Module], images: Images) -> list[np.ndarray]:
+        tested.extend(models)
+        return predict(models, images)
+
+    monkeypatch.setattr(predictions, "predict", counted)
+    results, folder = run(LOCAL, "seed=61", "strategy.rules=[polyak,fedavg,uniform]")
+    merged = [
+        model_bytes(folder)[f"{name}.safetensors"] for name in ("polyak", "fedavg", "uniform")
+    ]
+    assert len({*merged}) == 1  # two shards of one size, beta 0.5
+    assert len(tested) == 3 + 1
+    scored = [results["models"][name]["loss"] for name in ("polyak", "fedavg", "uniform")]
+    assert len({*scored}) == 1
+
+
+def test_without_its_report_a_run_is_not_complete(
+    run: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path, results: dict[str, Any]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(results_module, "write_report", full)
+    with pytest.raises(OSError, match="No space"):
+        run(LOCAL, "seed=3")
+    kept = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert kept["status"] == "without its report"
+    assert kept["models"]["polyak"]["n"] == 12
+    monkeypatch.undo()
+    results, folder = run(LOCAL, "seed=3")
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert results["status"] == "complete"
 
 
 def test_torchvision_loads_the_saved_models(three: tuple[dict[str, Any], Path]) -> None:

@@ -316,8 +316,8 @@ def verdict(results: Results) -> list[str]:
 def _in_one_place(results: Results) -> str:
     """Say what the centralized model was trained on: "all 400 drawings"."""
     data, n, what = results["data"], _trained_on(results), things(results)
-    unused = (data.get("held_out", {}), *data.get("left_out", {}).values())
-    if n == sum(sum(counts.values()) for counts in (data["train"], *unused)):
+    parts = (data["train"], data.get("held_out", {}), data.get("left_out", {}).get("limit", {}))
+    if n == sum(sum(counts.values()) for counts in parts):
         return f"all {n:,} {what}"
     if n == sum(shard["examples"] for shard in data["shards"]):
         return f"the {n:,} {what} of all {len(data['shards'])} devices"
