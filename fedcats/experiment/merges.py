@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedcats.data import Images
-from fedcats.experiment.predictions import (
-    Candidate,
-    Parts,
-    Predictor,
-    Probabilities,
-)
+from fedcats.experiment.predictions import Candidate, Parts, Predictor, Probabilities
 from fedcats.merging.many import Point, distinct_points, ensemble, greedy_soup, merge_points
 from fedcats.merging.plan import Merged, merge_order
 from fedcats.merging.rules import RULES
@@ -23,9 +18,6 @@ from fedcats.tensors import State
 
 if TYPE_CHECKING:
     from fedcats.report import Progress
-
-
-_MEMORY = 8e9  # bytes of merged models that a grid holds at a time
 
 
 @dataclass(frozen=True)
@@ -57,26 +49,19 @@ def test_points(
 ) -> list[list[Probabilities]]:
     """Predictions of every point's merge on each of ``sets``; merged and computed only if new.
 
-    ``done`` is called with the number of different merges tested so far.
+    ``done`` is called with the number of points tested so far.
     """
+    by_parts = {own.parts(point): point for point in points}
+    states: dict[Parts, State] = {}
+
+    def merge(group: Sequence[Parts]) -> None:
+        states.clear()
+        merged = _merge(predictor, own, [by_parts[parts] for parts in group])
+        states.update(zip(group, merged, strict=True))
+
     parts = [own.parts(point) for point in points]
-    distinct = dict(zip(parts, points, strict=True))
-    kept = {one: predictor.kept(one, sets) for one in distinct}
-    found = {one: predicted for one, predicted in kept.items() if predicted is not None}
-    missing = [one for one in distinct if one not in found]
-    initial, names = predictor.inputs.initial.state, predictor.inputs.trained_names
-    size = sum(initial[name].nbytes for name in names)
-    for group in _batched(missing, max(1, int(_MEMORY // size))):
-        chosen = [distinct[one] for one in group]
-        states = _merge(predictor, own, chosen)
-        candidates = [
-            Candidate(one, lambda state=state: state)  # type: ignore[misc]
-            for one, state in zip(group, states, strict=True)
-        ]
-        before = len(found)
-        tested = predictor.predict(candidates, sets, lambda n, b=before: done(b + n))  # type: ignore[misc]
-        found |= zip(group, tested, strict=True)
-    return [found[one] for one in parts]
+    candidates = [Candidate(one, functools.partial(states.__getitem__, one)) for one in parts]
+    return predictor.predict(candidates, sets, done, merge)
 
 
 def _merge(predictor: Predictor, own: SubModels, points: Sequence[Point]) -> list[State]:
@@ -208,9 +193,3 @@ def _rank(scored: dict[str, Any]) -> tuple[float, float]:
 
 def _name(order: str | Sequence[int]) -> str:
     return order if isinstance(order, str) else "-".join(map(str, order))
-
-
-def _batched(items: Sequence[Parts], size: int) -> Iterator[list[Parts]]:
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 Probabilities = NDArray[np.float32]
 
+_MEMORY = 8e9  # bytes of models that `prepare` makes at a time
 _PASS_MEMORY = 1e9  # of those that a thread tests in one pass over the photos
 
 
@@ -77,16 +78,12 @@ class Predictor:
         """As many threads as there are workers."""
         return ThreadPoolExecutor(self.inputs.workers)
 
-    def kept(self, parts: Parts, sets: Sequence[Images]) -> list[Probabilities] | None:
-        """A model's predictions on each of ``sets`` from the store, if all are there."""
-        found = [self._kept(parts, images) for images in sets]
-        return None if any(one is None for one in found) else cast(list[Probabilities], found)
-
     def predict(
         self,
         candidates: Sequence[Candidate],
         sets: Sequence[Images],
         done: Callable[[int], None] = lambda _: None,
+        prepare: Callable[[Sequence[Parts]], None] = lambda _: None,
     ) -> list[list[Probabilities]]:
         """Test models, of those with equal parts one.
 
@@ -96,6 +93,8 @@ class Predictor:
             The images that each model is tested on.
         done
             Called with the number of candidates tested so far.
+        prepare
+            Called before the states of some models are asked for, of 8 GB of them at most.
 
         Returns
         -------
@@ -103,19 +102,30 @@ class Predictor:
             For each candidate and each of ``sets`` the class probabilities (n, classes), float32.
         """
         distinct = {one.parts: one for one in candidates}
-        kept = {parts: self.kept(parts, sets) for parts in distinct}
-        found = {parts: one for parts, one in kept.items() if one is not None}
-        passes = self._passes([one for parts, one in distinct.items() if parts not in found])
+        kept = {parts: [self._kept(parts, images) for images in sets] for parts in distinct}
+        found = {
+            parts: cast(list[Probabilities], ones)
+            for parts, ones in kept.items()
+            if all(one is not None for one in ones)
+        }
+        missing = [one for parts, one in distinct.items() if parts not in found]
 
         def test(together: Sequence[Candidate]) -> list[tuple[Probabilities, ...]]:
             loaded = [Candidate(one.parts, functools.cache(one.state)) for one in together]
             return list(zip(*(self._probabilities(loaded, images) for images in sets), strict=True))
 
         done(sum(one.parts in found for one in candidates))
+        initial = self.inputs.initial.state
+        size = sum(initial[name].nbytes for name in self.inputs.trained_names)
+        step = max(1, int(_MEMORY // size))
         with self.pool() as pool:
-            for together, tested in zip(passes, pool.map(test, passes), strict=True):
-                found |= {one.parts: list(t) for one, t in zip(together, tested, strict=True)}
-                done(sum(one.parts in found for one in candidates))
+            for start in range(0, len(missing), step):
+                group = missing[start : start + step]
+                prepare([one.parts for one in group])
+                passes = self._passes(group)
+                for together, tested in zip(passes, pool.map(test, passes), strict=True):
+                    found |= {one.parts: list(t) for one, t in zip(together, tested, strict=True)}
+                    done(sum(one.parts in found for one in candidates))
         return [found[one.parts] for one in candidates]
 
     def scores(self, images: Images, predicted: Probabilities) -> dict[str, Any]:

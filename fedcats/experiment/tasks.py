@@ -1,10 +1,9 @@
 """What each training of a run does, and the weights that it starts from."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from fedcats import tensors
-from fedcats.experiment.inputs import Inputs
+from fedcats.experiment.inputs import Inputs, Positions
 from fedcats.report import Work
 from fedcats.report.estimate import LAST
 from fedcats.storage import Store
@@ -42,11 +41,9 @@ class Tasks:
 
     def baseline(self) -> Task:
         """All epochs of all rounds on the baseline's images, without a pull to where it began."""
-        config = self.inputs.config
-        epochs = config.train.epochs * config.rounds
-        recipe = replace(Recipe(**asdict(config.train)), epochs=epochs, proximal_mu=0.0)
-        indices = self.inputs.baseline.tolist()
-        return self._task("centralized", "centralized", 1, self.start, indices, recipe)
+        epochs = self.inputs.config.train.epochs * self.inputs.config.rounds
+        task = self._task("centralized", "centralized", 1, self.start, self.inputs.baseline)
+        return replace(task, recipe=replace(task.recipe, epochs=epochs, proximal_mu=0.0))
 
     def client(self, client: int, server_round: int, start: str, rule: str = "") -> Task:
         """What a client does in a round, from the weights with the digest ``start``.
@@ -54,9 +51,7 @@ class Tasks:
         From the second round on each ``rule`` goes its own way.
         """
         name = self._name(client, server_round, rule)
-        recipe = Recipe(**asdict(self.inputs.config.train))
-        indices = self.inputs.shards[client].tolist()
-        return self._task(name, client, server_round, start, indices, recipe)
+        return self._task(name, client, server_round, start, self.inputs.shards[client])
 
     def key(self, task: Task) -> str:
         """Key in the store of the update that the task gives."""
@@ -94,13 +89,7 @@ class Tasks:
         return f"round {server_round}, client {client}" + (f" ({rule})" if rule else "")
 
     def _task(
-        self,
-        name: str,
-        client: int | str,
-        server_round: int,
-        start: str,
-        indices: Sequence[int],
-        recipe: Recipe,
+        self, name: str, client: int | str, server_round: int, start: str, indices: Positions
     ) -> Task:
         inputs, config = self.inputs, self.inputs.config
         return Task(
@@ -114,8 +103,8 @@ class Tasks:
             base=inputs.initial.sha256,
             start=start,
             data=str(inputs.dataset.path),
-            indices=tuple(indices),
-            recipe=recipe,
+            indices=tuple(indices.tolist()),
+            recipe=Recipe(**asdict(config.train)),
             threads=config.runner.threads,
             # A site decides by its own machine.
             device=inputs.device if inputs.sites is None else config.runner.device,
