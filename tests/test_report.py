@@ -228,6 +228,10 @@ def test_photos_that_are_on_no_device_are_named_and_counted():
     results["models"]["centralized"]["training"]["examples"] = 1980
     assert view.warnings(results) == [f"Warning: {nobody} lacks them."]
     assert "on the 1,980 photos of all 10 devices in one place" in view.verdict(results)[0]
+    results["data"]["left_out"]["partition"] = {"cat": 0, "dog": 1}
+    (one,) = view.warnings(results)
+    assert one.startswith("Of 2,003 training photos 1 (1 dog) is on no device (partition paper: ")
+    assert one.endswith("; the centralized model lacks it.")
     results["data"]["left_out"]["limit"]["dog"] = 500
     results["config"]["data"] = {"limit": 1004, "counts": None}
     results["data"]["train"] = {"cat": 989, "dog": 1004}
@@ -238,7 +242,7 @@ def test_photos_that_are_on_no_device_are_named_and_counted():
     assert held == "Of 2,003 training photos 10 (10 cat) are held out of all training (hold_out)."
     assert "training on 1,993 photos in one place" in view.verdict(results)[0]
     del results["models"]["centralized"]
-    assert view.warnings(results)[1].endswith("per_class=99).")
+    assert view.warnings(results)[1].endswith("(partition paper: num_shards=10, per_class=99).")
 
 
 def test_the_answer_says_when_it_is_more_than_chance():

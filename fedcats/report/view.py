@@ -153,16 +153,17 @@ def _left_out(results: Results) -> list[str]:
     too = ""
     if centralized(results) is not None:
         with_them = _trained_on(results) > sum(shard["examples"] for shard in data["shards"])
-        too = f"; the centralized model {'has' if with_them else 'lacks'} them"
+        it = "it" if sum(dealt.values()) == 1 else "them"
+        too = f"; the centralized model {'has' if with_them else 'lacks'} {it}"
     there = sum(data["train"].values()) + sum(held.values())
     lines = [
-        (limited, there + sum(limited.values()), f"are not used ({' and '.join(limits)})"),
-        (dealt, there, f"are on no device (partition {name}: {how}){too}"),
-        (held, there, "are held out of all training (hold_out)"),
+        (limited, there + sum(limited.values()), f"not used ({' and '.join(limits)})"),
+        (dealt, there, f"on no device (partition {name}: {how}){too}"),
+        (held, there, "held out of all training (hold_out)"),
     ]
     return [
         f"{'Warning: ' if count > NOTABLE * total else ''}Of {total:,} training {what} {count:,} "
-        f"({_by_class(counts)}) {text}."
+        f"({_by_class(counts)}) {'is' if count == 1 else 'are'} {text}."
         for counts, total, text in lines
         if (count := sum(counts.values()))
     ]

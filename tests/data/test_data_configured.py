@@ -71,6 +71,8 @@ def test_training_photos_that_are_test_photos_can_be_kept(run: Go, tmp_path: Pat
     data = ["data=folder", f"data.root={tmp_path / 'photos'}", "partition=iid"]
     dropped, _ = run(*QUICK, *data)
     kept, _ = run(*QUICK, *data, "data.keep_duplicates=true", folder="kept")
+    none = {"a": 0, "b": 0}
+    assert dropped["data"]["left_out"] == {"limit": none, "partition": none}
     assert (dropped["data"]["train"], kept["data"]["train"]) == ({"a": 3, "b": 3}, {"a": 4, "b": 4})
 
 
