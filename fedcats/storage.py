@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import tempfile
 import threading
 import time
 import uuid
@@ -252,6 +253,21 @@ class Store:
                     groups = json.loads(path.read_text() or "{}")
                     held.update(key for keys in groups.values() for key in keys)
         return held
+
+
+@contextlib.contextmanager
+def opened(root: Path | None, max_bytes: int, folder: Path) -> Iterator[Store]:
+    """The store under ``root``, bounded when it is left; or one in ``folder`` for this context."""
+    if root is None:
+        with tempfile.TemporaryDirectory(prefix=".store-", dir=folder) as temporary:
+            yield Store(Path(temporary))
+        return
+    store = Store(root, max_bytes)
+    try:
+        yield store
+        store.evict()
+    finally:
+        store.release()
 
 
 def _unlinked(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """Whole experiments, through the real pipeline: Flower, Ray, the store, the report."""
 
 import csv
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -15,12 +16,16 @@ import torchvision
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
+from fedcats.data import Images
 from fedcats.errors import RunError, UserError
+from fedcats.experiment import evaluate, predictions
+from fedcats.experiment import results as results_module
 from fedcats.federated import client as client_module
 from fedcats.metrics import read_predictions, scores
 from fedcats.models import build
 from fedcats.models.weights import initial_weights
 from fedcats.storage import Store
+from fedcats.training.loop import predict
 
 Go = Callable[..., tuple[dict[str, Any], Path]]
 LOCAL = "runner=local"
@@ -118,6 +123,56 @@ def test_scores_recomputed_from_the_predictions(three: tuple[dict[str, Any], Pat
         again = scores(found.labels, found.probabilities, found.classes)
         assert {key: model[key] for key in again} == again
         assert model["n"] == 12
+
+
+def test_the_comparison_is_of_what_was_predicted_not_of_the_files(
+    run: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = run(LOCAL, "seed=3", folder="as it is")
+
+    def other(path: Path, *_: Any) -> None:
+        """What another command would write there."""
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("file,label,prediction,p_cat,p_dog\n")
+
+    monkeypatch.setattr(evaluate, "write_predictions", other)
+    assert run(LOCAL, "seed=3")[0]["comparison"] == first["comparison"]
+
+
+def test_equal_merges_are_tested_once(run: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    tested = []
+
+    def counted(models: list[torch.nn.Module], images: Images) -> list[np.ndarray]:
+        tested.extend(models)
+        return predict(models, images)
+
+    monkeypatch.setattr(predictions, "predict", counted)
+    results, folder = run(LOCAL, "seed=61", "strategy.rules=[polyak,fedavg,uniform]")
+    merged = [
+        model_bytes(folder)[f"{name}.safetensors"] for name in ("polyak", "fedavg", "uniform")
+    ]
+    assert len({*merged}) == 1  # two shards of one size, beta 0.5
+    assert len(tested) == 3 + 1
+    scored = [results["models"][name]["loss"] for name in ("polyak", "fedavg", "uniform")]
+    assert len({*scored}) == 1
+
+
+def test_without_its_report_a_run_is_not_complete(
+    run: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path, results: dict[str, Any]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(results_module, "write_report", full)
+    with pytest.raises(OSError, match="No space"):
+        run(LOCAL, "seed=3")
+    kept = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert kept["status"] == "without its report"
+    assert kept["models"]["polyak"]["n"] == 12
+    monkeypatch.undo()
+    results, folder = run(LOCAL, "seed=3")
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert results["status"] == "complete"
 
 
 def test_torchvision_loads_the_saved_models(three: tuple[dict[str, Any], Path]) -> None:
@@ -466,6 +521,34 @@ def test_nobody_trains_on_nothing(run: Go) -> None:
     for mode, who in (("compare", "client 0 has 8"), ("centralized", "centralized has 16")):
         with pytest.raises(UserError, match=f"train.drop_last=true: {who} training images"):
             run(LOCAL, f"mode={mode}", "train.batch_size=17", "train.drop_last=true")
+
+
+def test_the_baseline_has_the_clients_photos_or_all_of_them(
+    run: Go, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paper = [LOCAL, "partition=paper", "partition.per_class=3"]  # of 8: 2 x 2 are on no device
+    same, folder = run(*paper, folder="same")
+    assert same["data"]["left_out"]["partition"] == {"cat": 2, "dog": 2}
+    assert same["models"]["centralized"]["training"]["examples"] == 12
+    every, other = run(*paper, "centralized.photos=all", folder="all")
+    assert every["store"]["trained"] == ["centralized"]
+    assert every["models"]["centralized"]["training"]["examples"] == 16
+    said = " ".join(capsys.readouterr().out.split())
+    for where, word in ((folder, "lacks"), (other, "has")):
+        sentence = (
+            "Warning: Of 16 training drawings 4 (2 cat, 2 dog) are on no device (partition paper: "
+            f"num_shards=2, per_class=3); the centralized model {word} them."
+        )
+        assert sentence in said
+        assert sentence in (where / "report.html").read_text()
+    uneven = [LOCAL, "partition.num_shards=3"]
+    same, _ = run(*uneven)
+    assert sorted(shard["examples"] for shard in same["data"]["shards"]) == [5, 5, 6]
+    assert not any(same["data"]["left_out"]["partition"].values())
+    assert run(*uneven, "centralized.photos=all")[0]["store"]["trained"] == []  # the same key
+    held, _ = run(*paper, "centralized.photos=all", "hold_out=0.34")
+    assert held["models"]["centralized"]["training"]["examples"] == 12
+    assert held["data"]["held_out"] == {"cat": 2, "dog": 2}
 
 
 @pytest.mark.parametrize(

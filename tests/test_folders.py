@@ -58,6 +58,19 @@ def test_what_is_not_of_fedcats_is_refused_or_left(tmp_path: Path) -> None:
     assert files(tmp_path) == {"report.html", "results.json"}
 
 
+def test_a_command_that_fails_before_its_run_leaves_no_earlier_results(tmp_path: Path) -> None:
+    earlier = {"schema": 1, "status": "complete", "config": {}, "models": {}}
+    (tmp_path / "results.json").write_text(json.dumps(earlier))
+    command = [sys.executable, "-m", "fedcats.cli", f"hydra.run.dir={tmp_path}"]
+    refused = subprocess.run([*command, "train.epochs=0"], capture_output=True, text=True)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert files(tmp_path) == {"results.json"}  # nothing has begun, nothing is lost
+    nowhere = ["runner=flwr", "runner.superlink=nowhere"]
+    failed = subprocess.run([*command, *nowhere], capture_output=True, text=True)
+    assert (failed.returncode, failed.stderr.count("\n")) == (2, 1), failed.stderr
+    assert "results.json" not in files(tmp_path)
+
+
 def test_one_command_at_a_time(tmp_path: Path) -> None:
     with claimed(tmp_path), claimed(tmp_path):  # the same process may
         held = subprocess.run([sys.executable, "-c", HOLDER, tmp_path], capture_output=True)

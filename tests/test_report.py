@@ -171,16 +171,18 @@ def small(**more: Any) -> dict[str, Any]:
         }  # fmt: skip
 
     interval = {"difference": -0.01, "low": -0.03, "high": 0.012}
+    training = {"examples": 2003, "steps": 501, "epochs": []}
     return {
         "data": {
             "source": "folder",
             "classes": ["cat", "dog"],
             "train": {"cat": 999, "dog": 1004},
             "test": {"cat": 100, "dog": 100},
+            "shards": [{"client": i, "examples": n} for i, n in enumerate((1000, 1003))],
         },
         "config": {"strategy": {"beta": 0.5}},
         "models": {
-            "centralized": model(0.96, 0.95, 0.97),
+            "centralized": model(0.96, 0.95, 0.97, training=training),
             "submodel/0": model(0.90, 0.91, 0.92),
             "submodel/1": model(0.92, 0.93, 0.94),
             "polyak": model(0.95, 0.955, 0.94, effective_weights=[0.5, 0.5], n_eff=2.0),
@@ -209,6 +211,38 @@ def test_the_answer_by_hand():
         "exact McNemar p = 0.73).",
         "Precision changes by +0.5 points (−1.0 to +2.0), recall by −3.0 (−5.0 to −1.0).",
     ]
+
+
+def test_photos_that_are_on_no_device_are_named_and_counted():
+    results = small()
+    results["data"] |= {
+        "left_out": {"limit": {"cat": 0, "dog": 0}, "partition": {"cat": 9, "dog": 14}},
+        "held_out": {"cat": 0, "dog": 0},
+        "shards": [{"client": i, "examples": 198} for i in range(10)],
+    }
+    results["config"]["partition"] = {"name": "paper", "num_shards": 10, "per_class": 99}
+    nobody = "Of 2,003 training photos 23 (9 cat, 14 dog) are on no device (partition paper: "
+    nobody += "num_shards=10, per_class=99); the centralized model"
+    assert view.warnings(results) == [f"Warning: {nobody} has them."]
+    assert "training on all 2,003 photos in one place" in view.verdict(results)[0]
+    results["models"]["centralized"]["training"]["examples"] = 1980
+    assert view.warnings(results) == [f"Warning: {nobody} lacks them."]
+    assert "on the 1,980 photos of all 10 devices in one place" in view.verdict(results)[0]
+    results["data"]["left_out"]["partition"] = {"cat": 0, "dog": 1}
+    (one,) = view.warnings(results)
+    assert one.startswith("Of 2,003 training photos 1 (1 dog) is on no device (partition paper: ")
+    assert one.endswith("; the centralized model lacks it.")
+    results["data"]["left_out"]["limit"]["dog"] = 500
+    results["config"]["data"] = {"limit": 1004, "counts": None}
+    results["data"]["train"] = {"cat": 989, "dog": 1004}
+    results["data"]["held_out"]["cat"] = 10
+    results["models"]["centralized"]["training"]["examples"] = 1993
+    limit, _, held = view.warnings(results)
+    assert limit == "Warning: Of 2,503 training photos 500 (500 dog) are not used (data.limit)."
+    assert held == "Of 2,003 training photos 10 (10 cat) are held out of all training (hold_out)."
+    assert "training on 1,993 photos in one place" in view.verdict(results)[0]
+    del results["models"]["centralized"]
+    assert view.warnings(results)[1].endswith("(partition paper: num_shards=10, per_class=99).")
 
 
 def test_the_answer_says_when_it_is_more_than_chance():
@@ -467,7 +501,7 @@ def test_many_classes_and_clients_are_few_shapes(tmp_path: Path, k: int, clients
         border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
         assert (border == 255).all(), f"{one.name} is cut off"
     for row in tables.shards(results).rows:
-        assert len(row) <= 2 + tables.MANY_CLASSES + 2
+        assert len(row) <= 2 + view.MANY_CLASSES + 2
 
 
 def test_the_loss_figure_shows_the_history(tmp_path: Path):

@@ -252,6 +252,13 @@ class AttackConfig:
 
 
 @dataclass(frozen=True)
+class CentralizedConfig:
+    """``centralized``: the baseline's photos, those of all clients or every one not held out."""
+
+    photos: str = _choice("same", "all")
+
+
+@dataclass(frozen=True)
 class MergeConfig:
     """``merge``: what ``mode=merge`` evaluates; ``strategy.beta=auto`` takes one of the betas."""
 
@@ -338,6 +345,7 @@ class Config:
     train: TrainConfig
     strategy: StrategyConfig
     attack: AttackConfig
+    centralized: CentralizedConfig
     merge: MergeConfig
     runner: Any
     store: StoreConfig

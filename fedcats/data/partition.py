@@ -27,14 +27,16 @@ def paper_partition(labels: ArrayLike, num_shards: int, per_class: int | None, s
     num_shards
         How many shards; the paper has 10.
     per_class
-        Images of each class in each shard; the paper has 99. None takes as many as fit.
+        Images of each class in each shard; the paper has 99. None deals out all: the shards then
+        differ by at most one image of each class, and by at most one in all.
     seed
         Decides which images go where, and nothing else.
 
     Returns
     -------
     list of numpy.ndarray
-        `num_shards` arrays of positions in `labels`, int64, ascending, disjoint.
+        `num_shards` arrays of positions in `labels`, int64, ascending, disjoint; with None
+        together all images.
 
     Raises
     ------
@@ -45,16 +47,14 @@ def paper_partition(labels: ArrayLike, num_shards: int, per_class: int | None, s
     _check_num_shards(num_shards)
     positions = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     fewest = min((len(of_class) for of_class in positions), default=0)
-    if per_class is None:
-        per_class = fewest // num_shards
-        if per_class == 0:
-            raise UserError(
-                f"partition.num_shards={num_shards}: the smallest class has only {fewest} "
-                f"training images, which is enough for at most {fewest} shards"
-            )
-    if per_class < 1:
+    if per_class is None and num_shards > fewest:
+        raise UserError(
+            f"partition.num_shards={num_shards}: the smallest class has only {fewest} "
+            f"training images, which is enough for at most {fewest} shards"
+        )
+    if per_class is not None and per_class < 1:
         raise UserError(f"partition.per_class={per_class}: must be at least 1, or null")
-    if num_shards * per_class > fewest:
+    if per_class is not None and num_shards * per_class > fewest:
         raise UserError(
             f"partition=paper wants {num_shards} shards of {per_class} images per class "
             f"({num_shards * per_class} of each class), but the smallest class has {fewest} "
@@ -62,10 +62,16 @@ def paper_partition(labels: ArrayLike, num_shards: int, per_class: int | None, s
         )
     rng = np.random.default_rng(derive_seed(seed, "partition", "paper"))
     parts: list[list[NDArray[np.int64]]] = [[] for _ in range(num_shards)]
+    turn = 0  # whose turn it is to get one more
     for of_class in positions:
-        dealt = rng.permutation(of_class)[: num_shards * per_class].reshape(num_shards, per_class)
-        for part, share in zip(parts, dealt, strict=True):
+        each = per_class or len(of_class) // num_shards
+        shuffled = rng.permutation(of_class)
+        dealt, rest = np.split(shuffled, [num_shards * each])
+        for part, share in zip(parts, dealt.reshape(num_shards, each), strict=True):
             part.append(share)
+        for position in rest if per_class is None else ():
+            parts[turn].append(position[None])
+            turn = (turn + 1) % num_shards
     return [np.sort(np.concatenate(part)) for part in parts]
 
 

@@ -43,8 +43,8 @@ def _keeps_baseline(config: Config) -> bool:
 
 
 def _trained(config: Config) -> Path:
-    parts = ("data", "partition", "model", "train", "runner", "seed", "rounds", "hold_out")
-    kept = {name: value for name, value in asdict(config).items() if name in parts}
+    parts = ("data", "partition", "centralized", "model", "train", "runner", "seed", "rounds")
+    kept = {name: value for name, value in asdict(config).items() if name in (*parts, "hold_out")}
     text = json.dumps(kept, sort_keys=True, default=str)
     return home() / "trained" / hashlib.sha256(text.encode()).hexdigest()
 

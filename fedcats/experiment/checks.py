@@ -12,12 +12,13 @@ from fedcats.errors import UserError
 from fedcats.models import build
 
 if TYPE_CHECKING:
-    from fedcats.experiment.inputs import Run
+    from fedcats.experiment.inputs import Inputs
+    from fedcats.storage import Store
 
 
-def check_room(this: Run) -> None:
+def check_room(this: Inputs, store: Store) -> None:
     """UserError when the disk cannot hold the models, or the store what it needs at one time."""
-    config, store = this.config, this.store
+    config = this.config
     if config.save_models != "none" and config.mode != "merge":
         whole = sum(value.nbytes for value in this.initial.state.values())
         count = int(config.mode != "federated")
@@ -50,7 +51,7 @@ def check_room(this: Run) -> None:
         )
 
 
-def check_sizes(this: Run) -> None:
+def check_sizes(this: Inputs) -> None:
     """UserError when somebody would train on nothing."""
     train = this.config.train
     for who, size in this.trainings.items():
@@ -61,7 +62,7 @@ def check_sizes(this: Run) -> None:
             )
 
 
-def check_step(this: Run, model: nn.Module) -> None:
+def check_step(this: Inputs, model: nn.Module) -> None:
     """UserError when the model cannot take a step on each batch that there will be."""
     train, name, side = this.config.train, this.config.model.name, this.dataset.size
 

@@ -2,8 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,21 +10,15 @@ import numpy as np
 
 from fedcats.config.schema import Config
 from fedcats.errors import RunError
-from fedcats.experiment.inputs import TEST, Run
-from fedcats.experiment.predictions import (
-    Candidate,
-    Parts,
-    Probabilities,
-    in_passes,
-    probabilities,
-    validation_scores,
-)
+from fedcats.experiment.inputs import Inputs
+from fedcats.experiment.predictions import Candidate, Parts, Predictor, Probabilities
 from fedcats.experiment.results import training_record
+from fedcats.experiment.tasks import TEST
 from fedcats.experiment.train import Trained
 from fedcats.merging.fold import effective_number
 from fedcats.merging.plan import Merged
 from fedcats.merging.server_optimizer import OPTIMIZERS
-from fedcats.metrics import compare, read_predictions, scores, write_predictions
+from fedcats.metrics import compare, write_predictions
 from fedcats.report import Progress
 from fedcats.seeding import derive_seed
 from fedcats.storage import Store
@@ -33,112 +26,61 @@ from fedcats.tensors import State, save
 from fedcats.training.update import read
 
 
-def evaluate(
-    this: Run, trained: Trained, results: dict[str, Any], progress: Progress
-) -> dict[str, Any]:
-    """Test every model on the same photos; write predictions and weights."""
-    merges = {} if this.config.mode == "merge" else trained.merged
-    jobs: dict[str, Candidate] = {}
-    for name, update in trained.updates.items():
-        if name == "centralized" or name.startswith("submodel/"):
-            jobs[name] = (
-                Parts((update.key,)),
-                lambda key=update.key: _stored(this.store, key),  # type: ignore[misc]
-            )
-    for name, merged in merges.items():
-        jobs[name] = (_parts(merged), lambda state=merged.state: state)  # type: ignore[misc]
-    ordered = sorted(jobs, key=_model_order)
+def evaluate(predictor: Predictor, trained: Trained, progress: Progress) -> dict[str, Any]:
+    """Test every model on the same photos; write predictions and weights.
 
-    def test(names: Sequence[str]) -> list[dict[str, Any]]:
-        models = [(jobs[name][0], functools.cache(jobs[name][1])) for name in names]
-        on_test = probabilities(this, models, this.dataset.test)
-        on_held: Sequence[Probabilities | None] = [None] * len(names)
-        if len(this.held):
-            on_held = probabilities(this, models, this.validation)
-        return [
-            describe(name, state, predicted, held)
-            for name, (_, state), predicted, held in zip(
-                names, models, on_test, on_held, strict=True
-            )
-        ]
-
-    def describe(
-        name: str,
-        state: Callable[[], State],
-        predicted: Probabilities,
-        on_held: Probabilities | None,
-    ) -> dict[str, Any]:
-        test_images = this.dataset.test
-        file = name.replace("/", "-")
-        predictions = f"predictions/{file}.csv"
-        write_predictions(
-            this.folder / predictions,
-            test_images.files,
-            test_images.labels,
-            predicted,
-            this.dataset.classes,
-        )
-        model = scores(test_images.labels, predicted, this.dataset.classes)
-        model |= {"file": None, "predictions": predictions}
-        if on_held is not None:
-            model["validation"] = validation_scores(this, on_held)
-            right = on_held.argmax(axis=1) == this.validation.labels
-            model["by_client"] = [
-                float(right[np.searchsorted(this.held, part)].mean()) if len(part) else None
-                for part in this.parts
-            ]
-        if _is_saved(this.config, name):
-            model["file"] = f"models/{file}.safetensors"
-            path = this.folder / model["file"]
-            path.parent.mkdir(exist_ok=True)
-            whole = this.initial.state | state()
-            save(whole, path, {"classes": json.dumps(this.dataset.classes)})
-        return model
-
-    count = len(ordered) + sum(map(len, trained.earlier[:-1]))
+    Returns
+    -------
+    dict
+        ``models`` and ``comparison`` of results.json, and of several rounds ``rounds``.
+    """
+    inputs = predictor.inputs
+    final = _candidates(predictor, trained)
+    earlier = [_of_merge(merged) for row in trained.earlier[:-1] for merged in row.values()]
+    test, count = inputs.dataset.test, len(final) + len(earlier)
 
     def tested(number: int) -> None:
         progress.update(TEST, number, count, None, "testing" if number < count else "done")
 
-    tested(0)
-    with ThreadPoolExecutor(this.workers) as pool:
-        done: dict[str, dict[str, Any]] = {}
-        passes = in_passes(this, ordered)
-        for names, scored in zip(passes, pool.map(test, passes), strict=True):
-            done |= zip(names, scored, strict=True)
-            tested(len(done))
-        if len(trained.earlier) > 1:
-            results["rounds"] = _score_rounds(this, trained, pool, done, tested)
+    def before(number: int) -> None:
+        tested(len(final) + number)
+
+    sets = [test, inputs.validation] if len(inputs.held) else [test]
+    tested_on = predictor.predict([*final.values()], sets, tested)
+    predicted = dict(zip(final, tested_on, strict=True))
+    on_test = predictor.predict(earlier, [test], before)
+    with predictor.pool() as pool:
+        record = functools.partial(_record, predictor, trained)
+        found = pool.map(record, final, final.values(), predicted.values())
+        models = dict(zip(final, found, strict=True))
     tested(count)
-    for name, model in done.items():
-        if name in trained.updates:
-            model["training"] = training_record(trained.updates[name])
-            model["key"] = trained.updates[name].key if this.config.store.enabled else None
-        if name in merges:
-            merged = merges[name]
-            model["clients"] = merged.clients
-            model |= _traffic(merged)
-            if merged.steps:
-                weights = merged.effective_weights
-                model["effective_weights"] = weights
-                if merged.steps[0] != 1.0:  # of the model that the round started from
-                    model["global_weight"] = 1.0 - sum(weights)
-                    weights = [model["global_weight"], *weights]
-                model["n_eff"] = effective_number(weights)
-            if name in OPTIMIZERS:
-                model["optimizer"] = asdict(getattr(this.config.strategy, name))
-            if name == "polyak":
-                model["beta"] = trained.beta
-                if trained.betas:
-                    model["beta_chosen_from"] = trained.betas
-    return done
+    results: dict[str, Any] = {
+        "models": models,
+        "comparison": _comparison(inputs, {name: one for name, (one, *_) in predicted.items()}),
+    }
+    if len(trained.earlier) > 1:
+        scored = [predictor.scores(test, one) for (one,) in on_test]
+        results["rounds"] = _rounds(trained, scored, models)
+    return results
 
 
-def _is_saved(config: Config, model: str) -> bool:
-    """Whether the weights go into the run folder; what was trained is in the store, too."""
-    if config.mode == "merge" or config.save_models == "none":
-        return False
-    return config.save_models == "all" or not model.startswith("submodel/")
+def _candidates(predictor: Predictor, trained: Trained) -> dict[str, Candidate]:
+    """The models to be tested, by name: the baseline, the clients' of round 1, the merged ones."""
+    found = {
+        name: Candidate(
+            Parts((update.key,)), functools.partial(_stored, predictor.store, update.key)
+        )
+        for name, update in trained.updates.items()
+        if name == "centralized" or name.startswith("submodel/")
+    }
+    if predictor.inputs.config.mode != "merge":
+        found |= {name: _of_merge(merged) for name, merged in trained.merged.items()}
+    return {name: found[name] for name in sorted(found, key=_model_order)}
+
+
+def _of_merge(merged: Merged) -> Candidate:
+    parts = Parts(tuple(merged.keys), tuple(merged.steps), merged.rule)
+    return Candidate(parts, lambda: merged.state)
 
 
 def _model_order(name: str) -> tuple[int, int]:
@@ -154,58 +96,97 @@ def _stored(store: Store, key: str) -> State:
     return update.tensors
 
 
-def _parts(merged: Merged) -> Parts:
-    return Parts(tuple(merged.keys), tuple(merged.steps), merged.rule)
+def _record(
+    predictor: Predictor,
+    trained: Trained,
+    name: str,
+    candidate: Candidate,
+    predicted: Sequence[Probabilities],
+) -> dict[str, Any]:
+    """What results.json says of a model; its predictions and weights are written to files."""
+    inputs, (on_test, *on_held) = predictor.inputs, predicted
+    test, classes, file = inputs.dataset.test, inputs.dataset.classes, name.replace("/", "-")
+    model = predictor.scores(test, on_test)
+    model |= {"file": None, "predictions": f"predictions/{file}.csv"}
+    path = inputs.folder / model["predictions"]
+    write_predictions(path, test.files, test.labels, on_test, classes)
+    for one in on_held:
+        model["validation"] = predictor.validation_scores(one)
+        right = one.argmax(axis=1) == inputs.validation.labels
+        model["by_client"] = [
+            float(right[np.searchsorted(inputs.held, part)].mean()) if len(part) else None
+            for part in inputs.parts
+        ]
+    if _is_saved(inputs.config, name):
+        model["file"] = f"models/{file}.safetensors"
+        path = inputs.folder / model["file"]
+        path.parent.mkdir(exist_ok=True)
+        whole = inputs.initial.state | candidate.state()
+        save(whole, path, {"classes": json.dumps(classes)})
+    if update := trained.updates.get(name):
+        model["training"] = training_record(update)
+        model["key"] = update.key if inputs.config.store.enabled else None
+    else:
+        model |= _merge_record(inputs.config, trained, name)
+    return model
+
+
+def _is_saved(config: Config, model: str) -> bool:
+    """Whether the weights go into the run folder; what was trained is in the store, too."""
+    if config.mode == "merge" or config.save_models == "none":
+        return False
+    return config.save_models == "all" or not model.startswith("submodel/")
+
+
+def _merge_record(config: Config, trained: Trained, name: str) -> dict[str, Any]:
+    """What results.json says of how a model was merged."""
+    merged = trained.merged[name]
+    model = {"clients": merged.clients, **_traffic(merged)}
+    if merged.steps:
+        weights = merged.effective_weights
+        model["effective_weights"] = weights
+        if merged.steps[0] != 1.0:  # of the model that the round started from
+            model["global_weight"] = 1.0 - sum(weights)
+            weights = [model["global_weight"], *weights]
+        model["n_eff"] = effective_number(weights)
+    if name in OPTIMIZERS:
+        model["optimizer"] = asdict(getattr(config.strategy, name))
+    if name == "polyak":
+        model["beta"] = trained.beta
+        if trained.betas:
+            model["beta_chosen_from"] = trained.betas
+    return model
 
 
 def _traffic(merged: Merged) -> dict[str, Any]:
     return {"bytes": {"down": merged.down, "up": merged.up}}
 
 
-def _score_rounds(
-    this: Run,
-    trained: Trained,
-    pool: ThreadPoolExecutor,
-    last: dict[str, Any],
-    tested: Callable[[int], None],
+def _rounds(
+    trained: Trained, earlier: Sequence[dict[str, Any]], models: Mapping[str, dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The scores of each rule's merge after each round; ``last``: those of the last, by model.
-
-    ``tested`` is called with the number of models tested so far, ``last`` included.
-    """
-
-    def score(merged: Merged) -> dict[str, Any]:
-        test = this.dataset.test
-        (predicted,) = probabilities(this, [(_parts(merged), lambda: merged.state)], test)
-        return scores(test.labels, predicted, this.dataset.classes) | _traffic(merged)
-
+    """The scores of each rule's merge after each round; ``earlier``: of all rounds but the last."""
+    scored = iter(earlier)
+    files = ("file", "key", "predictions")
     rows: list[dict[str, Any]] = []
     for number, merges in enumerate(trained.earlier, 1):
-        if number < len(trained.earlier):
-            scored = dict(zip(merges, pool.map(score, merges.values()), strict=True))
-        else:
-            files = ("file", "key", "predictions")
-            scored = {
-                rule: {k: v for k, v in last[rule].items() if k not in files} | _traffic(merged)
-                for rule, merged in merges.items()
-            }
-        rows.append({"round": number, **scored})
-        tested(len(last) + sum(len(row) - 1 for row in rows[: len(trained.earlier) - 1]))
+        row: dict[str, Any] = {"round": number}
+        for rule, merged in merges.items():
+            last = {key: v for key, v in models[rule].items() if key not in files}
+            found = next(scored) if number < len(trained.earlier) else last
+            row[rule] = found | _traffic(merged)
+        rows.append(row)
     return rows
 
 
-def compare_with_baseline(this: Run, done: dict[str, Any]) -> dict[str, Any]:
+def _comparison(inputs: Inputs, predicted: Mapping[str, Probabilities]) -> dict[str, Any]:
     """Each merged model against the baseline, photo by photo."""
-    if "centralized" not in done:
+    if "centralized" not in predicted:
         return {}
-    reference = read_predictions(this.folder / done["centralized"]["predictions"])
+    seed = derive_seed(inputs.config.seed, "bootstrap")
+    labels, reference = inputs.dataset.test.labels, predicted["centralized"]
     return {
-        name: compare(
-            reference.labels,
-            read_predictions(this.folder / model["predictions"]).probabilities,
-            reference.probabilities,
-            seed=derive_seed(this.config.seed, "bootstrap"),
-        )
-        for name, model in done.items()
-        if "clients" in model
+        name: compare(labels, one, reference, seed=seed)
+        for name, one in predicted.items()
+        if name != "centralized" and not name.startswith("submodel/")
     }

@@ -44,9 +44,9 @@ class Folders(Callback):
     """Fixes where a command writes before Hydra makes the first folder."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Of a single run."""
+        """Of a single run; however it ends, nothing of an earlier one is taken for its own."""
         with _one_line(config):
-            _fix(config, "run")
+            clear(_fix(config, "run"))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Of a sweep, whose jobs compose their configuration again."""

@@ -2,10 +2,9 @@
 
 import random
 import tempfile
-import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +12,6 @@ import numpy as np
 import torch
 from flwr.serverapp import Grid
 
-from fedcats import tensors
 from fedcats.config.schema import Config, PhotoData
 from fedcats.data import (
     Dataset,
@@ -26,6 +24,7 @@ from fedcats.data import (
     shared_between_shards,
 )
 from fedcats.data.files import shown
+from fedcats.data.partition import Shards
 from fedcats.data.sources import part_source
 from fedcats.errors import UserError
 from fedcats.experiment.baseline_process import events_file
@@ -38,58 +37,39 @@ from fedcats.home import home
 from fedcats.merging.plan import Plan, merge_order
 from fedcats.models import build, weights
 from fedcats.models.weights import InitialWeights
-from fedcats.report import Progress, Work
-from fedcats.report.estimate import LAST
+from fedcats.report import Progress
 from fedcats.seeding import derive_seed
 from fedcats.storage import Store
-from fedcats.tensors import State
-from fedcats.training.attack import Attack
-from fedcats.training.frozen import SharedTest
-from fedcats.training.recipe import Recipe
-from fedcats.training.update import Task, put_weights, weights_key
 
-TEST = "test on the same images"
+Positions = np.ndarray[Any, np.dtype[np.int64]]
 
 
-@dataclass
-class Run:
-    """One run's inputs, all decided before anything is trained.
+@dataclass(frozen=True)
+class Photos:
+    """Who has which images.
 
     Attributes
     ----------
-    shards
-        For each client, positions in ``dataset.train``, int64.
-    workers
-        Processes that train, and threads that test, at once.
-    parameters
-        State-dict keys that are no buffers.
+    dataset
+        In a real federation it has test images only.
+    shards, parts
+        For each client, positions in ``dataset.train``, int64: what it trains on, and its held-out
+        images (or no parts at all).
+    left_out
+        How many usable training images of each class there are that no client gets, by what leaves
+        them out: ``limit`` (`data.limit` or `data.counts`) and ``partition``; empty with ``sites``.
     sites
-        Of a real federation; then ``dataset`` has test images only and ``shards`` are empty.
-    parts
-        For each client, positions in ``dataset.train`` of its held-out images, int64; or empty.
-    frozen, lock
-        With a frozen part, its answers by the images' digest, filled in by one thread at a time.
+        Of a real federation; the shards are empty then.
     """
 
-    config: Config
-    folder: Path
     dataset: Dataset
-    shards: list[np.ndarray[Any, np.dtype[np.int64]]]
-    initial: InitialWeights
-    store: Store
-    workers: int
-    device: str
-    trained_names: list[str]
-    parameters: frozenset[str]
-    base: str = ""
-    start: str = ""
-    sites: list[Site] | None = None
-    parts: list[np.ndarray[Any, np.dtype[np.int64]]] = field(default_factory=list)
-    frozen: dict[str, SharedTest | None] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    shards: Shards
+    parts: Shards
+    left_out: dict[str, dict[str, int]]
+    sites: list[Site] | None
 
     @property
-    def held(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def held(self) -> Positions:
         """Positions in ``dataset.train`` of all held-out images, ascending."""
         return np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *self.parts]))
 
@@ -98,36 +78,83 @@ class Run:
         """The training images that nobody trains on; merges are chosen on them."""
         return self.dataset.train.subset(self.held)
 
+    @classmethod
+    def of_sites(cls, config: Config, progress: Progress, grid: Grid | None) -> "Photos":
+        """In a real federation: the server's test images, and what the sites say they have."""
+        if grid is None:
+            raise UserError(
+                "partition.name=sites: for SuperNodes only; allowed are the options of partition"
+            )
+        dataset = decoded(config, _test_source(config, progress), progress)
+        sites = find_sites(grid, dataset.classes)
+        order = config.strategy.order
+        if isinstance(order, list) and sorted(order) != list(range(len(sites))):
+            raise UserError(
+                f"strategy.order={order}: a list must name each site 0 .. {len(sites) - 1} once"
+            )
+        return cls(dataset, [np.zeros(0, dtype=np.int64) for _ in sites], [], {}, sites)
+
+    @classmethod
+    def of_shards(cls, config: Config, progress: Progress, grid: Grid | None) -> "Photos":
+        """In a simulation: all images, dealt out."""
+        if grid is not None and config.mode != "centralized":  # before anything takes time
+            wait_for_nodes(grid, config.partition.num_shards)
+        source = make_source(config, progress)
+        dataset = decoded(config, source, progress)
+        shards = deal_out(config, dataset)
+        left_out = {
+            "limit": _beyond_limit(source, dataset),
+            "partition": _dealt_to_nobody(dataset, shards),
+        }
+        if shared := shared_between_shards(dataset.train, shards):
+            where = " = ".join(f"{shown(file)} (client {client})" for client, file in shared[0])
+            progress.message(
+                f"{len(shared)} photos are in several shards, e.g. {where} "
+                "(all of them: results.json, data.in_several_shards)"
+            )
+        parts: Shards = []
+        if config.held_out:
+            seed = derive_seed(config.seed, "validation")
+            shards, parts = hold_out(dataset.train.labels, shards, config.held_out, seed)
+            if not any(len(part) for part in parts):
+                raise UserError(
+                    f"hold_out={config.held_out:g}: nothing is held out of shards this small; "
+                    "allowed is a larger share, or fewer clients"
+                )
+        return cls(dataset, shards, parts, left_out, None)
+
+
+@dataclass(frozen=True)
+class Inputs(Photos):
+    """One run's inputs, all decided before anything is trained.
+
+    Attributes
+    ----------
+    trained_names, parameters
+        State-dict keys that are trained, and those that are no buffers.
+    workers
+        Processes that train, and threads that test, at once.
+    """
+
+    config: Config
+    folder: Path
+    initial: InitialWeights
+    trained_names: list[str]
+    parameters: frozenset[str]
+    workers: int
+    device: str
+
+    @property
+    def baseline(self) -> Positions:
+        """Positions in ``dataset.train`` of what the baseline trains on, ascending."""
+        if self.config.centralized.photos == "same":
+            return np.sort(np.concatenate(self.shards))
+        return np.setdiff1d(np.arange(len(self.dataset.train)), self.held)
+
     @property
     def events(self) -> Path:
         """The file to which everything that trains appends its progress."""
         return events_file(self.folder)
-
-    @property
-    def expected(self) -> dict[str, Work]:
-        """What is going to be trained and tested."""
-        config, epochs = self.config, self.config.train.epochs
-        expected: dict[str, Work] = {}
-        plan, sizes = self.plan, self.sizes
-        count = len(config.strategy.rules) if config.mode in ("compare", "federated") else 0
-        if config.mode != "federated":
-            images = len(self.dataset.train) - len(self.held)
-            expected["centralized"] = Work(images, epochs * config.rounds, "centralized")
-            count += 1
-        if config.mode != "centralized":
-            batch = 0
-            for number in range(1, config.rounds + 1):
-                chosen = plan.clients(number)
-                count += len(chosen) if number == 1 else len(config.strategy.rules)
-                for rule in config.strategy.rules if number > 1 else ("",):
-                    batch += 1
-                    for client in chosen:
-                        work = Work(sizes[client], epochs, "clients", batch)
-                        expected[self.name(client, number, rule)] = work
-        # A test is only a forward pass, over many images at a time, and on all workers.
-        tested = (len(self.dataset.test) + len(self.held)) / 3 / self.workers
-        expected[TEST] = Work(tested, count, LAST)
-        return expected
 
     @property
     def plan(self) -> Plan:
@@ -141,12 +168,6 @@ class Run:
             strategy.min_clients,
             strategy.max_norm,
         )
-
-    def name(self, client: int, server_round: int, rule: str = "") -> str:
-        """What a client's task is called."""
-        if self.config.rounds == 1:
-            return f"client {client}"
-        return f"round {server_round}, client {client}" + (f" ({rule})" if rule else "")
 
     @property
     def hostile(self) -> list[int]:
@@ -173,44 +194,8 @@ class Run:
         own = {f"client {i}": size for i, size in enumerate(self.sizes)}
         sizes = {} if mode == "centralized" else own
         if mode != "federated":
-            sizes["centralized"] = len(self.dataset.train) - len(self.held)
+            sizes["centralized"] = len(self.baseline)
         return sizes
-
-    def task(self, client: int | str, server_round: int, start: str, rule: str = "") -> Task:
-        """What a client does in a round (or the baseline, with all images).
-
-        From the second round on each ``rule`` goes its own way.
-        """
-        config = self.config
-        recipe = Recipe(**asdict(config.train))
-        if client == "centralized":
-            indices = np.setdiff1d(np.arange(len(self.dataset.train)), self.held)
-            name = "centralized"
-            recipe = replace(recipe, epochs=recipe.epochs * config.rounds, proximal_mu=0.0)
-        else:
-            indices = self.shards[cast(int, client)]
-            name = self.name(cast(int, client), server_round, rule)
-        return Task(
-            name=name,
-            client=client,
-            round=server_round,
-            seed=config.seed,
-            model=config.model.name,
-            num_classes=len(self.dataset.classes),
-            trainable=config.model.trainable,
-            base=self.base,
-            start=start,
-            data=str(self.dataset.path),
-            indices=tuple(int(i) for i in indices),
-            recipe=recipe,
-            threads=config.runner.threads,
-            # A site decides by its own machine.
-            device=self.device if self.sites is None else config.runner.device,
-            checkpoint_seconds=config.store.checkpoint_seconds,
-            attack=Attack(config.attack.name, config.attack.factor)
-            if client in self.hostile
-            else None,
-        )
 
 
 def make_source(config: Config, progress: Progress) -> Source:
@@ -253,46 +238,17 @@ def decoded(config: Config, source: Source, progress: Progress, *, strict: bool 
 
 def gather(
     config: Config, folder: Path, store: Store, progress: Progress, grid: Grid | None
-) -> Run:
+) -> Inputs:
     """Decide everything that a run needs; UserError for what cannot be."""
     build.check_name(config.model.name)  # before anything takes time
-    sites = None
-    parts: list[np.ndarray[Any, np.dtype[np.int64]]] = []
-    if config.partition.name == "sites":
-        if grid is None:
-            raise UserError(
-                "partition.name=sites: for SuperNodes only; allowed are the options of partition"
-            )
-        dataset = decoded(config, _test_source(config, progress), progress)
-        sites = find_sites(grid, dataset.classes)
-        order = config.strategy.order
-        if isinstance(order, list) and sorted(order) != list(range(len(sites))):
-            raise UserError(
-                f"strategy.order={order}: a list must name each site 0 .. {len(sites) - 1} once"
-            )
-        shards = [np.zeros(0, dtype=np.int64) for _ in sites]
-    else:
-        if grid is not None and config.mode != "centralized":  # before anything takes time
-            wait_for_nodes(grid, config.partition.num_shards)
-        dataset = decoded(config, make_source(config, progress), progress)
-        shards = deal_out(config, dataset)
-        if shared := shared_between_shards(dataset.train, shards):
-            where = " = ".join(f"{shown(file)} (client {client})" for client, file in shared[0])
-            progress.message(
-                f"{len(shared)} photos are in several shards, e.g. {where} "
-                "(all of them: results.json, data.in_several_shards)"
-            )
-        if config.held_out:
-            seed = derive_seed(config.seed, "validation")
-            shards, parts = hold_out(dataset.train.labels, shards, config.held_out, seed)
-            if not any(len(part) for part in parts):
-                raise UserError(
-                    f"hold_out={config.held_out:g}: nothing is held out of shards this small; "
-                    "allowed is a larger share, or fewer clients"
-                )
+    cuda = torch.cuda.is_available()
+    if config.runner.device == "cuda" and not cuda:
+        raise UserError("runner.device=cuda: no GPU can be used here; allowed are auto, cpu")
+    source = Photos.of_sites if config.partition.name == "sites" else Photos.of_shards
+    photos = source(config, progress, grid)
     initial = weights.initial_weights(
         config.model.name,
-        len(dataset.classes),
+        len(photos.dataset.classes),
         config.model.weights,
         config.seed,
         home(),
@@ -300,41 +256,24 @@ def gather(
     )
     if initial.note:
         progress.message(initial.note)
-    model = build.empty(config.model.name, len(dataset.classes), initial.state)
-    names = build.set_trainable(model, config.model.trainable)
-    cuda = torch.cuda.is_available()
-    if config.runner.device == "cuda" and not cuda:
-        raise UserError("runner.device=cuda: no GPU can be used here; allowed are auto, cpu")
-    this = Run(
-        config,
-        folder,
-        dataset,
-        shards,
-        initial,
-        store,
-        config.runner.workers or default_workers(),
-        "cuda" if cuda and config.runner.device != "cpu" else "cpu",
-        names,
-        frozenset(name for name, _ in model.named_parameters()),
-        sites=sites,
-        parts=parts,
+    model = build.empty(config.model.name, len(photos.dataset.classes), initial.state)
+    this = Inputs(
+        **vars(photos),
+        config=config,
+        folder=folder,
+        initial=initial,
+        trained_names=build.set_trainable(model, config.model.trainable),
+        parameters=frozenset(name for name, _ in model.named_parameters()),
+        workers=config.runner.workers or default_workers(),
+        device="cuda" if cuda and config.runner.device != "cpu" else "cpu",
     )
-    check_room(this)
+    check_room(this, store)
     check_sizes(this)
     check_step(this, model)
-    start = trainable_part(initial.state, names)
-    whole = len(start) == len(initial.state)
-    this.base, this.start = initial.sha256, initial.sha256 if whole else tensors.digest(start)
-    store.hold([weights_key(sha256) for sha256 in (this.base, this.start)])
-    for sha256, state in {this.base: initial.state, this.start: start}.items():
-        put_weights(store, state, sha256)
-    if (
-        grid is None
-        and config.mode in ("compare", "federated")
-        and (address := cluster_address(config))
-    ):
+    address = cluster_address(config)
+    if grid is None and config.mode in ("compare", "federated") and address:
         with tempfile.NamedTemporaryFile(dir=store.root, prefix=".shared-", suffix=".tmp") as file:
-            check_cluster(address, [dataset.path, folder, Path(file.name)])
+            check_cluster(address, [photos.dataset.path, folder, Path(file.name)])
     return this
 
 
@@ -355,7 +294,7 @@ def _test_source(config: Config, progress: Progress) -> Source:
     return part_source(Path(config.data.root), "test")
 
 
-def deal_out(config: Config, dataset: Dataset) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+def deal_out(config: Config, dataset: Dataset) -> Shards:
     """For each client, positions in ``dataset.train``, int64."""
     partition = asdict(config.partition)
     return make_partition(
@@ -371,6 +310,21 @@ def class_counts(images: Images, classes: Sequence[str]) -> dict[str, int]:
     """How many images of each class there are."""
     counts = Counter(int(label) for label in images.labels)
     return {name: counts[label] for label, name in enumerate(classes)}
+
+
+def _beyond_limit(source: Source, dataset: Dataset) -> dict[str, int]:
+    """How many training images of each class were not taken, of those not found unusable."""
+    audit = dataset.audit
+    gone = {path for path, _ in audit.quarantined}
+    gone |= {path for path, _ in audit.in_test_too if audit.removed}
+    listed = Counter(item.label for item in source.train if item.path not in gone)
+    kept = class_counts(dataset.train, dataset.classes)
+    return {name: listed[label] - kept[name] for label, name in enumerate(dataset.classes)}
+
+
+def _dealt_to_nobody(dataset: Dataset, shards: Shards) -> dict[str, int]:
+    rest = np.setdiff1d(np.arange(len(dataset.train)), np.concatenate(shards))
+    return class_counts(dataset.train.subset(rest), dataset.classes)
 
 
 def _findings(dataset: Dataset) -> list[str]:
@@ -389,8 +343,3 @@ def _findings(dataset: Dataset) -> list[str]:
             f"training, e.g. {shown(train)} = {shown(test)}"
         )
     return lines
-
-
-def trainable_part(state: Mapping[str, torch.Tensor], names: Sequence[str]) -> State:
-    """The named tensors of a state dict."""
-    return {name: state[name] for name in names}

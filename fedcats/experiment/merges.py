@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedcats.data import Images
-from fedcats.experiment.predictions import (
-    Parts,
-    Probabilities,
-    image_scores,
-    in_passes,
-    kept_probabilities,
-    probabilities,
-    validation_scores,
-)
+from fedcats.experiment.predictions import Candidate, Parts, Predictor, Probabilities
 from fedcats.merging.many import Point, distinct_points, ensemble, greedy_soup, merge_points
 from fedcats.merging.plan import Merged, merge_order
 from fedcats.merging.rules import RULES
@@ -26,11 +17,7 @@ from fedcats.report.estimate import LAST, Work
 from fedcats.tensors import State
 
 if TYPE_CHECKING:
-    from fedcats.experiment.inputs import Run
     from fedcats.report import Progress
-
-
-_MEMORY = 8e9  # bytes of merged models that a grid holds at a time
 
 
 @dataclass(frozen=True)
@@ -54,42 +41,36 @@ class SubModels:
 
 
 def test_points(
-    this: Run,
+    predictor: Predictor,
     own: SubModels,
     points: Sequence[Point],
     sets: Sequence[Images],
-    pool: Executor,
     done: Callable[[int], None] = lambda _: None,
 ) -> list[list[Probabilities]]:
     """Predictions of every point's merge on each of ``sets``; merged and computed only if new.
 
     ``done`` is called with the number of points tested so far.
     """
-    found: dict[int, list[Probabilities]] = {}
-    for i, point in enumerate(points):
-        kept = [kept_probabilities(this, own.parts(point), images) for images in sets]
-        if all(one is not None for one in kept):
-            found[i] = [one for one in kept if one is not None]
-    done(len(found))
+    by_parts = {own.parts(point): point for point in points}
+    states: dict[Parts, State] = {}
 
-    def test(group: Sequence[tuple[int, State]]) -> list[tuple[Probabilities, ...]]:
-        models = [(own.parts(points[i]), lambda state=state: state) for i, state in group]
-        return list(zip(*(probabilities(this, models, images) for images in sets), strict=True))
+    def merge(group: Sequence[Parts]) -> None:
+        states.clear()
+        merged = _merge(predictor, own, [by_parts[parts] for parts in group])
+        states.update(zip(group, merged, strict=True))
 
-    missing = [i for i in range(len(points)) if i not in found]
-    size = sum(this.initial.state[name].nbytes for name in this.trained_names)
-    for group in _batched(missing, max(1, int(_MEMORY // size))):
-        chosen = [points[i] for i in group]
-        states = merge_points(this.store, own.keys, own.examples, chosen, pool)
-        passes = in_passes(this, list(zip(group, states, strict=True)))
-        for together, tested in zip(passes, pool.map(test, passes), strict=True):
-            found |= {i: list(one) for (i, _), one in zip(together, tested, strict=True)}
-            done(len(found))
-    return [found[i] for i in range(len(points))]
+    parts = [own.parts(point) for point in points]
+    candidates = [Candidate(one, functools.partial(states.__getitem__, one)) for one in parts]
+    return predictor.predict(candidates, sets, done, merge)
+
+
+def _merge(predictor: Predictor, own: SubModels, points: Sequence[Point]) -> list[State]:
+    with predictor.pool() as pool:
+        return merge_points(predictor.store, own.keys, own.examples, points, pool)
 
 
 def choose_beta(
-    this: Run, own: SubModels, clients: Sequence[int], pool: Executor
+    predictor: Predictor, own: SubModels, clients: Sequence[int]
 ) -> tuple[float, dict[str, float], Merged]:
     """``strategy.beta=auto``: the beta whose merge is best on the held-out training images.
 
@@ -105,12 +86,13 @@ def choose_beta(
         lower loss; the accuracy of each; its merge.
     """
     order = [("strategy.order", clients)]
+    this = predictor.inputs
     points = distinct_points(["polyak"], this.config.merge.betas, order)
-    tested = [one for (one,) in test_points(this, own, points, [this.validation], pool)]
-    scored = [image_scores(this, this.validation, one) for one in tested]
+    tested = [one for (one,) in test_points(predictor, own, points, [this.validation])]
+    scored = [predictor.scores(this.validation, one) for one in tested]
     best = max(range(len(points)), key=lambda i: _rank(scored[i]))
     point = points[best]
-    (state,) = merge_points(this.store, own.keys, own.examples, [point], pool)
+    (state,) = _merge(predictor, own, [point])
     parts = own.parts(point)
     merged = Merged(state, list(clients), list(parts.keys), list(parts.steps))
     assert point.beta is not None
@@ -118,7 +100,7 @@ def choose_beta(
     return point.beta, accuracies, merged
 
 
-def merge_grid(this: Run, own: SubModels, progress: Progress, pool: Executor) -> dict[str, Any]:
+def merge_grid(predictor: Predictor, own: SubModels, progress: Progress) -> dict[str, Any]:
     """``mode=merge``: all rules, betas and orders of the configuration from one training.
 
     Returns
@@ -128,6 +110,7 @@ def merge_grid(this: Run, own: SubModels, progress: Progress, pool: Executor) ->
         differs: ``model``, ``strategy.beta``, ``strategy.order``, ``clients``, the scores on the
         test images, on the held-out ones under ``validation``, and the file of predictions.
     """
+    this = predictor.inputs
     config = this.config.merge
     clients = sorted(own.keys)
     orders = []
@@ -141,48 +124,45 @@ def merge_grid(this: Run, own: SubModels, progress: Progress, pool: Executor) ->
     name = f"test {len(points)} merges"
     progress.expect({name: Work(sum(map(len, sets)) / 3 / this.workers, len(points), LAST, 1)})
     tested = test_points(
-        this,
+        predictor,
         own,
         points,
         sets,
-        pool,
         lambda count: progress.update(name, count, len(points), None, "testing"),
     )
     progress.update(name, len(points), len(points), None, "done")
     rows = [
-        _row(this, point.rule, point.beta, point.order, list(point.clients), *predicted)
+        _row(predictor, point.rule, point.beta, point.order, list(point.clients), *predicted)
         for point, predicted in zip(points, tested, strict=True)
     ]
     singles = [Point("uniform", None, "", (client,)) for client in clients]
-    alone = test_points(this, own, singles, sets, pool)
+    alone = test_points(predictor, own, singles, sets)
     if {"best", "soup"} & set(config.rules):
         by_client = dict(zip(clients, alone, strict=True))
-        rank = {
-            c: _rank(image_scores(this, this.validation, one[1])) for c, one in by_client.items()
-        }
+        rank = {c: _rank(predictor.scores(this.validation, one[1])) for c, one in by_client.items()}
         ranked = sorted(clients, key=lambda client: rank[client], reverse=True)
         if "best" in config.rules:
-            rows.append(_row(this, "best", None, None, ranked[:1], *by_client[ranked[0]]))
+            rows.append(_row(predictor, "best", None, None, ranked[:1], *by_client[ranked[0]]))
         if "soup" in config.rules:
 
             def score(chosen: Sequence[int]) -> tuple[float, float]:
                 point = Point("uniform", None, "", tuple(chosen))
-                ((on_validation,),) = test_points(this, own, [point], [this.validation], pool)
-                return _rank(image_scores(this, this.validation, on_validation))
+                ((on_validation,),) = test_points(predictor, own, [point], [this.validation])
+                return _rank(predictor.scores(this.validation, on_validation))
 
             chosen = greedy_soup(ranked, score)
             soup = Point("uniform", None, "", tuple(chosen))
-            (predicted,) = test_points(this, own, [soup], sets, pool)
-            rows.append(_row(this, "soup", None, None, chosen, *predicted))
+            (predicted,) = test_points(predictor, own, [soup], sets)
+            rows.append(_row(predictor, "soup", None, None, chosen, *predicted))
     if "ensemble" in config.rules:
         together = [ensemble([one[i] for one in alone]) for i in range(len(sets))]
-        rows.append(_row(this, "ensemble", None, None, clients, *together))
+        rows.append(_row(predictor, "ensemble", None, None, clients, *together))
     count = sum(len(config.betas) * len(orders) for _ in rules) + len(config.rules) - len(rules)
     return {"points": count, "rows": rows}
 
 
 def _row(
-    this: Run,
+    predictor: Predictor,
     model: str,
     beta: float | None,
     order: str | None,
@@ -190,19 +170,20 @@ def _row(
     on_test: Probabilities,
     on_validation: Probabilities | None = None,
 ) -> dict[str, Any]:
-    test = this.dataset.test
+    test, classes = predictor.inputs.dataset.test, predictor.inputs.dataset.classes
     words = [model, *([f"beta{beta:g}"] if beta is not None else []), *([order] if order else [])]
     file = f"predictions/{'-'.join(words)}.csv"
-    write_predictions(this.folder / file, test.files, test.labels, on_test, this.dataset.classes)
+    path = predictor.inputs.folder / file
+    write_predictions(path, test.files, test.labels, on_test, classes)
     row: dict[str, Any] = {
         "model": model,
         "strategy.beta": beta,
         "strategy.order": order,
         "clients": clients,
     }
-    row |= image_scores(this, test, on_test) | {"predictions": file}
+    row |= predictor.scores(test, on_test) | {"predictions": file}
     if on_validation is not None:
-        row["validation"] = validation_scores(this, on_validation)
+        row["validation"] = predictor.validation_scores(on_validation)
     return row
 
 
@@ -212,9 +193,3 @@ def _rank(scored: dict[str, Any]) -> tuple[float, float]:
 
 def _name(order: str | Sequence[int]) -> str:
     return order if isinstance(order, str) else "-".join(map(str, order))
-
-
-def _batched(items: Sequence[int], size: int) -> Iterator[list[int]]:
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch

@@ -1,4 +1,4 @@
-"""Testing models, none twice, and choosing among merges on held-out training images.
+"""Testing models, none twice.
 
 A model is known by what it was merged from (`Parts`), so its predictions are found in the store
 without its weights: a grid of merges that was tested once costs nothing the second time.
@@ -6,11 +6,14 @@ without its weights: a grid of merges that was tested once costs nothing the sec
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +23,7 @@ from torch import nn
 from fedcats.data import MEAN, STD, Images
 from fedcats.metrics import scores
 from fedcats.models import build
-from fedcats.storage import content_key
+from fedcats.storage import Store, content_key
 from fedcats.tensors import State
 from fedcats.training import recipe
 from fedcats.training.cuda import full_precision
@@ -28,13 +31,12 @@ from fedcats.training.frozen import SharedTest, share_test
 from fedcats.training.loop import predict
 
 if TYPE_CHECKING:
-    from fedcats.experiment.inputs import Run
+    from fedcats.experiment.inputs import Inputs
 
 Probabilities = NDArray[np.float32]
 
+_MEMORY = 8e9  # bytes of models that `prepare` makes at a time
 _PASS_MEMORY = 1e9  # of those that a thread tests in one pass over the photos
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,99 +51,164 @@ class Parts:
     rule: str = ""
 
 
-Candidate = tuple[Parts, Callable[[], State]]
-"""A model to be tested; the second gives its trained tensors by state-dict key, if needed."""
+@dataclass(frozen=True)
+class Candidate:
+    """A model to be tested; ``state`` gives its trained tensors by state-dict key, if needed."""
+
+    parts: Parts
+    state: Callable[[], State]
 
 
-def in_passes(this: Run, candidates: Sequence[T]) -> list[list[T]]:
-    """What is tested together in one pass over the photos: as many models as fit, all workers busy.
+class Predictor:
+    """The predictions of a run's models: from the store, else computed once and kept there.
 
-    A thread holds up to 1 GB of models, at most eight of them.
+    Attributes
+    ----------
+    inputs, store
+        Of the run.
     """
-    size = sum(value.nbytes for value in this.initial.state.values())
-    together = max(1, min(8, int(_PASS_MEMORY // size)))
-    rounds = math.ceil(len(candidates) / (together * this.workers))
-    count = min(len(candidates), rounds * this.workers)
-    bounds = [round(i * len(candidates) / count) for i in range(count + 1)] if count else []
-    return [list(candidates[start:stop]) for start, stop in itertools.pairwise(bounds)]
 
+    def __init__(self, inputs: Inputs, store: Store) -> None:
+        self.inputs = inputs
+        self.store = store
+        self._frozen: dict[str, SharedTest | None] = {}  # by the images' digest
+        self._lock = threading.Lock()  # one thread at a time works out a frozen part's answers
 
-def probabilities(
-    this: Run, candidates: Sequence[Candidate], images: Images
-) -> list[Probabilities]:
-    """Each model's class probabilities (n, classes), float32: from the store, else computed.
+    def pool(self) -> ThreadPoolExecutor:
+        """As many threads as there are workers."""
+        return ThreadPoolExecutor(self.inputs.workers)
 
-    Those that are not in the store are tested in one pass over the images, and kept there.
-    """
-    found = [kept_probabilities(this, parts, images) for parts, _ in candidates]
-    missing = [i for i, kept in enumerate(found) if kept is None]
-    if missing:
-        torch.set_num_threads(this.config.runner.threads)
-        full_precision()
-        frozen = _frozen(this, images)
-        states = (candidates[i][1]() for i in missing)
-        if frozen is None:
-            new = predict([_model(this, this.initial.state | state) for state in states], images)
-        else:
-            new = [frozen.predict(state) for state in states]
-        for i, one in zip(missing, new, strict=True):
-            parts = candidates[i][0]
-            about = {"kind": "predictions", "examples": len(images), "updates": len(parts.keys)}
-            key = _predictions_key(this, parts, images)
-            this.store.put(key, {"probabilities": torch.from_numpy(one)}, about)
-            found[i] = one
-    return cast(list[Probabilities], found)
+    def predict(
+        self,
+        candidates: Sequence[Candidate],
+        sets: Sequence[Images],
+        done: Callable[[int], None] = lambda _: None,
+        prepare: Callable[[Sequence[Parts]], None] = lambda _: None,
+    ) -> list[list[Probabilities]]:
+        """Test models, of those with equal parts one.
 
+        Parameters
+        ----------
+        sets
+            The images that each model is tested on.
+        done
+            Called with the number of candidates tested so far.
+        prepare
+            Called before the states of some models are asked for, of 8 GB of them at most.
 
-def _model(this: Run, whole: State) -> nn.Module:
-    model = build.empty(this.config.model.name, len(this.dataset.classes), whole)
-    return model.to(this.device).to(memory_format=torch.channels_last)
-
-
-def _frozen(this: Run, images: Images) -> SharedTest | None:
-    """The frozen part's answers, which all models of a run share; worked out once."""
-    if this.config.model.trainable == "all":
-        return None
-    with this.lock:
-        if images.digest not in this.frozen:
-            model = _model(this, this.initial.state)
-            names, threads = this.trained_names, this.workers
-            this.frozen[images.digest] = share_test(model, names, images, threads=threads)
-        return this.frozen[images.digest]
-
-
-def kept_probabilities(this: Run, parts: Parts, images: Images) -> Probabilities | None:
-    """A model's predictions from the store, if they are there."""
-    entry = this.store.get(_predictions_key(this, parts, images))
-    return None if entry is None else entry.tensors["probabilities"].numpy()
-
-
-def _predictions_key(this: Run, parts: Parts, images: Images) -> str:
-    config = this.config
-    return content_key(
-        {
-            "kind": "predictions",
-            "version": recipe.VERSION,
-            "torch": torch.__version__,
-            "model": [config.model.name, len(this.dataset.classes)],
-            "base": this.base,
-            "updates": parts.keys,
-            "steps": parts.steps or parts.rule,
-            "images": images.digest,
-            "normalise": [MEAN, STD],
-            "threads": config.runner.threads,
-            "device": this.device,
-            "processor": torch.backends.cpu.get_cpu_capability(),
+        Returns
+        -------
+        list of list of ndarray
+            For each candidate and each of ``sets`` the class probabilities (n, classes), float32.
+        """
+        distinct = {one.parts: one for one in candidates}
+        kept = {parts: [self._kept(parts, images) for images in sets] for parts in distinct}
+        found = {
+            parts: cast(list[Probabilities], ones)
+            for parts, ones in kept.items()
+            if all(one is not None for one in ones)
         }
-    )
+        missing = [one for parts, one in distinct.items() if parts not in found]
 
+        def test(together: Sequence[Candidate]) -> list[tuple[Probabilities, ...]]:
+            loaded = [Candidate(one.parts, functools.cache(one.state)) for one in together]
+            return list(zip(*(self._probabilities(loaded, images) for images in sets), strict=True))
 
-def validation_scores(this: Run, predicted: Probabilities) -> dict[str, Any]:
-    """Scores on the held-out training images, in short."""
-    found = image_scores(this, this.validation, predicted)
-    return {key: found[key] for key in ("accuracy", "loss", "n")}
+        done(sum(one.parts in found for one in candidates))
+        initial = self.inputs.initial.state
+        size = sum(initial[name].nbytes for name in self.inputs.trained_names)
+        step = max(1, int(_MEMORY // size))
+        with self.pool() as pool:
+            for start in range(0, len(missing), step):
+                group = missing[start : start + step]
+                prepare([one.parts for one in group])
+                passes = self._passes(group)
+                for together, tested in zip(passes, pool.map(test, passes), strict=True):
+                    found |= {one.parts: list(t) for one, t in zip(together, tested, strict=True)}
+                    done(sum(one.parts in found for one in candidates))
+        return [found[one.parts] for one in candidates]
 
+    def scores(self, images: Images, predicted: Probabilities) -> dict[str, Any]:
+        """Scores of predictions on these images."""
+        return scores(images.labels, predicted, self.inputs.dataset.classes)
 
-def image_scores(this: Run, images: Images, predicted: Probabilities) -> dict[str, Any]:
-    """Scores of predictions on these images."""
-    return scores(images.labels, predicted, this.dataset.classes)
+    def validation_scores(self, predicted: Probabilities) -> dict[str, Any]:
+        """Scores on the held-out training images, in short."""
+        found = self.scores(self.inputs.validation, predicted)
+        return {key: found[key] for key in ("accuracy", "loss", "n")}
+
+    def _passes(self, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+        """What is tested together in one pass over the photos: what fits, all workers busy.
+
+        A thread holds up to 1 GB of models, at most eight of them.
+        """
+        workers = self.inputs.workers
+        size = sum(value.nbytes for value in self.inputs.initial.state.values())
+        together = max(1, min(8, int(_PASS_MEMORY // size)))
+        count = min(len(candidates), math.ceil(len(candidates) / (together * workers)) * workers)
+        bounds = [round(i * len(candidates) / count) for i in range(count + 1)] if count else []
+        return [list(candidates[start:stop]) for start, stop in itertools.pairwise(bounds)]
+
+    def _probabilities(
+        self, candidates: Sequence[Candidate], images: Images
+    ) -> list[Probabilities]:
+        """Each model's predictions; those not in the store in one pass, and kept there."""
+        found = [self._kept(one.parts, images) for one in candidates]
+        missing = [i for i, kept in enumerate(found) if kept is None]
+        if missing:
+            torch.set_num_threads(self.inputs.config.runner.threads)
+            full_precision()
+            frozen = self._frozen_part(images)
+            states = (candidates[i].state() for i in missing)
+            if frozen is None:
+                whole = self.inputs.initial.state
+                new = predict([self._model(whole | state) for state in states], images)
+            else:
+                new = [frozen.predict(state) for state in states]
+            for i, one in zip(missing, new, strict=True):
+                parts = candidates[i].parts
+                about = {"kind": "predictions", "examples": len(images), "updates": len(parts.keys)}
+                self.store.put(
+                    self._key(parts, images), {"probabilities": torch.from_numpy(one)}, about
+                )
+                found[i] = one
+        return cast(list[Probabilities], found)
+
+    def _model(self, whole: State) -> nn.Module:
+        name, classes = self.inputs.config.model.name, len(self.inputs.dataset.classes)
+        model = build.empty(name, classes, whole)
+        return model.to(self.inputs.device).to(memory_format=torch.channels_last)
+
+    def _frozen_part(self, images: Images) -> SharedTest | None:
+        """The frozen part's answers, which all models of a run share; worked out once."""
+        if self.inputs.config.model.trainable == "all":
+            return None
+        with self._lock:
+            if images.digest not in self._frozen:
+                model = self._model(self.inputs.initial.state)
+                names, threads = self.inputs.trained_names, self.inputs.workers
+                self._frozen[images.digest] = share_test(model, names, images, threads=threads)
+            return self._frozen[images.digest]
+
+    def _kept(self, parts: Parts, images: Images) -> Probabilities | None:
+        entry = self.store.get(self._key(parts, images))
+        return None if entry is None else entry.tensors["probabilities"].numpy()
+
+    def _key(self, parts: Parts, images: Images) -> str:
+        config = self.inputs.config
+        return content_key(
+            {
+                "kind": "predictions",
+                "version": recipe.VERSION,
+                "torch": torch.__version__,
+                "model": [config.model.name, len(self.inputs.dataset.classes)],
+                "base": self.inputs.initial.sha256,
+                "updates": parts.keys,
+                "steps": parts.steps or parts.rule,
+                "images": images.digest,
+                "normalise": [MEAN, STD],
+                "threads": config.runner.threads,
+                "device": self.inputs.device,
+                "processor": torch.backends.cpu.get_cpu_capability(),
+            }
+        )

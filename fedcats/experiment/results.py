@@ -5,6 +5,8 @@ import csv
 import json
 import os
 import platform
+import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,24 @@ from omegaconf import DictConfig
 from fedcats import __version__
 from fedcats.config.compose import as_dict
 from fedcats.data import shared_between_shards
-from fedcats.experiment.inputs import Run, class_counts
+from fedcats.experiment.inputs import Inputs, class_counts
 from fedcats.experiment.train import Trained
 from fedcats.federated.quiet import default_workers
+from fedcats.report import write_report
 from fedcats.training.update import Update
 
 SCHEMA = 1
 
 
-def write_shards(this: Run) -> None:
+@contextlib.contextmanager
+def clock(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Note how long the context took."""
+    started = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - started
+
+
+def write_shards(this: Inputs) -> None:
     """Which file went to which client, with its content hash."""
     if this.sites is not None:
         return  # that is the sites' own business
@@ -49,7 +60,7 @@ def training_record(update: Update) -> dict[str, Any]:
     }
 
 
-def collect(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
+def collect(this: Inputs, raw: DictConfig, trained: Trained) -> dict[str, Any]:
     """All of ``results.json`` but the scores."""
     dataset, classes = this.dataset, this.dataset.classes
 
@@ -93,6 +104,7 @@ def collect(this: Run, raw: DictConfig, trained: Trained) -> dict[str, Any]:
             "train": train,
             "test": class_counts(dataset.test, classes),
             "held_out": class_counts(this.validation, classes),
+            "left_out": this.left_out,
             "in_several_shards": [
                 [{"client": client, "file": file} for client, file in group]
                 for group in shared_between_shards(dataset.train, this.shards)
@@ -142,7 +154,14 @@ def write_history(folder: Path, trained: Trained) -> None:
                 writer.writerow([name, server_round, number, epoch.loss, f"{epoch.seconds:.3f}"])
 
 
-def write_json(path: Path, results: dict[str, Any]) -> None:
+def write_results(folder: Path, results: dict[str, Any]) -> None:
+    """Write ``results.json`` and what shows it; it says ``complete`` when all of that is there."""
+    _write_json(folder / "results.json", results | {"status": "without its report"})
+    write_report(folder, results)
+    _write_json(folder / "results.json", results)
+
+
+def _write_json(path: Path, results: dict[str, Any]) -> None:
     """Write the results, or nothing."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")

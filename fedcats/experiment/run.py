@@ -1,10 +1,5 @@
 """The experiment: train centralized and federated, merge, test on the same photos, compare."""
 
-import contextlib
-import tempfile
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +10,17 @@ from fedcats.config.load import load
 from fedcats.config.schema import Config
 from fedcats.errors import UserError
 from fedcats.experiment.baseline_process import remember_trained
-from fedcats.experiment.evaluate import compare_with_baseline, evaluate
+from fedcats.experiment.evaluate import evaluate
 from fedcats.experiment.folders import claimed
 from fedcats.experiment.inputs import gather
 from fedcats.experiment.merges import merge_grid
-from fedcats.experiment.results import collect, write_history, write_json, write_shards
+from fedcats.experiment.predictions import Predictor
+from fedcats.experiment.results import clock, collect, write_history, write_results, write_shards
+from fedcats.experiment.tasks import Tasks
 from fedcats.experiment.train import followed, train_both
 from fedcats.home import home
-from fedcats.report import Progress, print_summary, write_report
-from fedcats.storage import Store
+from fedcats.report import Progress, print_summary
+from fedcats.storage import opened
 
 
 def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, Any]:
@@ -42,7 +39,7 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, An
     Returns
     -------
     dict
-        What ``results.json`` holds; the README describes it.
+        What ``results.json`` holds; ``docs/results.md`` describes each key.
 
     Raises
     ------
@@ -58,50 +55,29 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, An
 
 
 def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> dict[str, Any]:
-    started = time.perf_counter()
     seconds: dict[str, float] = {}
-    with Progress() as progress, _store(config, folder) as store:
-        with _clock(seconds, "data"):
-            this = gather(config, folder, store, progress, grid)
-            write_shards(this)
-            progress.expect(this.expected)
-        with _clock(seconds, "training"), followed(this.events, progress):
-            trained = train_both(this, grid)
+    root, max_bytes = home() / "store", int(config.store.max_gb * 1e9)
+    with (
+        clock(seconds, "total"),
+        Progress() as progress,
+        opened(root if config.store.enabled else None, max_bytes, folder) as store,
+    ):
+        with clock(seconds, "data"):
+            inputs = gather(config, folder, store, progress, grid)
+            tasks, predictor = Tasks(inputs, store), Predictor(inputs, store)
+            write_shards(inputs)
+            progress.expect(tasks.expected)
+        with clock(seconds, "training"), followed(inputs.events, progress):
+            trained = train_both(tasks, predictor, grid)
             remember_trained(config)
-        with _clock(seconds, "evaluation"):
-            results = collect(this, raw, trained)
-            results["models"] = evaluate(this, trained, results, progress)
-            results["comparison"] = compare_with_baseline(this, results["models"])
+        with clock(seconds, "evaluation"):
+            results = collect(inputs, raw, trained) | evaluate(predictor, trained, progress)
             if config.mode == "merge":
-                with ThreadPoolExecutor(this.workers) as pool:
-                    results["grid"] = merge_grid(this, trained.own(), progress, pool)
-    results["seconds"] = {**seconds, "total": time.perf_counter() - started}
+                results["grid"] = merge_grid(predictor, trained.own(), progress)
+    results["seconds"] = seconds
     write_history(folder, trained)
-    write_json(folder / "results.json", results)
-    this.events.unlink(missing_ok=True)
-    write_report(folder, results)
+    write_results(folder, results)
+    inputs.events.unlink(missing_ok=True)
     if config.runner.name != "flwr":  # there, whoever submitted the run prints it
         print_summary(results, folder)
     return results
-
-
-@contextlib.contextmanager
-def _store(config: Config, folder: Path) -> Iterator[Store]:
-    """The user's store; switched off, one that lasts as long as the run."""
-    if config.store.enabled:
-        store = Store(home() / "store", int(config.store.max_gb * 1e9))
-        try:
-            yield store
-            store.evict()
-        finally:
-            store.release()
-    else:
-        with tempfile.TemporaryDirectory(prefix=".store-", dir=folder) as temporary:
-            yield Store(Path(temporary))
-
-
-@contextlib.contextmanager
-def _clock(seconds: dict[str, float], name: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[name] = time.perf_counter() - started

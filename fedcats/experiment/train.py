@@ -5,7 +5,6 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -15,8 +14,10 @@ from flwr.serverapp import Grid
 
 from fedcats.config.schema import Config
 from fedcats.experiment.baseline import Baseline
-from fedcats.experiment.inputs import Run, cluster_address, trainable_part
+from fedcats.experiment.inputs import cluster_address
 from fedcats.experiment.merges import SubModels, choose_beta
+from fedcats.experiment.predictions import Predictor
+from fedcats.experiment.tasks import Tasks
 from fedcats.federated.in_order import InOrderGrid
 from fedcats.federated.local import LocalGrid, run_local
 from fedcats.federated.simulation import RayGrid, kill_stopped_actors, run_on_ray
@@ -67,63 +68,67 @@ class Trained:
         )
 
 
-def train_both(this: Run, grid: Grid | None) -> Trained:
+def train_both(tasks: Tasks, predictor: Predictor, grid: Grid | None) -> Trained:
     """The baseline in a process of its own, and beside it the federation."""
-    mode = this.config.mode
+    inputs, store = tasks.inputs, tasks.store
+    mode = inputs.config.mode
     trained = Trained()
     with contextlib.ExitStack() as stack:
         baseline = None
-        workers = this.workers
+        workers = inputs.workers
         if mode != "federated":
-            task = this.task("centralized", 1, this.start)
-            key = task.key(task.images(this.dataset.train))
-            this.store.hold([key], "baseline")
-            found = read(this.store, key)
+            task = tasks.baseline()
+            key = tasks.key(task)
+            store.hold([key], "baseline")
+            found = read(store, key)
             if found is None:
-                baseline = stack.enter_context(Baseline(task, this.store, this.events))
+                baseline = stack.enter_context(Baseline(task, store, inputs.events))
                 workers = max(1, workers - 1)  # the baseline keeps one core busy
             else:
                 trained.add("centralized", 1, found)
-                report_done(task, found, append_events(this.events))
+                report_done(task, found, append_events(inputs.events))
         if mode != "centralized":
-            _federate(this, trained, workers, grid)
+            _federate(tasks, predictor, trained, workers, grid)
         if baseline is not None:
-            damaged = key in this.store.damaged
+            damaged = key in store.damaged
             trained.add("centralized", 1, replace(baseline.result(), damaged=damaged))
     return trained
 
 
-def _federate(this: Run, trained: Trained, workers: int, grid: Grid | None) -> None:
+def _federate(
+    tasks: Tasks, predictor: Predictor, trained: Trained, workers: int, grid: Grid | None
+) -> None:
     """Run the server's part on Flower's grid, or on one that the configuration names."""
     if grid is not None:
-        serve(this, trained, grid)
+        serve(tasks, predictor, trained, grid)
         return
-    clients = len(this.shards)
-    tasks = [this.task(client, 1, this.start) for client in range(clients)]
-    keys = [task.key(task.images(this.dataset.train)) for task in tasks]
-    this.store.hold(keys, "clients")
-    nothing_to_train = this.config.rounds == 1 and all(key in this.store for key in keys)
-    if this.config.mode == "merge" and nothing_to_train:
-        found = [read(this.store, key) for key in keys]
+    inputs, store, config = tasks.inputs, tasks.store, tasks.inputs.config
+    clients = len(inputs.shards)
+    first = [tasks.client(client, 1, tasks.start) for client in range(clients)]
+    keys = [tasks.key(task) for task in first]
+    store.hold(keys, "clients")
+    nothing_to_train = config.rounds == 1 and all(key in store for key in keys)
+    if config.mode == "merge" and nothing_to_train:
+        found = [read(store, key) for key in keys]
         if all(found):
-            report = append_events(this.events)
+            report = append_events(inputs.events)
             for client, update in enumerate(cast(list[Update], found)):
                 trained.add(f"submodel/{client}", 1, update)
-                report_done(tasks[client], update, report)
+                report_done(first[client], update, report)
             return
 
     def main(grid: Grid) -> None:
-        serve(this, trained, grid)
+        serve(tasks, predictor, trained, grid)
 
-    if this.config.runner.name == "local" or nothing_to_train:
-        run_local(main, clients, verbose=this.config.verbose)
+    if config.runner.name == "local" or nothing_to_train:
+        run_local(main, clients, verbose=config.verbose)
     else:
         run_on_ray(
             main,
             clients,
             min(workers, clients),
-            address=cluster_address(this.config),
-            verbose=this.config.verbose,
+            address=cluster_address(config),
+            verbose=config.verbose,
         )
 
 
@@ -148,9 +153,9 @@ def make_merge(
     return make_rule(name, beta=beta, start=strategy.start)
 
 
-def serve(this: Run, trained: Trained, grid: Grid) -> None:
+def serve(tasks: Tasks, predictor: Predictor, trained: Trained, grid: Grid) -> None:
     """The server: all rules share the first round's training, then each goes its own way."""
-    config = this.config
+    this, store, config = tasks.inputs, tasks.store, tasks.inputs.config
     auto = config.strategy.beta == "auto" and "polyak" in config.strategy.rules
     beta = 0.5 if config.strategy.beta == "auto" else float(config.strategy.beta)
     rules = {
@@ -160,13 +165,13 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
     hangs: float | None = config.strategy.timeout
     if this.sites is None and isinstance(grid, LocalGrid):
         hangs = None  # clients run in this very process
-    transport: Transport = ByReference(this.store, this.events, hangs)
+    transport: Transport = ByReference(store, this.events, hangs)
     poll_seconds = 0.05
     if this.sites is not None:
         nodes = [site.node for site in this.sites]
         limit = int(config.store.max_gb * 1e9)
         transport = OnTheWire(
-            this.store,
+            store,
             nodes,
             this.dataset.classes,
             this.initial.state,
@@ -188,18 +193,18 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
         keys: list[str] = []
 
         def make_tasks(clients: Sequence[int], server_round: int, start: str) -> list[Task]:
-            tasks = [this.task(client, server_round, start, rule) for client in clients]
+            made = [tasks.client(client, server_round, start, rule) for client in clients]
             keys.append(weights_key(start))
-            keys.extend(task.key(task.images(this.dataset.train)) for task in tasks)
-            this.store.hold(keys, "round")
-            return tasks
+            keys.extend(map(tasks.key, made))
+            store.hold(keys, "round")
+            return made
 
         def on_update(client: int, server_round: int, update: Update) -> None:
             trained.add(f"{prefix}submodel/{client}", server_round, update)
             if this.sites is not None:  # a site's progress is seen when its update has come
                 keys.append(update.key)
-                this.store.hold(keys, "round")
-                task = this.task(client, server_round, "", rule)
+                store.hold(keys, "round")
+                task = tasks.client(client, server_round, "", rule)
                 report_done(task, update, append_events(this.events))
 
         return MergeStrategy(
@@ -207,7 +212,7 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
             this.plan,
             make_tasks,
             this.sizes,
-            this.store,
+            store,
             transport,
             on_update,
             first_round,
@@ -215,15 +220,13 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
         )
 
     shared = strategy(list(rules), 1)
-    start = ArrayRecord(trainable_part(this.initial.state, this.trained_names))
+    start = ArrayRecord(tasks.state)
     shared.start(in_order, start, num_rounds=1, timeout=cast(float, patience))
     trained.merged = dict(shared.merged)
     trained.failures = {f"round 1, client {c}": why for c, why in shared.failures.items()}
     if auto and config.mode != "merge":
-        with ThreadPoolExecutor(this.workers) as pool:
-            chosen = choose_beta(this, trained.own(), trained.merged["polyak"].clients, pool)
         old = trained.merged["polyak"]
-        beta, trained.betas, best = chosen
+        beta, trained.betas, best = choose_beta(predictor, trained.own(), old.clients)
         trained.merged["polyak"] = replace(best, down=old.down, up=old.up)
         rules["polyak"] = make_rule("polyak", beta=beta)  # in the rounds to come, too
     trained.beta = beta

@@ -66,7 +66,7 @@ def _meta(results: Results) -> str:
     what = view.things(results)
     classes = data["classes"]
     parts = [
-        ", ".join(classes) if len(classes) <= tables.MANY_CLASSES else f"{len(classes)} classes",
+        ", ".join(classes) if len(classes) <= view.MANY_CLASSES else f"{len(classes)} classes",
         f"{sum(data['train'].values()):,} training {what}",
         f"{sum(data['test'].values()):,} test {what}",
     ]

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import rich.table
 
 EMPTY = "\N{EN DASH}"
-MANY_CLASSES = 12  # more of them get no column each
 NARROW = 81  # columns of a plain terminal: a table that would be wider is set closer
 
 
@@ -210,7 +209,7 @@ def shards(results: Results) -> Table | None:
     if not found:
         return None
     classes = results["data"]["classes"]
-    each = len(classes) <= MANY_CLASSES
+    each = len(classes) <= view.MANY_CLASSES
     weights = {
         name: dict(zip(view.clients(model), model["effective_weights"], strict=True))
         for name, model in view.merged(results).items()

@@ -13,6 +13,8 @@ Results = dict[str, Any]
 Model = dict[str, Any]
 
 SCORES = ("accuracy", "precision", "recall")
+MANY_CLASSES = 12  # more of them get no column, or number, each
+NOTABLE = 0.01  # a larger share of the training photos left out is worth a warning
 SIGNIFICANT = 0.05  # p below this is called more than chance
 MINUS = "\N{MINUS SIGN}"
 
@@ -121,6 +123,7 @@ def note(results: Results) -> str:
 def warnings(results: Results) -> list[str]:
     """Return what a reader must know before reading a number: drawings, clients left out, .."""
     found = [text] if (text := note(results)) else []
+    found += _left_out(results)
     if results.get("status", "complete") != "complete":
         found.append(f"This run is not complete (status: {results['status']}).")
     if attack := results.get("attack"):
@@ -128,12 +131,54 @@ def warnings(results: Results) -> list[str]:
         factor = "" if attack["name"] == "label_flip" else f", factor {attack['factor']:g}"
         found.append(
             f"This run simulates an attack ({attack['name']}{factor}) by client(s) {who}; the "
-            "centralized model is trained on all images as they are."
+            "centralized model is trained on the images as they are."
         )
     if (weights := results.get("weights") or {}).get("missing"):
         found.append(f"{weights['note']}.")
     for who, why in (results.get("failures") or {}).items():
         found.append(f"Left out of the merge: {who} ({why}).")
+    return found
+
+
+def _left_out(results: Results) -> list[str]:
+    """Say which training photos are on no device, and why."""
+    data, what = results["data"], things(results)
+    limited, dealt = (data.get("left_out", {}).get(key, {}) for key in ("limit", "partition"))
+    held = data.get("held_out", {})
+    settings = results.get("config", {})
+    limits = [f"data.{k}" for k in ("limit", "counts") if settings.get("data", {}).get(k)]
+    partition = dict(settings.get("partition", {}))
+    name = partition.pop("name", "")
+    how = ", ".join(f"{key}={value}" for key, value in partition.items() if value is not None)
+    too = ""
+    if centralized(results) is not None:
+        with_them = _trained_on(results) > sum(shard["examples"] for shard in data["shards"])
+        it = "it" if sum(dealt.values()) == 1 else "them"
+        too = f"; the centralized model {'has' if with_them else 'lacks'} {it}"
+    there = sum(data["train"].values()) + sum(held.values())
+    lines = [
+        (limited, there + sum(limited.values()), f"not used ({' and '.join(limits)})"),
+        (dealt, there, f"on no device (partition {name}: {how}){too}"),
+        (held, there, "held out of all training (hold_out)"),
+    ]
+    return [
+        f"{'Warning: ' if count > NOTABLE * total else ''}Of {total:,} training {what} {count:,} "
+        f"({_by_class(counts)}) {'is' if count == 1 else 'are'} {text}."
+        for counts, total, text in lines
+        if (count := sum(counts.values()))
+    ]
+
+
+def _by_class(counts: dict[str, int]) -> str:
+    some = {name: count for name, count in counts.items() if count}
+    if len(some) > MANY_CLASSES:
+        return f"in {len(some)} classes"
+    return ", ".join(f"{count:,} {name}" for name, count in some.items())
+
+
+def _trained_on(results: Results) -> int:
+    """How many images the centralized model was trained on."""
+    found: int = results["models"]["centralized"]["training"]["examples"]
     return found
 
 
@@ -240,11 +285,10 @@ def verdict(results: Results) -> list[str]:
             f"{start} on {model['n']:,} test {what}{middle}; "
             "there is no centralized model in this run to compare with."
         ]
-    n_train = sum(results["data"]["train"].values())
     found = results.get("comparison", {}).get(name)
     change = {key: model[key] - base[key] for key in SCORES}
     first = (
-        f"{start}, {apart(change['accuracy'])} training on all {n_train:,} {what} in one place "
+        f"{start}, {apart(change['accuracy'])} training on {_in_one_place(results)} in one place "
         f"({percent(base['accuracy'])})"
     )
     average = "" if is_binary(results) else "macro-averaged "
@@ -268,6 +312,17 @@ def verdict(results: Results) -> list[str]:
         f"{points(found['recall']['difference'])} ({interval(found['recall'])}).",
         *_never(results, name),
     ]
+
+
+def _in_one_place(results: Results) -> str:
+    """Say what the centralized model was trained on: "all 400 drawings"."""
+    data, n, what = results["data"], _trained_on(results), things(results)
+    parts = (data["train"], data.get("held_out", {}), data.get("left_out", {}).get("limit", {}))
+    if n == sum(sum(counts.values()) for counts in parts):
+        return f"all {n:,} {what}"
+    if n == sum(shard["examples"] for shard in data["shards"]):
+        return f"the {n:,} {what} of all {len(data['shards'])} devices"
+    return f"{n:,} {what}"
 
 
 def _never(results: Results, name: str) -> list[str]:

@@ -58,6 +58,9 @@ def test_a_limit(run: Go, kaggle: Path) -> None:
     data = ["data=folder", f"data.root={kaggle}", "data.limit=3", "data.max_bad_fraction=0.5"]
     results, _ = run(*QUICK, *data)
     assert results["data"]["train"] == {"cat": 3, "dog": 3}
+    found = {file for file, _ in results["data"]["audit"]["quarantined"]}
+    bad = {name: sum(name in file for file in found) for name in ("cat", "dog")}
+    assert results["data"]["left_out"]["limit"] == {"cat": 6 - bad["cat"], "dog": 6 - bad["dog"]}
 
 
 def test_training_photos_that_are_test_photos_can_be_kept(run: Go, tmp_path: Path) -> None:
@@ -68,6 +71,8 @@ def test_training_photos_that_are_test_photos_can_be_kept(run: Go, tmp_path: Pat
     data = ["data=folder", f"data.root={tmp_path / 'photos'}", "partition=iid"]
     dropped, _ = run(*QUICK, *data)
     kept, _ = run(*QUICK, *data, "data.keep_duplicates=true", folder="kept")
+    none = {"a": 0, "b": 0}
+    assert dropped["data"]["left_out"] == {"limit": none, "partition": none}
     assert (dropped["data"]["train"], kept["data"]["train"]) == ({"a": 3, "b": 3}, {"a": 4, "b": 4})
 
 

@@ -1,5 +1,8 @@
 """Who has which image."""
 
+import hashlib
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,9 +26,31 @@ def test_paper_shards_hold_exactly_per_class_of_each():
     assert all(shard.dtype == np.int64 for shard in shards)
 
 
-def test_paper_takes_as_many_as_fit():
-    shards = paper_partition(LABELS, num_shards=4, per_class=None, seed=0)
-    assert [np.bincount(LABELS[shard]).tolist() for shard in shards] == [[6, 6]] * 4  # 25 // 4
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=5), st.integers(1, 12), st.integers(0, 2**40)
+)
+def test_equal_deals_out_everything_as_evenly_as_can_be(counts, num_shards, seed):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    if num_shards > min(counts):
+        with pytest.raises(UserError, match=f"at most {min(counts)} shards"):
+            paper_partition(labels, num_shards, None, seed)
+        return
+    shards = paper_partition(labels, num_shards, None, seed)
+    assert sorted(np.concatenate(shards).tolist()) == list(range(len(labels)))
+    table = np.array([np.bincount(labels[shard], minlength=len(counts)) for shard in shards])
+    assert np.ptp(table, axis=0).max() <= 1
+    assert np.ptp(table.sum(axis=1)) <= 1
+    if all(count == counts[0] and count % num_shards == 0 for count in counts):
+        fixed = paper_partition(labels, num_shards, counts[0] // num_shards, seed)
+        assert all(map(np.array_equal, shards, fixed))
+
+
+@pytest.mark.parametrize(("seed", "digest"), [(0, "32926c32"), (1, "b717b8d5"), (2, "d19a148c")])
+def test_equal_shards_of_earlier_versions_stay_where_counts_divide(seed, digest):
+    """Recorded at commit 2a542a2, which left the rest out: what users have stored is found."""
+    labels = np.tile([0, 1, 1, 0, 2, 2], 8)  # 16 of each
+    shards = [shard.tolist() for shard in paper_partition(labels, 4, None, seed)]
+    assert hashlib.sha256(json.dumps(shards).encode()).hexdigest().startswith(digest)
 
 
 def test_paper_with_several_classes():

@@ -1,0 +1,115 @@
+"""What each training of a run does, and the weights that it starts from."""
+
+from dataclasses import asdict, replace
+
+from fedcats import tensors
+from fedcats.experiment.inputs import Inputs, Positions
+from fedcats.report import Work
+from fedcats.report.estimate import LAST
+from fedcats.storage import Store
+from fedcats.tensors import State
+from fedcats.training.attack import Attack
+from fedcats.training.recipe import Recipe
+from fedcats.training.update import Task, put_weights, weights_key
+
+TEST = "test on the same images"
+
+
+class Tasks:
+    """Makes a run's tasks; puts the weights that they start from into the store.
+
+    Attributes
+    ----------
+    inputs, store
+        Of the run.
+    state
+        The trainable tensors that round 1 starts from, by state-dict key.
+    start
+        Their digest.
+    """
+
+    def __init__(self, inputs: Inputs, store: Store) -> None:
+        self.inputs, self.store = inputs, store
+        initial = inputs.initial
+        self.state: State = {name: initial.state[name] for name in inputs.trained_names}
+        whole = len(self.state) == len(initial.state)
+        self.start = initial.sha256 if whole else tensors.digest(self.state)
+        weights = {initial.sha256: initial.state, self.start: self.state}
+        store.hold([weights_key(sha256) for sha256 in weights])
+        for sha256, state in weights.items():
+            put_weights(store, state, sha256)
+
+    def baseline(self) -> Task:
+        """All epochs of all rounds on the baseline's images, without a pull to where it began."""
+        epochs = self.inputs.config.train.epochs * self.inputs.config.rounds
+        task = self._task("centralized", "centralized", 1, self.start, self.inputs.baseline)
+        return replace(task, recipe=replace(task.recipe, epochs=epochs, proximal_mu=0.0))
+
+    def client(self, client: int, server_round: int, start: str, rule: str = "") -> Task:
+        """What a client does in a round, from the weights with the digest ``start``.
+
+        From the second round on each ``rule`` goes its own way.
+        """
+        name = self._name(client, server_round, rule)
+        return self._task(name, client, server_round, start, self.inputs.shards[client])
+
+    def key(self, task: Task) -> str:
+        """Key in the store of the update that the task gives."""
+        return task.key(task.images(self.inputs.dataset.train))
+
+    @property
+    def expected(self) -> dict[str, Work]:
+        """What is going to be trained and tested."""
+        inputs, config = self.inputs, self.inputs.config
+        epochs, plan, sizes = config.train.epochs, inputs.plan, inputs.sizes
+        expected: dict[str, Work] = {}
+        count = len(config.strategy.rules) if config.mode in ("compare", "federated") else 0
+        if config.mode != "federated":
+            images = len(inputs.baseline)
+            expected["centralized"] = Work(images, epochs * config.rounds, "centralized")
+            count += 1
+        if config.mode != "centralized":
+            batch = 0
+            for number in range(1, config.rounds + 1):
+                chosen = plan.clients(number)
+                count += len(chosen) if number == 1 else len(config.strategy.rules)
+                for rule in config.strategy.rules if number > 1 else ("",):
+                    batch += 1
+                    for client in chosen:
+                        work = Work(sizes[client], epochs, "clients", batch)
+                        expected[self._name(client, number, rule)] = work
+        # A test is only a forward pass, over many images at a time, and on all workers.
+        tested = (len(inputs.dataset.test) + len(inputs.held)) / 3 / inputs.workers
+        expected[TEST] = Work(tested, count, LAST)
+        return expected
+
+    def _name(self, client: int, server_round: int, rule: str) -> str:
+        if self.inputs.config.rounds == 1:
+            return f"client {client}"
+        return f"round {server_round}, client {client}" + (f" ({rule})" if rule else "")
+
+    def _task(
+        self, name: str, client: int | str, server_round: int, start: str, indices: Positions
+    ) -> Task:
+        inputs, config = self.inputs, self.inputs.config
+        return Task(
+            name=name,
+            client=client,
+            round=server_round,
+            seed=config.seed,
+            model=config.model.name,
+            num_classes=len(inputs.dataset.classes),
+            trainable=config.model.trainable,
+            base=inputs.initial.sha256,
+            start=start,
+            data=str(inputs.dataset.path),
+            indices=tuple(indices.tolist()),
+            recipe=Recipe(**asdict(config.train)),
+            threads=config.runner.threads,
+            # A site decides by its own machine.
+            device=inputs.device if inputs.sites is None else config.runner.device,
+            checkpoint_seconds=config.store.checkpoint_seconds,
+            attack=Attack(config.attack.name, config.attack.factor)
+            if client in inputs.hostile
+            else None,
+        )
