@@ -81,16 +81,17 @@ def _verify(store: Store, images: Path) -> int:
     for one in unusable:
         state = "dropped" if upkeep.drop(one.path) else "kept, since it is in use or not yours"
         print(f"damaged, {state}: {_image_line(one)}")
-    print(f"{_total_images(decoded)} opened, {len(unusable)} damaged, in {images}")
+    print(f"{_total_images(decoded)} read, {len(unusable)} damaged, in {images}")
     return 1 if damaged or unusable else 0
 
 
 def _is_whole(one: Decoded) -> bool:
-    from fedcats.data import open_dataset
+    from fedcats.data import DamagedData, open_dataset
 
     try:
-        open_dataset(one.path)
-    except RunError:
+        open_dataset(one.path).verify()
+    except DamagedData as error:
+        print(error)
         return False
     return True
 
