@@ -3,9 +3,9 @@
 A dataset is a folder: ``train.npy`` and ``test.npy``, each (n, 3, size, size) uint8, and
 ``index.json`` with the classes, files, labels, the sha256 of each file and a checksum of each
 image's pixels. The folder's name is a key of what it holds, so it is never out of date; `prepare`
-reads all of it, and what is damaged is decoded anew. It is built under another name and renamed when
-complete: a process that dies leaves nothing that looks like a dataset. An open `Dataset` holds a
-shared lock on ``index.json``; see `fedcats.data.upkeep` for how the cache is kept small.
+reads all of it, and what is damaged is decoded anew. It is built under another name and renamed
+when complete: a process that dies leaves nothing that looks like a dataset. An open `Dataset` holds
+a shared lock on ``index.json``; see `fedcats.data.upkeep` for how the cache is kept small.
 """
 
 import hashlib
@@ -86,7 +86,7 @@ def prepare(
         if dataset is None:
             try:
                 cache_root.mkdir(parents=True, exist_ok=True)
-                with locked(upkeep.lock_of(folder)):
+                with locked(upkeep.lock_of(folder), keep=False):
                     # Perhaps another process has made it meanwhile.
                     dataset = _open_if_whole(folder, say)
                     if dataset is None:

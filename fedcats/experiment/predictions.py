@@ -20,7 +20,7 @@ from torch import nn
 from fedcats.data import MEAN, STD, Images
 from fedcats.metrics import scores
 from fedcats.models import build
-from fedcats.storage import content_key
+from fedcats.storage import content_key, says
 from fedcats.tensors import State
 from fedcats.training import recipe
 from fedcats.training.cuda import full_precision
@@ -86,9 +86,8 @@ def probabilities(
             new = [frozen.predict(state) for state in states]
         for i, one in zip(missing, new, strict=True):
             parts = candidates[i][0]
-            about = {"kind": "predictions", "examples": len(images), "updates": len(parts.keys)}
             key = _predictions_key(this, parts, images)
-            this.store.put(key, {"probabilities": torch.from_numpy(one)}, about)
+            this.store.put(key, {"probabilities": torch.from_numpy(one)}, _about(parts, images))
             found[i] = one
     return cast(list[Probabilities], found)
 
@@ -112,8 +111,12 @@ def _frozen(this: Run, images: Images) -> SharedTest | None:
 
 def kept_probabilities(this: Run, parts: Parts, images: Images) -> Probabilities | None:
     """A model's predictions from the store, if they are there."""
-    entry = this.store.get(_predictions_key(this, parts, images))
+    entry = this.store.get(_predictions_key(this, parts, images), says(_about(parts, images)))
     return None if entry is None else entry.tensors["probabilities"].numpy()
+
+
+def _about(parts: Parts, images: Images) -> dict[str, Any]:
+    return {"kind": "predictions", "examples": len(images), "updates": len(parts.keys)}
 
 
 def _predictions_key(this: Run, parts: Parts, images: Images) -> str:

@@ -78,7 +78,7 @@ def train_both(this: Run, grid: Grid | None) -> Trained:
             task = this.task("centralized", 1, this.start)
             key = task.key(task.images(this.dataset.train))
             this.store.hold([key], "baseline")
-            found = read(this.store, key)
+            found = read(this.store, key, task)
             if found is None:
                 baseline = stack.enter_context(Baseline(task, this.store, this.events))
                 workers = max(1, workers - 1)  # the baseline keeps one core busy
@@ -104,7 +104,7 @@ def _federate(this: Run, trained: Trained, workers: int, grid: Grid | None) -> N
     this.store.hold(keys, "clients")
     nothing_to_train = this.config.rounds == 1 and all(key in this.store for key in keys)
     if this.config.mode == "merge" and nothing_to_train:
-        found = [read(this.store, key) for key in keys]
+        found = [read(this.store, key, task) for key, task in zip(keys, tasks, strict=True)]
         if all(found):
             report = append_events(this.events)
             for client, update in enumerate(cast(list[Update], found)):
