@@ -16,8 +16,6 @@ import hashlib
 import json
 import math
 import os
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,9 +27,8 @@ from torch import Tensor
 
 from fedcats.errors import RunError, first_line
 from fedcats.locks import locked, locked_now, open_lock
-from fedcats.tensors import digest, save
+from fedcats.tensors import digest, remove_stale, save
 
-_STALE_SECONDS = 300.0  # a temporary file not written to for so long belongs to a killed process
 _DAMAGE = (ValueError, KeyError, safetensors.SafetensorError)  # of a file that can be read
 State = Literal["whole", "unbound", "damaged", "unreadable"]
 """Of an entry: unbound, it is whole, but does not name its key."""
@@ -168,17 +165,13 @@ class Store:
         text = json.dumps(meta, sort_keys=True)
         checksum = _checksum(sha256 or digest(tensors), text)
         header = {"meta": text, "checksum": checksum, "bound": _checksum(key, checksum)}
-        temporary = self.root / f".{key}.{os.getpid()}.{threading.get_ident()}.tmp"
         try:
             contiguous = {name: value.detach().contiguous() for name, value in tensors.items()}
-            save(contiguous, temporary, header)
-            temporary.replace(self.path(key))
+            save(contiguous, self.path(key), header)
         except (OSError, safetensors.SafetensorError) as error:
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
             reason = "the disk is full" if full else str(error)
             raise RunError(f"store {self.root}: cannot write an entry: {reason}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
         if self.max_bytes is None:
             return
         # Thousands of small entries must not all be looked through for each new one; what other
@@ -255,11 +248,7 @@ class Store:
         for path in (self.root / "locks").iterdir():
             with contextlib.suppress(OSError, RunError), locked_now(path, keep=False):
                 pass
-        now = time.time()
-        for path in self.root.glob(".*.tmp"):
-            with contextlib.suppress(FileNotFoundError, PermissionError):
-                if now - path.stat().st_mtime > _STALE_SECONDS:
-                    path.unlink()
+        remove_stale(self.root)
         limit = self.max_bytes if limit is None else limit
         if limit is None:
             return
