@@ -1,9 +1,12 @@
 """The content-addressed store of client updates: what was trained once is found again.
 
-One file per entry, ``<key>.safetensors``: the tensors, and in the header the JSON metadata and a
-checksum over both. A file appears under its name only when it is whole (written aside, renamed),
-so a killed process leaves at worst a temporary file. All locks are the operating system's: they
-go with their process, however it ends.
+One file per entry, ``<key>.safetensors``: the tensors, and in the header the JSON metadata, a
+checksum over both and one over that and the key, so that a copy under another name is noticed.
+Earlier versions wrote no such one: what is read for a use that it fits is written again with it.
+
+A file appears under its name only when it is whole (written aside, renamed), so a killed process
+leaves at worst a temporary file. All locks are the operating system's: they go with their process,
+however it ends.
 """
 
 import contextlib
@@ -14,22 +17,23 @@ import json
 import math
 import os
 import tempfile
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors
 from torch import Tensor
 
-from fedcats.errors import RunError
-from fedcats.locks import locked, locked_now, open_lock, try_lock
-from fedcats.tensors import digest, save
+from fedcats.errors import RunError, first_line
+from fedcats.locks import locked, locked_now, open_lock
+from fedcats.tensors import digest, remove_stale, save
 
-_STALE_SECONDS = 300.0  # a temporary file not written to for so long belongs to a killed process
+_DAMAGE = (ValueError, KeyError, safetensors.SafetensorError)  # of a file that can be read
+State = Literal["whole", "unbound", "damaged", "unreadable"]
+"""Of an entry: unbound, it is whole, but does not name its key."""
+
 CHECKPOINT = "part-"  # before the key of the update that a checkpoint belongs to
 
 
@@ -41,10 +45,29 @@ def content_key(description: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """What the store holds under one key: tensors by state-dict key, and JSON metadata."""
+    """What the store holds under one key: tensors by state-dict key, and JSON metadata.
+
+    Attributes
+    ----------
+    digest
+        Of the tensors, by `fedcats.tensors.digest`.
+    bound
+        Whether it names its key; what earlier versions wrote does not.
+    """
 
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
+    digest: str = ""
+    bound: bool = True
+
+
+Fits = Callable[[Entry], bool]
+"""Whether an entry that does not name its key can be the one that is asked for."""
+
+
+def says(about: Mapping[str, Any]) -> Fits:
+    """Whether an entry's metadata say nothing else than this, of what they have."""
+    return lambda entry: all(entry.meta.get(name, value) == value for name, value in about.items())
 
 
 @dataclass(frozen=True)
@@ -56,6 +79,7 @@ class Listing:
     size: int
     used: float
     meta: dict[str, Any]
+    inode: int
 
 
 class Store:
@@ -83,6 +107,7 @@ class Store:
         self._since = math.inf  # bytes written since then
         self._held: dict[str, list[str]] = {}
         self._holder: int | None = None
+        self._holder_file = root / "held" / uuid.uuid4().hex
         try:
             for folder in (root, root / "locks", root / "held"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -97,42 +122,57 @@ class Store:
         """Whether an entry of that key is there (whole or damaged)."""
         return self.path(key).is_file()
 
-    def get(self, key: str) -> Entry | None:
-        """The entry, checked against its checksum; None when there is none.
+    def get(self, key: str, fits: Fits | None = None) -> Entry | None:
+        """The entry, checked against its checksums; None when there is none, or another user's.
 
-        A damaged entry is removed, noted in `damaged`, and counts as missing.
+        A damaged entry, or another key's, is removed, noted in `damaged`, and counts as missing.
+
+        Raises
+        ------
+        RunError
+            When it cannot be read, which may be for a moment only; it is kept.
         """
         path = self.path(key)
         try:
             inode = path.stat().st_ino
             entry = _read(path)
+            if not entry.bound and fits and not fits(entry):
+                raise ValueError("it is another key's")
         except (FileNotFoundError, PermissionError):
             return None
-        except (OSError, ValueError, KeyError, safetensors.SafetensorError):
+        except _DAMAGE:
             self.damaged.append(key)
-            with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_ino == inode:  # else another process has replaced it by now
-                    path.unlink()
+            self.remove(key, inode)
             return None
-        with contextlib.suppress(PermissionError):  # another user's
+        except OSError as error:
+            raise RunError(f"store {self.root}: {path.name} cannot be read: {error}") from error
+        if not entry.bound and fits:
+            with contextlib.suppress(RunError):  # a full disk, or another user's folder
+                self.put(key, entry.tensors, entry.meta, entry.digest)
+        with contextlib.suppress(OSError):  # another user's, or a disk that is only read
             os.utime(path)  # for the order in which entries are dropped
         return entry
 
-    def put(self, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Keep an entry. Raises RunError when the disk is full; nothing is left behind then."""
+    def put(
+        self, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], sha256: str = ""
+    ) -> None:
+        """Keep an entry; ``sha256`` is the tensors' digest, where it is known already.
+
+        Raises
+        ------
+        RunError
+            When the disk is full, or not to be written; nothing is left behind then.
+        """
         text = json.dumps(meta, sort_keys=True)
-        header = {"meta": text, "checksum": _checksum(tensors, text)}
-        temporary = self.root / f".{key}.{os.getpid()}.{threading.get_ident()}.tmp"
+        checksum = _checksum(sha256 or digest(tensors), text)
+        header = {"meta": text, "checksum": checksum, "bound": _checksum(key, checksum)}
         try:
             contiguous = {name: value.detach().contiguous() for name, value in tensors.items()}
-            save(contiguous, temporary, header)
-            temporary.replace(self.path(key))
+            save(contiguous, self.path(key), header)
         except (OSError, safetensors.SafetensorError) as error:
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
             reason = "the disk is full" if full else str(error)
             raise RunError(f"store {self.root}: cannot write an entry: {reason}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
         if self.max_bytes is None:
             return
         # Thousands of small entries must not all be looked through for each new one; what other
@@ -141,9 +181,15 @@ class Store:
         if self._seen + self._since > self.max_bytes or self._since > self.max_bytes / 20:
             self.evict(keep=key)
 
-    def remove(self, key: str) -> None:
-        """Drop an entry if it is there."""
-        self.path(key).unlink(missing_ok=True)
+    def remove(self, key: str, inode: int | None = None) -> None:
+        """Drop an entry if it is there, and, where it is given, has this inode.
+
+        What another user does not let go of stays.
+        """
+        path = self.path(key)
+        with contextlib.suppress(OSError):
+            if inode in (None, path.stat().st_ino):  # else it has been replaced by now
+                path.unlink()
 
     def entries(self) -> list[Listing]:
         """All entries, the one used longest ago first."""
@@ -151,13 +197,17 @@ class Store:
         for path in self.root.glob("*.safetensors"):
             try:
                 status = path.stat()
-                with safetensors.safe_open(path, framework="pt") as file:
+                with _opened(path) as file:
                     meta = json.loads((file.metadata() or {}).get("meta", "{}"))
             except FileNotFoundError:
                 continue
-            except (OSError, ValueError, safetensors.SafetensorError):
+            except _DAMAGE:
                 meta = {"kind": "damaged"}
-            found.append(Listing(path.stem, path, status.st_size, status.st_mtime, meta))
+            except OSError:
+                meta = {"kind": "unreadable"}
+            found.append(
+                Listing(path.stem, path, status.st_size, status.st_mtime, meta, status.st_ino)
+            )
         return sorted(found, key=lambda entry: (entry.used, entry.key))
 
     @contextlib.contextmanager
@@ -166,14 +216,8 @@ class Store:
 
         ``on_wait`` is called once when another process has it.
         """
-        descriptor = open_lock(self.root / "locks" / key)
-        try:
-            if not try_lock(descriptor):
-                on_wait()
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with locked(self.root / "locks" / key, on_wait, keep=False):
             yield
-        finally:
-            os.close(descriptor)
 
     def hold(self, keys: Iterable[str], group: str = "run") -> None:
         """Keep entries (and the checkpoints on the way to them), present or to come.
@@ -183,7 +227,7 @@ class Store:
         """
         with self._locked():
             if self._holder is None:
-                self._holder = open_lock(self.root / "held" / uuid.uuid4().hex)
+                self._holder = open_lock(self._holder_file)
                 fcntl.flock(self._holder, fcntl.LOCK_EX)
             self._held[group] = list(keys)
             os.ftruncate(self._holder, 0)
@@ -192,17 +236,20 @@ class Store:
     def release(self) -> None:
         """Take back all that `hold` asked for."""
         if self._holder is not None:
+            _unlinked(self._holder_file)
             os.close(self._holder)
             self._holder = None
         self._held = {}
 
     def evict(self, keep: str = "", limit: int | None = None) -> None:
-        """Drop the entries used longest ago until all fit into ``limit`` (here: `max_bytes`)."""
-        now = time.time()
-        for path in self.root.glob(".*.tmp"):
-            with contextlib.suppress(FileNotFoundError, PermissionError):
-                if now - path.stat().st_mtime > _STALE_SECONDS:
-                    path.unlink()
+        """Drop the entries used longest ago until all fit into ``limit`` (here: `max_bytes`).
+
+        And what killed processes left: temporary files, locks.
+        """
+        for path in (self.root / "locks").iterdir():
+            with contextlib.suppress(OSError, RunError), locked_now(path, keep=False):
+                pass
+        remove_stale(self.root)
         limit = self.max_bytes if limit is None else limit
         if limit is None:
             return
@@ -224,17 +271,19 @@ class Store:
                     excess -= size
                     self._seen -= size
 
-    def verify(self) -> Iterator[tuple[Listing, bool]]:
-        """Read every entry; whether it is whole. Nothing is removed, no use is noted."""
+    def verify(self) -> Iterator[tuple[Listing, State]]:
+        """Read every entry of this user's, and say what it is like; nothing is changed."""
         for listing in self.entries():
+            state: State
             try:
-                _read(listing.path)
+                state = "whole" if _read(listing.path).bound else "unbound"
             except (FileNotFoundError, PermissionError):
                 continue
-            except (OSError, ValueError, KeyError, safetensors.SafetensorError):
-                yield listing, False
-            else:
-                yield listing, True
+            except _DAMAGE:
+                state = "damaged"
+            except OSError:
+                state = "unreadable"
+            yield listing, state
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -279,14 +328,32 @@ def _unlinked(path: Path) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The library's view of a file; FileNotFoundError and OSError mean what they say."""
+    try:
+        with path.open("rb"), safetensors.safe_open(path, framework="pt") as file:
+            yield file
+    except FileNotFoundError:  # the library's word for too many open files, too
+        if path.exists():
+            raise OSError("it cannot be opened now") from None
+        raise
+    except RuntimeError as error:  # PyTorch's word for the same
+        raise OSError(first_line(error)) from error
+
+
 def _read(path: Path) -> Entry:
-    with safetensors.safe_open(path, framework="pt") as file:
+    """The entry in a file, or one of `_DAMAGE`, or an OSError when it cannot be read."""
+    with _opened(path) as file:
         header = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if header.get("checksum") != _checksum(tensors, header["meta"]):
+    sha256, checksum = digest(tensors), header["checksum"]
+    if checksum != _checksum(sha256, header["meta"]):
         raise ValueError("checksum")
-    return Entry(tensors, json.loads(header["meta"]))
+    if header.get("bound", "") not in ("", _checksum(path.stem, checksum)):
+        raise ValueError("it is another key's")
+    return Entry(tensors, json.loads(header["meta"]), sha256, "bound" in header)
 
 
-def _checksum(tensors: Mapping[str, Tensor], meta: str) -> str:
-    return hashlib.sha256(f"{digest(tensors)}{meta}".encode()).hexdigest()
+def _checksum(*parts: str) -> str:
+    return hashlib.sha256("".join(parts).encode()).hexdigest()

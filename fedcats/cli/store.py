@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,30 +68,36 @@ def _list(store: Store, images: Path) -> int:
 def _verify(store: Store, images: Path) -> int:
     from fedcats.data import upkeep
 
-    damaged = []
-    count = 0
-    for entry, whole in store.verify():
-        count += 1
-        if not whole:
-            damaged.append(entry)
-            print(f"damaged, dropped: {_line(entry)}")
-            store.remove(entry.key)
-    print(f"{count} entries read, {len(damaged)} damaged, in {store.root}")
+    states: Counter[str] = Counter()
+    for entry, state in store.verify():
+        states[state] += 1
+        if state == "damaged":
+            print(f"damaged or another's copy, dropped: {_line(entry)}")
+            store.remove(entry.key, entry.inode)
+        elif state == "unreadable":
+            print(f"cannot be read now, kept: {_line(entry)}")
+    if states["unbound"]:
+        print(
+            f"{states['unbound']} whole, of a version that did not write the key into an entry: "
+            "compared with what they are needed for, and rewritten, when a run needs them"
+        )
+    print(f"{states.total()} entries read, {states['damaged']} damaged, in {store.root}")
     decoded = [one for one in upkeep.decoded(images) if one.what != upkeep.UNREADABLE]
     unusable = [one for one in decoded if not _is_whole(one)]
     for one in unusable:
-        state = "dropped" if upkeep.drop(one.path) else "kept, since it is in use or not yours"
-        print(f"damaged, {state}: {_image_line(one)}")
-    print(f"{_total_images(decoded)} opened, {len(unusable)} damaged, in {images}")
-    return 1 if damaged or unusable else 0
+        fate = "dropped" if upkeep.drop(one.path) else "kept, since it is in use or not yours"
+        print(f"damaged, {fate}: {_image_line(one)}")
+    print(f"{_total_images(decoded)} read, {len(unusable)} damaged, in {images}")
+    return 1 if states["damaged"] or states["unreadable"] or unusable else 0
 
 
 def _is_whole(one: Decoded) -> bool:
-    from fedcats.data import open_dataset
+    from fedcats.data import DamagedData, open_dataset
 
     try:
-        open_dataset(one.path)
-    except RunError:
+        open_dataset(one.path).verify()
+    except DamagedData as error:
+        print(error)
         return False
     return True
 

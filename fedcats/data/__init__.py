@@ -2,7 +2,7 @@
 
 from fedcats.data.audit import AuditReport, NearDuplicate, shared_between_shards
 from fedcats.data.catalogue import SOURCES, make_source
-from fedcats.data.dataset import Dataset, Images, open_dataset
+from fedcats.data.dataset import DamagedData, Dataset, Images, open_dataset
 from fedcats.data.decoding import BadImage, decode
 from fedcats.data.downloaded import oxford_pets_source, petimages_source
 from fedcats.data.drawings.source import synthetic_source
@@ -26,6 +26,7 @@ __all__ = [
     "STD",
     "AuditReport",
     "BadImage",
+    "DamagedData",
     "Dataset",
     "Images",
     "Item",

@@ -1,10 +1,11 @@
 """Every image decoded and resized once, into memory-mapped uint8 arrays that all processes share.
 
 A dataset is a folder: ``train.npy`` and ``test.npy``, each (n, 3, size, size) uint8, and
-``index.json`` with the classes, files, labels and the sha256 of each file. The folder's name is a
-key of what it holds, so it is never out of date. It is built under another name and renamed when
-complete: a process that dies leaves nothing that looks like a dataset. An open `Dataset` holds a
-shared lock on ``index.json``; see `fedcats.data.upkeep` for how the cache is kept small.
+``index.json`` with the classes, files, labels, the sha256 of each file and a checksum of each
+image's pixels. The folder's name is a key of what it holds, so it is never out of date; `prepare`
+reads all of it, and what is damaged is decoded anew. It is built under another name and renamed
+when complete: a process that dies leaves nothing that looks like a dataset. An open `Dataset` holds
+a shared lock on ``index.json``; see `fedcats.data.upkeep` for how the cache is kept small.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ import joblib
 
 from fedcats.data import upkeep
 from fedcats.data.build import FORMAT, Build, in_order, sha256_of, transform_name, unreadable
-from fedcats.data.dataset import Dataset, open_dataset
+from fedcats.data.dataset import DamagedData, Dataset, open_dataset
 from fedcats.data.decoding import BadImage
 from fedcats.data.files import shown
 from fedcats.data.sources import SPLITS, Item, Source
@@ -34,8 +35,9 @@ def prepare(
     max_bad_fraction: float | None = 0.05,
     keep_duplicates: bool = False,
     max_bytes: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Dataset:
-    """Decode a source into the cache, or open it there.
+    """Decode a source into the cache, or open and check it there.
 
     Each file is decoded (`decode`) and resized as torchvision's ``Resize((size, size))`` does it,
     after which the paper's centre crop changes nothing. Several processes may ask for the same
@@ -60,6 +62,8 @@ def prepare(
     max_bytes
         When the cache grows beyond it, the data sets used longest ago are dropped, but none that
         a living process has open. None: no limit.
+    say
+        Called with a line when what is there has to be decoded anew.
 
     Returns
     -------
@@ -71,19 +75,20 @@ def prepare(
         When more than `max_bad_fraction` of the files are unusable, no image of a class is left
         in one of the splits, or the source asks for more images than there are.
     RunError
-        When a file changes while it is read, or the cache cannot be written.
+        When a file changes while it is read, or the cache cannot be read or written.
     """
     with ThreadPoolExecutor(workers or joblib.cpu_count()) as pool:
         digests = _digests(source, pool) if source.fingerprint is None else None
         key = _key(source, digests, size, keep_duplicates)
         folder = cache_root / key
         upkeep.remove_leftovers(cache_root)
-        dataset = _open_if_sound(folder)
+        dataset = _open_if_whole(folder)
         if dataset is None:
             try:
                 cache_root.mkdir(parents=True, exist_ok=True)
-                with locked(upkeep.lock_of(folder)):
-                    dataset = _open_if_sound(folder)  # another process has made it meanwhile
+                with locked(upkeep.lock_of(folder), keep=False):
+                    # Perhaps another process has made it meanwhile.
+                    dataset = _open_if_whole(folder, say)
                     if dataset is None:
                         build = Build(source, size, keep_duplicates, pool, on_progress)
                         build.into(folder, digests)
@@ -100,11 +105,16 @@ def prepare(
     return dataset
 
 
-def _open_if_sound(folder: Path) -> Dataset | None:
+def _open_if_whole(folder: Path, say: Callable[[str], None] = lambda _: None) -> Dataset | None:
+    """None where there is none, or where it has to be decoded anew: says why."""
     try:
-        return open_dataset(folder)
-    except RunError:
+        dataset = open_dataset(folder)
+        dataset.verify()
+    except DamagedData as error:
+        if folder.exists():
+            say(str(error))
         return None
+    return dataset
 
 
 def _digests(source: Source, pool: ThreadPoolExecutor) -> dict[str, str]:

@@ -78,13 +78,14 @@ def _looked_at(folder: Path) -> Decoded:
 
 def remove_leftovers(cache_root: Path) -> None:
     """Remove what killed processes were making or removing, where that may be done."""
-    for part in cache_root.glob(f"*{_PART}"):
+    for left in (*cache_root.glob(f"*{_PART}"), *cache_root.glob("*.lock")):
+        folder = left.with_suffix("")
         with (
             contextlib.suppress(OSError, RunError),
-            locked_now(lock_of(part.with_suffix(""))) as mine,
+            locked_now(lock_of(folder), keep=False) as mine,
         ):
             if mine:
-                shutil.rmtree(part, ignore_errors=True)
+                shutil.rmtree(part_of(folder), ignore_errors=True)
 
 
 def drop_unused(cache_root: Path, max_bytes: int = 0) -> list[Decoded]:
@@ -105,7 +106,7 @@ def drop_unused(cache_root: Path, max_bytes: int = 0) -> list[Decoded]:
 def drop(folder: Path) -> bool:
     """Remove a data set unless it is in use or another user's; whether it is gone."""
     try:
-        with locked_now(lock_of(folder)) as mine:
+        with locked_now(lock_of(folder), keep=False) as mine:
             if not mine or not os.access(folder, os.W_OK | os.X_OK):
                 return False
             with contextlib.suppress(FileNotFoundError):  # a damaged one

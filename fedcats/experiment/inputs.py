@@ -230,7 +230,9 @@ def decoded(config: Config, source: Source, progress: Progress, *, strict: bool 
         state = "done" if done == total else "decoding"
         progress.update("images", done, total, None, state)
 
-    dataset = prepare(source, home() / "data", on_progress=on_progress, **options)
+    dataset = prepare(
+        source, home() / "data", on_progress=on_progress, say=progress.message, **options
+    )
     for line in _findings(dataset):
         progress.message(line)
     return dataset

@@ -23,7 +23,7 @@ from torch import nn
 from fedcats.data import MEAN, STD, Images
 from fedcats.metrics import scores
 from fedcats.models import build
-from fedcats.storage import Store, content_key
+from fedcats.storage import Store, content_key, says
 from fedcats.tensors import State
 from fedcats.training import recipe
 from fedcats.training.cuda import full_precision
@@ -167,10 +167,8 @@ class Predictor:
                 new = [frozen.predict(state) for state in states]
             for i, one in zip(missing, new, strict=True):
                 parts = candidates[i].parts
-                about = {"kind": "predictions", "examples": len(images), "updates": len(parts.keys)}
-                self.store.put(
-                    self._key(parts, images), {"probabilities": torch.from_numpy(one)}, about
-                )
+                kept = {"probabilities": torch.from_numpy(one)}
+                self.store.put(self._key(parts, images), kept, _about(parts, images))
                 found[i] = one
         return cast(list[Probabilities], found)
 
@@ -191,7 +189,7 @@ class Predictor:
             return self._frozen[images.digest]
 
     def _kept(self, parts: Parts, images: Images) -> Probabilities | None:
-        entry = self.store.get(self._key(parts, images))
+        entry = self.store.get(self._key(parts, images), says(_about(parts, images)))
         return None if entry is None else entry.tensors["probabilities"].numpy()
 
     def _key(self, parts: Parts, images: Images) -> str:
@@ -212,3 +210,7 @@ class Predictor:
                 "processor": torch.backends.cpu.get_cpu_capability(),
             }
         )
+
+
+def _about(parts: Parts, images: Images) -> dict[str, Any]:
+    return {"kind": "predictions", "examples": len(images), "updates": len(parts.keys)}

@@ -80,7 +80,7 @@ def train_both(tasks: Tasks, predictor: Predictor, grid: Grid | None) -> Trained
             task = tasks.baseline()
             key = tasks.key(task)
             store.hold([key], "baseline")
-            found = read(store, key)
+            found = read(store, key, task)
             if found is None:
                 baseline = stack.enter_context(Baseline(task, store, inputs.events))
                 workers = max(1, workers - 1)  # the baseline keeps one core busy
@@ -109,7 +109,7 @@ def _federate(
     store.hold(keys, "clients")
     nothing_to_train = config.rounds == 1 and all(key in store for key in keys)
     if config.mode == "merge" and nothing_to_train:
-        found = [read(store, key) for key in keys]
+        found = [read(store, key, task) for key, task in zip(keys, first, strict=True)]
         if all(found):
             report = append_events(inputs.events)
             for client, update in enumerate(cast(list[Update], found)):

