@@ -73,7 +73,9 @@ def write_federation(
     Folders and secrets are private to the user (0700, 0600).
     """
     place = Address.parse(address)
-    listen = listening(listen or ("::" if ":" in place.host else "0.0.0.0"))
+    if listen is None:
+        listen = "::" if ":" in place.host else "0.0.0.0"
+    listen = listening(listen)
     _check_range("--nodes", nodes, _MOST_NODES)
     _check_range("--days", days, certificates.LONGEST)
     if folder.exists() or folder.is_symlink():

@@ -86,7 +86,7 @@ class Loopback:
         try:
             for name in ("gate", "superlink", "superexec"):
                 self.start(name)
-            self._wait_for("gate", "superlink")
+            self.wait_for("gate", "superlink")
             self.script("control/register.sh")
             for number in range(len(self._photos)):
                 self.start(f"node-{number}")
@@ -117,7 +117,7 @@ class Loopback:
         with (self.folder / f"{log}.log").open("ab") as output:
             return subprocess.Popen(
                 command,
-                env=self._environment(environment or {}),
+                env=self.environment_of(environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -128,7 +128,7 @@ class Loopback:
         """Run one of the scripts to its end."""
         done = subprocess.run(
             [str(self.folder / name)],
-            env=self._environment({}),
+            env=self.environment_of({}),
             capture_output=True,
             text=True,
             check=False,
@@ -179,7 +179,8 @@ class Loopback:
         """All living processes of this federation: they have its mark in their environment."""
         return guard.members(self._mark)
 
-    def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
+    def environment_of(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """What its programs are started with."""
         scripts = str(Path(sys.executable).parent)
         paths = [str(superlink.app_folder()), os.environ.get("PYTHONPATH", "")]
         return {
@@ -188,10 +189,10 @@ class Loopback:
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "PYTHONSAFEPATH": "1",
             guard.MARK: self._mark,
-            **more,
+            **(more or {}),
         }
 
-    def _wait_for(self, *names: str) -> None:
+    def wait_for(self, *names: str) -> None:
         """Until the SuperLink answers through the gate."""
         context = ssl.create_default_context(cafile=str(self.folder / "server/ca.crt"))
         deadline = time.monotonic() + _START_SECONDS

@@ -4,9 +4,12 @@ set -eu
 unset CDPATH
 {% if photos %}
 photos="${1:?give the folder with the photos of this site: $0 /photos}"
-case $PWD/$photos in *'
-'*) echo "$0: a line break in the path of the photos is not possible" >&2; exit 2;; esac
-photos="$(cd -- "$photos" && pwd)"
+photos="$(cd -- "$photos" && pwd && echo .)"
+photos="${photos%??}" # a line break at its end would have gone
+[ "$(printf %s "$photos" | LC_ALL=C tr -d '[:cntrl:]')" = "$photos" ] || {
+    echo "$0: a path of photos with a line break or another control character is not possible" >&2
+    exit 2
+}
 {% endif %}
 cd -- "$(dirname -- "$0")"
 umask 077

@@ -15,6 +15,10 @@ photos="$(cd -- "$photos" && pwd)"
 {% else %}
 photos=
 {% endif %}
+capability=
+{% if port < 1024 and not photos %}
+[ "$name" != gate ] || capability=CAP_NET_BIND_SERVICE
+{% endif %}
 [ -x "$folder/$name.sh" ] || { echo "$folder/$name.sh: is not there" >&2; exit 2; }
 case $folder$programs${photos}${FEDCATS_USER:-fedcats} in *[!A-Za-z0-9/._+@-]*)
     echo "a path has a character that may mean something to systemd: $folder $programs $photos" >&2
@@ -43,12 +47,8 @@ BindReadOnlyPaths=$environment $photos
 BindPaths=$folder
 
 NoNewPrivileges=yes
-{% if port < 1024 %}
-AmbientCapabilities=CAP_NET_BIND_SERVICE
-CapabilityBoundingSet=CAP_NET_BIND_SERVICE
-{% else %}
-CapabilityBoundingSet=
-{% endif %}
+AmbientCapabilities=$capability
+CapabilityBoundingSet=$capability
 DevicePolicy=closed
 DeviceAllow=char-nvidia* rw
 LockPersonality=yes
