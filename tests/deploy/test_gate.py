@@ -8,6 +8,7 @@ import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -60,6 +61,17 @@ def nodes(federation: Loopback) -> dict[int, str]:
     listed = ListNodesResponse()
     listed.ParseFromString(answer.raise_for_status().content)
     return {node.node_id: node.status for node in listed.nodes_info}
+
+
+def call(federation: Loopback, key_file: Path, name: str, message: Any) -> int:
+    """Of the fleet's API, signed with a site's key: the HTTP status."""
+    key: Any = load_ssh_private_key(key_file.read_bytes(), None)
+    signer = NodeAuthHttpInterceptor(key, key.public_key())
+    content = message.SerializeToString()
+    with client(federation) as site:
+        request = site.build_request("POST", f"/v1/fleet/{name}", content=content, headers=PROTOBUF)
+        context = ProtobufRequestContext(name, message, request)
+        return signer.intercept(context, lambda one: site.send(one.request)).status_code
 
 
 def intruders_key(folder: Path) -> Path:
@@ -140,26 +152,15 @@ def test_only_that_very_certificate_opens_the_control_api(
 def test_a_key_that_is_not_registered_opens_nothing(federation: Loopback, tmp_path: Path) -> None:
     """Nor does the fleet's API register it; nor does a site's key speak for another site."""
 
-    def call(key_file: Path, name: str, message: object) -> int:
-        key = load_ssh_private_key(key_file.read_bytes(), None)
-        signer = NodeAuthHttpInterceptor(key, key.public_key())  # type: ignore[arg-type]
-        with client(federation) as site:
-            request = site.build_request(
-                "POST", f"/v1/fleet/{name}",
-                content=message.SerializeToString(), headers=PROTOBUF,  # type: ignore[attr-defined]
-            )  # fmt: skip
-            context = ProtobufRequestContext(name, message, request)  # type: ignore[arg-type]
-            return signer.intercept(context, lambda one: site.send(one.request)).status_code
-
     before = nodes(federation)
     foreign = intruders_key(tmp_path / "other")
     public = public_key_to_bytes(load_ssh_public_key(foreign.read_bytes()))  # type: ignore[arg-type]
     registration = RegisterNodeFleetRequest(public_key=public)
-    assert call(foreign.with_suffix(".key"), "register-node", registration) >= 400
+    assert call(federation, foreign.with_suffix(".key"), "register-node", registration) >= 400
     own = federation.folder / "node-0/node.key"
     for key, allowed in ((own, [200, 401]), (foreign.with_suffix(".key"), [401, 401])):
         pulls = (PullMessagesRequest(node=Node(node_id=node)) for node in before)
-        assert sorted(call(key, "pull-messages", pull) for pull in pulls) == allowed
+        assert sorted(call(federation, key, "pull-messages", pull) for pull in pulls) == allowed
     assert nodes(federation) == before
 
 
@@ -201,3 +202,15 @@ def test_renewed_certificates_lock_the_old_ones_out_and_the_sites_stay(
     federation.start("node-0")
     wait_until(lambda: federation.log("node-0").count("SuperNode ID: ") > started)
     assert nodes(federation).keys() == before.keys()
+
+
+def test_a_site_that_is_unregistered_is_locked_out(federation: Loopback) -> None:
+    lost = federation.folder / "node-1/node.key"
+    before = nodes(federation)
+    pulls = {node: PullMessagesRequest(node=Node(node_id=node)) for node in before}
+    (node,) = (n for n in before if call(federation, lost, "pull-messages", pulls[n]) == 200)
+    script = federation.folder / "control/flwr.sh"
+    command = [str(script), "supernode", "unregister", str(node), LINK]
+    subprocess.run(command, env=federation.environment_of(), check=True, capture_output=True)
+    assert nodes(federation).get(node) != "online"
+    assert call(federation, lost, "pull-messages", pulls[node]) == 401
