@@ -1,22 +1,30 @@
-"""``python -m fedcats.deploy``: prepare a federation, or rehearse one on this machine."""
+"""``python -m fedcats.deploy``: prepare a federation, renew it, or rehearse one on this machine."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
-from fedcats.environment import settle
+from fedcats.environment import disk_error, settle
 from fedcats.errors import RunError, UserError
 
 _PREPARED = """\
 {folder} is ready for {nodes} sites:
   ca/        lock it away: who has ca.key can pretend to be your server
-  server/    to the machine of the SuperLink: ./superlink.sh and ./superexec.sh
+  server/    to the server, which needs nginx: ./gate.sh, ./superlink.sh and ./superexec.sh
   node-K/    to site K, by a safe way: ./supernode.sh /folder/with/photos
-  control/   to whoever submits runs: ./register.sh once, then
-             FLWR_HOME=.../control flwr run CHECKOUT --stream \\
-               -c 'overrides="data=folder data.root=/test/photos"'
-Whoever reaches port {port} of the SuperLink can submit runs and register keys: admit the sites
-and the control machine only (firewall, VPN or proxy)."""
+  control/   to whoever submits runs, and so runs code on the server and all sites:
+             ./register.sh once, then
+             ./flwr.sh run CHECKOUT --stream -c 'overrides="data=folder data.root=/test/photos"'
+Each server/ and node-K/ has a unit.sh that prints a hardened systemd unit.
+Open port {port} of the server to the sites and the control machine, and no other port."""
+_ENDS = """\
+The certificates of server and control machine end on {day}; before that:
+python -m fedcats.deploy renew {folder}"""
+_RENEWED = """\
+New are {files}.
+Bring them to where the others are, and start gate.sh and superlink.sh again; the old control.key
+opens nothing from then on. Sites keep their keys{ca}."""
 
 
 def main() -> int:
@@ -27,9 +35,12 @@ def main() -> int:
     prepare = commands.add_parser("prepare", help="write certificates, keys and start scripts")
     prepare.add_argument("folder", type=Path, help="a new folder")
     prepare.add_argument("--nodes", type=int, required=True, help="number of sites")
-    prepare.add_argument("--address", required=True, help="host:port of the SuperLink")
-    prepare.add_argument("--listen", default="0.0.0.0", help="where it listens (0.0.0.0)")
-    prepare.add_argument("--days", type=int, default=365, help="validity of certificates (365)")
+    prepare.add_argument("--address", required=True, help="host:port of the server")
+    prepare.add_argument("--listen", help="the IP address on which it listens (all)")
+    renew = commands.add_parser("renew", help="new certificates; sites need not register again")
+    renew.add_argument("folder", type=Path, help="what prepare has written, with ca/")
+    for command in (prepare, renew):
+        command.add_argument("--days", type=int, default=365, help="validity of certificates (365)")
     rehearse = commands.add_parser(
         "rehearse", help="a federation on the loopback, compared with the simulation"
     )
@@ -37,29 +48,44 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         if arguments.command == "prepare":
-            from fedcats.deploy.files import write_federation
-
-            folder: Path = arguments.folder.absolute()
-            write_federation(
-                folder,
-                arguments.nodes,
-                arguments.address,
-                listen=arguments.listen,
-                days=arguments.days,
-            )
-            port = arguments.address.rpartition(":")[2]
-            print(_PREPARED.format(folder=folder, nodes=arguments.nodes, port=port))
+            _prepare(arguments)
+        elif arguments.command == "renew":
+            _renew(arguments)
         else:
-            from fedcats.deploy.rehearsal import rehearse as rehearse_now
-
-            result = rehearse_now(arguments.overrides, on_line=lambda line: print(f"  {line}"))
-            print(f"simulation: {result['simulation']}")
-            print(f"federation: {result['federation']}")
-            print(f"the same bytes: {', '.join(result['models'])}")
-    except (UserError, RunError) as error:
+            _rehearse(arguments)
+    except (UserError, RunError, OSError) as fault:
+        error = disk_error(fault) if isinstance(fault, OSError) else fault
         print(f"fedcats.deploy: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from fedcats.deploy.files import write_federation
+
+    folder, nodes, address = arguments.folder.absolute(), arguments.nodes, arguments.address
+    day = write_federation(folder, nodes, address, listen=arguments.listen, days=arguments.days)
+    print(_PREPARED.format(folder=folder, nodes=nodes, port=address.rpartition(":")[2]))
+    print(_ENDS.format(day=day, folder=shlex.quote(str(folder))))
+
+
+def _renew(arguments: argparse.Namespace) -> None:
+    from fedcats.deploy.files import renew
+
+    folder = arguments.folder.absolute()
+    day, new = renew(folder, arguments.days)
+    ca = "; their old ca.crt is good until it ends" if "ca/ca.crt" in new else ""
+    print(_RENEWED.format(files=", ".join(new), ca=ca))
+    print(_ENDS.format(day=day, folder=shlex.quote(str(folder))))
+
+
+def _rehearse(arguments: argparse.Namespace) -> None:
+    from fedcats.deploy.rehearsal import rehearse
+
+    result = rehearse(arguments.overrides, on_line=lambda line: print(f"  {line}"))
+    print(f"simulation: {result['simulation']}")
+    print(f"federation: {result['federation']}")
+    print(f"the same bytes: {', '.join(result['models'])}")
 
 
 if __name__ == "__main__":

@@ -1,83 +1,45 @@
 """What a federation needs on disk: one folder to keep, one for the server, one for each site."""
 
-import datetime
-import ipaddress
-import json
 import os
 import secrets
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+import jinja2
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives import serialization
 
-from fedcats.errors import UserError
+from fedcats.deploy import certificates
+from fedcats.deploy.address import Address, bracketed, listening
+from fedcats.errors import UserError, first_line
 
 LINK = "federation"
 """Name of the SuperLink in ``control/config.toml``."""
 
-_HEADER = """\
-#!/bin/sh
-# {what}
-set -eu
-cd "$(dirname "$0")"
-umask 077
-export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
-export FLWR_HOME="$PWD/flower" FEDCATS_HOME="${{FEDCATS_HOME:-$PWD/home}}"
-"""
-
-_SUPERLINK = (
-    _HEADER
-    + """\
-exec flower-superlink --host "{listen}" --port {port} \\
-    --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key \\
-    --enable-supernode-auth --superexec-auth-secret-file superexec.secret \\
-    --isolation process --database superlink.db --disable-runtime-dependency-installation
-"""
+T = TypeVar("T")
+_INNER = (9091, 9092)  # the SuperLink's port on the loopback; the second if the first is the gate's
+_MOST_NODES = 1000
+_SERVER = ("gate", "superlink", "superexec")
+_templates = jinja2.Environment(
+    loader=jinja2.PackageLoader("fedcats.deploy"),
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    undefined=jinja2.StrictUndefined,
 )
-
-_SUPEREXEC = (
-    _HEADER
-    + """\
-exec flower-superexec --root-certificates ca.crt --runtime-api-address "{address}" \\
-    --superexec-auth-secret-file superexec.secret
-"""
-)
-
-_SUPERNODE = (
-    _HEADER
-    + """\
-photos="${{1:?give the folder with the photos of this site: ./supernode.sh /photos}}"
-exec flower-supernode --root-certificates ca.crt --superlink "{address}" \\
-    --auth-supernode-private-key node.key --host 127.0.0.1 --port "${{SUPERNODE_PORT:-9094}}" \\
-    --node-config "partition-id={number} num-partitions={nodes} data-path='$photos'"
-"""
-)
-
-_CONFIG = """\
-[superlink]
-default = "{link}"
-
-[superlink.{link}]
-address = "{address}"
-root-certificates = {certificate}
-"""
-
-_REGISTER = """\
-#!/bin/sh
-# Admits the sites' keys. Once, from where the SuperLink can be reached.
-set -eu
-cd "$(dirname "$0")"
-export FLWR_HOME="$PWD" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
-for key in node-*.pub; do flwr supernode register "$key" {link}; done
-"""
 
 
 def write_federation(
-    folder: Path, nodes: int, address: str, *, listen: str = "0.0.0.0", days: int = 365
-) -> None:
+    folder: Path,
+    nodes: int,
+    address: str,
+    *,
+    listen: str | None = None,
+    days: int = 365,
+    inner: int | None = None,
+) -> str:
     """Write all files of a federation.
 
     Parameters
@@ -88,144 +50,200 @@ def write_federation(
     nodes
         Number of sites.
     address
-        ``host:port`` under which the sites reach the SuperLink; the certificate is made for it.
+        ``host:port`` under which the sites reach the gate; the certificate is made for it.
     listen
-        Where the SuperLink listens.
+        The IP address on which the gate listens; by default on all.
     days
-        How long the certificates are valid.
+        How long the certificates of server and control machine are valid.
+    inner
+        The port of the loopback on which the SuperLink listens.
+
+    Returns
+    -------
+    str
+        The last day of those certificates.
 
     Raises
     ------
     UserError
-        When the folder exists or the address is not ``host:port``.
+        When the folder exists, or for a number or an address that is not allowed.
 
     Notes
     -----
     Folders and secrets are private to the user (0700, 0600).
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise UserError(f"--address {address}: must be host:port, for example fl.example.org:8443")
-    if nodes < 1:
-        raise UserError(f"--nodes {nodes}: must be at least 1")
-    if folder.exists():
+    place = Address.parse(address)
+    if listen is None:
+        listen = "::" if ":" in place.host else "0.0.0.0"
+    listen = listening(listen)
+    _check_range("--nodes", nodes, _MOST_NODES)
+    _check_range("--days", days, certificates.LONGEST)
+    if folder.exists() or folder.is_symlink():
         raise UserError(f"{folder}: is there already; give the name of a new folder")
-    places = ["ca", "server", "control", *(f"node-{number}" for number in range(nodes))]
-    for place in ("", *places):
-        (folder / place).mkdir(parents=True, mode=0o700)
+    text = {
+        "address": str(place),
+        "listen": bracketed(listen),
+        "port": place.port,
+        "inner": inner or _INNER[place.port == _INNER[0]],
+        "nodes": nodes,
+        "link": LINK,
+        "photos": False,
+        "ends": True,
+    }
+    try:
+        for name in ("", "ca", "server", "control", *(f"node-{n}" for n in range(nodes))):
+            (folder / name).mkdir(parents=True, mode=0o700)
+        _write_server(folder / "server", text)
+        for number in range(nodes):
+            _write_node(folder, number, text)
+        _write_control(folder / "control", text)
+        ca_key = certificates.new_key()
+        _write(folder / "ca/ca.key", certificates.private(ca_key))
+        _write(folder / "server/server.key", certificates.private(certificates.new_key()))
+        _write_authority(folder, ca_key)
+        return _certify(folder, [place.host], days)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # half a federation is none
+        raise
 
-    ca_key, ca = _authority(days)
-    server_key, server = _server_certificate(host, ca_key, ca, days)
-    _write(folder / "ca/ca.key", _private(ca_key))
+
+def renew(folder: Path, days: int = 365) -> tuple[str, list[str]]:
+    """Make new certificates for the server and the control machine; the sites keep their keys.
+
+    The server's key stays; the control machine gets a new one, and the old one is of no use when
+    the gate has the new certificate. The authority's certificate is made anew, with the same key,
+    when it would end first: the sites' old one is good until it ends.
+
+    Parameters
+    ----------
+    folder
+        As `write_federation` has made it, with ``ca``, ``server`` and ``control``.
+    days
+        How long they are valid.
+
+    Returns
+    -------
+    (their last day, files that are new: relative to the folder)
+
+    Raises
+    ------
+    UserError
+        When one of the folder's files is missing or cannot be read.
+    """
+    _check_range("--days", days, certificates.LONGEST)
+    old = _certificate(folder / "server/server.crt")
+    names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    hosts = [str(name.value) for name in names]
+    new = ["server/server.crt", "server/control.crt", "server/ends"]
+    new += ["control/control.crt", "control/control.key", "control/ends"]
+    ca_key = _key(folder / "ca/ca.key")
+    left = _certificate(folder / "ca/ca.crt").not_valid_after_utc - certificates.now()
+    _key(folder / "server/server.key")
+    if left.days < days:
+        new += [f"{place}/ca.crt" for place in _write_authority(folder, ca_key)]
+    return _certify(folder, hosts, days), new
+
+
+def _certify(folder: Path, hosts: list[str], days: int) -> str:
+    """New certificates for the server and the control machine, a new key for the latter."""
+    ca_key, ca = _key(folder / "ca/ca.key"), _certificate(folder / "ca/ca.crt")
+    key, control_key = _key(folder / "server/server.key"), certificates.new_key()
+    hosts = [*hosts, "localhost", "127.0.0.1"]  # by these the gate reaches the SuperLink
+    server = certificates.server(key, hosts, ca_key, ca, days)
+    control = certificates.control(control_key, days)
+    _write(folder / "server/server.crt", certificates.pem(server), 0o644)
+    for place in ("server", "control"):
+        _write(folder / place / "control.crt", certificates.pem(control), 0o644)
+        _write_end(folder / place, server)
+    _write(folder / "control/control.key", certificates.private(control_key))
+    return f"{server.not_valid_after_utc:%Y-%m-%d}"
+
+
+def _write_authority(folder: Path, ca_key: certificates.Key) -> list[str]:
+    """Give everybody the certificate to trust; the names of their folders."""
+    ca = certificates.authority(ca_key)
+    places = sorted(path.name for path in folder.iterdir() if path.is_dir())
     for place in places:
-        _write(folder / place / "ca.crt", _pem(ca), 0o644)
-    _write(folder / "server/server.key", _private(server_key))
-    _write(folder / "server/server.crt", _pem(server), 0o644)
-    _write(folder / "server/superexec.secret", secrets.token_hex(32).encode())
-    text = {"listen": listen, "port": port, "address": address, "nodes": nodes, "link": LINK}
-    what = "The SuperLink: sites and the control API connect to it."
-    _script(folder / "server/superlink.sh", _SUPERLINK.format(what=what, **text))
+        _write(folder / place / "ca.crt", certificates.pem(ca), 0o644)
+        if place.startswith("node-"):
+            _write_end(folder / place, ca)
+    return places
+
+
+def _write_end(folder: Path, certificate: x509.Certificate) -> None:
+    """For the scripts, which have no program that reads certificates."""
+    end = certificate.not_valid_after_utc
+    _write(folder / "ends", f"{end.timestamp():.0f} {end:%Y-%m-%d}\n".encode(), 0o644)
+
+
+def _write_server(folder: Path, text: dict[str, object]) -> None:
+    _write(folder / "superexec.secret", secrets.token_hex(32).encode())
+    _write(folder / "gate.conf", _fill("gate.conf", **text))
+    _script(folder, "gate", what="The gate: sites and the control machine come in here.", **text)
+    _script(folder, "superlink", what="The SuperLink, on the loopback.", **text)
     what = "The SuperExec: starts the server's part of each run, beside the SuperLink."
-    _script(folder / "server/superexec.sh", _SUPEREXEC.format(what=what, **text))
-    for number in range(nodes):
-        key = ec.generate_private_key(ec.SECP384R1())
-        public = key.public_key().public_bytes(
-            serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-        )
-        node = folder / f"node-{number}"
-        _write(node / "node.key", _private(key, serialization.PrivateFormat.OpenSSH))
-        _write(node / "node.pub", public + b"\n", 0o644)
-        _write(folder / f"control/node-{number}.pub", public + b"\n", 0o644)
-        what = f"The SuperNode of site {number}; its argument is the folder with its photos."
-        _script(node / "supernode.sh", _SUPERNODE.format(what=what, number=number, **text))
-    certificate = json.dumps(str((folder / "control/ca.crt").absolute()))
-    config = _CONFIG.format(certificate=certificate, **text)
-    _write(folder / "control/config.toml", config.encode())
-    _script(folder / "control/register.sh", _REGISTER.format(**text))
+    _script(folder, "superexec", what=what, **text)
+    _script(folder, "unit", programs=", ".join(_SERVER), example="gate", **text)
 
 
-def _authority(days: int) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-    key = ec.generate_private_key(ec.SECP384R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedcats federation")])
-    usage = x509.KeyUsage(
-        digital_signature=False,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=True,
-        crl_sign=True,
-        encipher_only=False,
-        decipher_only=False,
+def _write_node(folder: Path, number: int, text: dict[str, object]) -> None:
+    key = certificates.new_key()
+    public = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     )
-    builder = (
-        _builder(name, name, key, days)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(usage, critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    )
-    return key, builder.sign(key, hashes.SHA256())
+    node = folder / f"node-{number}"
+    _write(node / "node.key", certificates.private(key, serialization.PrivateFormat.OpenSSH))
+    _write(node / "node.pub", public + b"\n", 0o644)
+    _write(folder / f"control/node-{number}.pub", public + b"\n", 0o644)
+    text = {**text, "number": number, "photos": True}
+    what = f"The SuperNode of site {number}; its argument is the folder with its photos."
+    _script(node, "supernode", what=what, **text)
+    _script(node, "unit", programs="supernode", example="supernode /photos", **text)
 
 
-def _server_certificate(
-    host: str, ca_key: ec.EllipticCurvePrivateKey, ca: x509.Certificate, days: int
-) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-    key = ec.generate_private_key(ec.SECP384R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedcats superlink")])
-    names = _names([host, "localhost", "127.0.0.1"])  # the SuperExec may use the loopback
-    builder = (
-        _builder(name, ca.subject, key, days)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False
-        )
-    )
-    return key, builder.sign(ca_key, hashes.SHA256())
+def _write_control(folder: Path, text: dict[str, object]) -> None:
+    _write(folder / "config.toml", _fill("config.toml", **text))
+    _script(folder, "flwr", **text)
+    _script(folder, "register", what="Admits the sites' keys: once, with the gate open.", **text)
 
 
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int
-) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))  # clocks differ
-        .not_valid_after(now + datetime.timedelta(days=days))
-    )
+def _check_range(option: str, value: int, most: int) -> None:
+    if not 1 <= value <= most:
+        raise UserError(f"{option} {value}: must be 1 .. {most}")
 
 
-def _names(hosts: Sequence[str]) -> list[x509.GeneralName]:
-    names: list[x509.GeneralName] = []
-    for host in dict.fromkeys(hosts):
-        try:
-            names.append(x509.IPAddress(ipaddress.ip_address(host.strip("[]"))))
-        except ValueError:
-            names.append(x509.DNSName(host))
-    return names
+def _key(path: Path) -> certificates.Key:
+    key = _read(path, lambda content: serialization.load_pem_private_key(content, None))
+    if not isinstance(key, certificates.Key):
+        raise UserError(f"{path}: not a key that fedcats.deploy made")
+    return key
 
 
-def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.PEM)
+def _certificate(path: Path) -> x509.Certificate:
+    return _read(path, x509.load_pem_x509_certificate)
 
 
-def _private(
-    key: ec.EllipticCurvePrivateKey,
-    form: serialization.PrivateFormat = serialization.PrivateFormat.PKCS8,
-) -> bytes:
-    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+def _read(path: Path, parse: Callable[[bytes], T]) -> T:
+    try:
+        return parse(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: {first_line(error)}") from None
 
 
-def _script(path: Path, text: str) -> None:
-    _write(path, text.encode(), 0o700)
+def _fill(name: str, **text: object) -> bytes:
+    return _templates.get_template(name).render(**text).encode()
+
+
+def _script(folder: Path, name: str, **text: object) -> None:
+    _write(folder / f"{name}.sh", _fill(f"{name}.sh", **text), 0o700)
 
 
 def _write(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Never readable by others, not even for a moment."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+    """Never readable by others, not even for a moment, and never half written."""
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(content)
+    new.replace(path)

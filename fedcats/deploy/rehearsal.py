@@ -7,7 +7,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +39,7 @@ def free_port() -> int:
 
 
 class Loopback:
-    """SuperLink, SuperExec and SuperNodes on this machine; leaving the context stops them all.
+    """A whole federation on this machine; leaving the context stops all of it.
 
     So does the end of this process, even by SIGKILL (see `fedcats.deploy.guard`).
 
@@ -52,32 +51,42 @@ class Loopback:
         For each site, the folder with its photos.
     server_home
         ``FEDCATS_HOME`` of the server's part. Each site has one of its own.
+    mark
+        What its processes have in their environment; by default one of its own.
 
     Attributes
     ----------
     processes
-        By name: ``superlink``, ``superexec``, ``node-0`` ..
+        By name: ``gate``, ``superlink``, ``superexec``, ``node-0`` ..
+    port, inner
+        Where the gate and the SuperLink listen.
     """
 
-    def __init__(self, folder: Path, photos: Sequence[Path], server_home: Path) -> None:
+    def __init__(
+        self, folder: Path, photos: Sequence[Path], server_home: Path, mark: str | None = None
+    ) -> None:
         self.folder = folder
-        self.port = free_port()
+        self.port, self.inner = free_port(), free_port()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._photos = list(photos)
         self._server_home = server_home
-        self._mark = secrets.token_hex(16)
+        self._mark = mark or secrets.token_hex(16)
         self._guard: subprocess.Popen[bytes] | None = None
         self.environment = {"FLWR_HOME": str(folder / "control")}
 
     def __enter__(self) -> "Loopback":
         write_federation(
-            self.folder, len(self._photos), f"127.0.0.1:{self.port}", listen="127.0.0.1", days=2
+            self.folder,
+            len(self._photos),
+            f"127.0.0.1:{self.port}",
+            listen="127.0.0.1",
+            inner=self.inner,
         )
         self._guard = guard.watch(self._mark)
         try:
-            self.start("superlink")
-            self.start("superexec")
-            self._wait_for("superlink")
+            for name in ("gate", "superlink", "superexec"):
+                self.start(name)
+            self.wait_for("gate", "superlink")
             self.script("control/register.sh")
             for number in range(len(self._photos)):
                 self.start(f"node-{number}")
@@ -108,7 +117,7 @@ class Loopback:
         with (self.folder / f"{log}.log").open("ab") as output:
             return subprocess.Popen(
                 command,
-                env=self._environment(environment or {}),
+                env=self.environment_of(environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -119,7 +128,7 @@ class Loopback:
         """Run one of the scripts to its end."""
         done = subprocess.run(
             [str(self.folder / name)],
-            env=self._environment({}),
+            env=self.environment_of({}),
             capture_output=True,
             text=True,
             check=False,
@@ -170,7 +179,8 @@ class Loopback:
         """All living processes of this federation: they have its mark in their environment."""
         return guard.members(self._mark)
 
-    def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
+    def environment_of(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """What its programs are started with."""
         scripts = str(Path(sys.executable).parent)
         paths = [str(superlink.app_folder()), os.environ.get("PYTHONPATH", "")]
         return {
@@ -179,24 +189,25 @@ class Loopback:
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "PYTHONSAFEPATH": "1",
             guard.MARK: self._mark,
-            **more,
+            **(more or {}),
         }
 
-    def _wait_for(self, name: str) -> None:
-        """Until the SuperLink answers."""
+    def wait_for(self, *names: str) -> None:
+        """Until the SuperLink answers through the gate."""
         context = ssl.create_default_context(cafile=str(self.folder / "server/ca.crt"))
         deadline = time.monotonic() + _START_SECONDS
         while True:
             with (
-                contextlib.suppress(OSError),
+                contextlib.suppress(OSError),  # an answer of the gate's own too
                 urllib.request.urlopen(
                     f"https://127.0.0.1:{self.port}/health", context=context, timeout=2.0
                 ),
             ):
                 return
-            if self.processes[name].poll() is not None or time.monotonic() > deadline:
-                said = self.log(name).strip().splitlines() or ["nothing"]
-                raise RunError(f"the {name} did not start: {said[-1]}")
+            for name in names:
+                if self.processes[name].poll() is not None or time.monotonic() > deadline:
+                    said = self.log(name).strip().splitlines() or ["nothing"]
+                    raise RunError(f"the {name} did not start: {said[-1]}")
             time.sleep(0.2)
 
 
@@ -255,14 +266,14 @@ def rehearse(
     """
     raw = compose_config([*overrides, "mode=federated", "save_models=all"])
     config = load(raw)
-    with tempfile.TemporaryDirectory(prefix="fedcats-rehearsal-") as temporary:
-        place = Path(temporary)
+    mark = secrets.token_hex(16)
+    with guard.passing_folder(mark) as place:
         sites, server = write_photos(config, place / "photos")
         simulation = home() / "runs" / f"simulation-{secrets.token_hex(4)}"
         say(f"simulation of {len(sites)} clients: {simulation}")
         run(raw, simulation)
-        say(f"federation of {len(sites)} SuperNodes on the loopback, TLS, keys, process isolation")
-        with Loopback(place / "federation", sites, home()) as federation:
+        say(f"federation of {len(sites)} SuperNodes on the loopback: gate, TLS, keys, isolation")
+        with Loopback(place / "federation", sites, home(), mark) as federation:
             run_id = federation.submit(at_sites(overrides, server))
             say(f"run {run_id}")
             outcome = federation.follow(run_id, on_line)

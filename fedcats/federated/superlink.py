@@ -260,8 +260,8 @@ def follow(
 
 
 def _command() -> list[str]:
-    """``flwr`` of this very environment."""
-    return [sys.executable, "-m", "flwr.cli.app"]
+    """``flwr`` of this very environment, by path: fedcats itself need not be importable."""
+    return [sys.executable, str(Path(__file__).with_name("flwr_cli.py"))]
 
 
 def _environment(more: Mapping[str, str] | None) -> dict[str, str]:

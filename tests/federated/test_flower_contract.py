@@ -24,6 +24,9 @@ CALLED = {
     (_VCE, "RayBackend.terminate"): "self",
     (_STATE, "InMemoryLinkState.store_message_ins"): "self, message",
     (_STATE, "InMemoryLinkState.get_message_ins"): "self, node_id, limit, run_id",
+    ("flwr.supercore.control", "ControlHttpClient.__init__"): (
+        "self, base_url, interceptors, verify, timeout, retry_invoker"
+    ),
     ("flwr.serverapp", "Grid.push_messages"): "self, messages",
     ("flwr.serverapp", "Grid.pull_messages"): "self, message_ids",
     ("flwr.serverapp", "Grid.send_and_receive"): "self, messages, timeout",
@@ -54,6 +57,11 @@ READ = {
     ],
     "flwr.supercore.task_identity": ["def task_id(cls", "def run_id(cls", "def node_id(cls"],
     "flwr.clientapp.client_app": ["occurred. Message: "],
+    "flwr.supercore.protobuf.client": [
+        "verify: ssl.SSLContext | str | bool = not insecure",
+        "            verify=verify,\n",
+    ],
+    "flwr.cli.utils": ["ControlHttpClient.from_server_address("],
     "flwr.cli.install": ["Successfully installed "],
     "flwr.cli.local_superlink": ['"local-superlink"'],
     "flwr.cli.constant": ["FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "FLWR_LOCAL_CONTROL_API_PORT"],
