@@ -308,9 +308,20 @@ with guard.passing_folder("test") as folder:
 """
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGQUIT]
-)
+def start_rehearsal(place: Path) -> tuple[subprocess.Popen[str], Path]:
+    """One that has just its folder, below that place."""
+    rehearsal = subprocess.Popen(
+        [sys.executable, "-c", _REHEARSAL],
+        env={**os.environ, "TMPDIR": str(place)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert rehearsal.stdout is not None
+    return rehearsal, Path(rehearsal.stdout.readline().strip())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_rehearsal_that_is_ended_leaves_no_photos_and_no_keys(
     tmp_path: Path, number: int
 ) -> None:
@@ -325,18 +336,19 @@ def test_a_rehearsal_that_is_ended_leaves_no_photos_and_no_keys(
     wait_until(lambda: not list(tmp_path.glob("fedcats-rehearsal-*")))
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1])
+def test_no_signal_keeps_its_folder(tmp_path: Path, number: int) -> None:
+    rehearsal, folder = start_rehearsal(tmp_path)
+    os.killpg(rehearsal.pid, number)
+    assert rehearsal.wait() != 0
+    wait_until(lambda: not folder.exists())
+
+
 def test_what_a_killed_guard_left_goes_with_the_next_rehearsal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", _REHEARSAL], env=environment, stdout=subprocess.PIPE
-        )
-        for _ in range(2)
-    ]
-    folders = [Path(process.stdout.readline().decode().strip()) for process in started]  # type: ignore[union-attr]
+    started, folders = zip(*(start_rehearsal(tmp_path) for _ in range(2)), strict=True)
     for process in [*psutil.Process(started[0].pid).children(), psutil.Process(started[0].pid)]:
         process.kill()
     started[0].wait()
