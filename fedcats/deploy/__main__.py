@@ -10,7 +10,8 @@ from fedcats.errors import RunError, UserError
 
 _PREPARED = """\
 {folder} is ready for {nodes} sites:
-  ca/        lock it away: who has ca.key can pretend to be your server
+  ca/        lock it away, with copies of server/ and control/ for renewals: who has ca.key can
+             pretend to be your server
   server/    to the server, which needs nginx: ./gate.sh, ./superlink.sh and ./superexec.sh
   node-K/    to site K, by a safe way: ./supernode.sh /folder/with/photos
   control/   to whoever submits runs, and so runs code on the server and all sites:

@@ -33,14 +33,14 @@ def authority(key: Key) -> x509.Certificate:
 
 
 def server(
-    key: Key, hosts: Sequence[str], ca_key: Key, ca: x509.Certificate, days: int
+    key: Key, names: Sequence[str], ca_key: Key, ca: x509.Certificate, days: int
 ) -> x509.Certificate:
     """The certificate of the gate and of the SuperLink behind it, under these names."""
     issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
     return (
         _builder(_name("fedcats superlink"), ca.subject, key, days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName(_names(hosts)), critical=False)
+        .add_extension(x509.SubjectAlternativeName(_names(names)), critical=False)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(issuer, critical=False)
         .sign(ca_key, hashes.SHA256())
@@ -60,6 +60,13 @@ def control(key: Key, days: int) -> x509.Certificate:
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
         .sign(key, hashes.SHA256())
     )
+
+
+def hosts(content: bytes) -> list[str]:
+    """The names in a server's certificate."""
+    extensions = x509.load_pem_x509_certificate(content).extensions
+    names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return [str(name.value) for name in names]
 
 
 def pem(certificate: x509.Certificate) -> bytes:

@@ -88,11 +88,11 @@ def write_federation(
         "nodes": nodes,
         "link": LINK,
         "photos": False,
-        "ends": True,
     }
+    folder.mkdir(parents=True, mode=0o700)
     try:
-        for name in ("", "ca", "server", "control", *(f"node-{n}" for n in range(nodes))):
-            (folder / name).mkdir(parents=True, mode=0o700)
+        for name in ("ca", "server", "control", *(f"node-{n}" for n in range(nodes))):
+            (folder / name).mkdir(mode=0o700)
         _write_server(folder / "server", text)
         for number in range(nodes):
             _write_node(folder, number, text)
@@ -131,14 +131,15 @@ def renew(folder: Path, days: int = 365) -> tuple[str, list[str]]:
         When one of the folder's files is missing or cannot be read.
     """
     _check_range("--days", days, certificates.LONGEST)
-    old = _certificate(folder / "server/server.crt")
-    names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    hosts = [str(name.value) for name in names]
-    new = ["server/server.crt", "server/control.crt", "server/ends"]
-    new += ["control/control.crt", "control/control.key", "control/ends"]
+    for place in ("ca", "server", "control"):
+        if not (folder / place).is_dir():
+            raise UserError(f"{folder / place}: missing; renew needs it as prepare has written it")
+    hosts = _read(folder / "server/server.crt", certificates.hosts)
     ca_key = _key(folder / "ca/ca.key")
     left = _certificate(folder / "ca/ca.crt").not_valid_after_utc - certificates.now()
-    _key(folder / "server/server.key")
+    _key(folder / "server/server.key")  # before anything is written
+    new = ["server/server.crt", "server/control.crt", "server/ends"]
+    new += ["control/control.crt", "control/control.key", "control/ends"]
     if left.days < days:
         new += [f"{place}/ca.crt" for place in _write_authority(folder, ca_key)]
     return _certify(folder, hosts, days), new
@@ -228,7 +229,7 @@ def _read(path: Path, parse: Callable[[bytes], T]) -> T:
         return parse(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, x509.ExtensionNotFound) as error:
         raise UserError(f"{path}: {first_line(error)}") from None
 
 

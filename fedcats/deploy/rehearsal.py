@@ -244,7 +244,7 @@ def rehearse(
     say: Callable[[str], None] = print,
     on_line: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Simulate, deploy on the loopback, run the same experiment there, compare byte for byte.
+    """Deploy on the loopback, run there, simulate the same experiment, compare byte for byte.
 
     Parameters
     ----------
@@ -269,9 +269,6 @@ def rehearse(
     mark = secrets.token_hex(16)
     with guard.passing_folder(mark) as place:
         sites, server = write_photos(config, place / "photos")
-        simulation = home() / "runs" / f"simulation-{secrets.token_hex(4)}"
-        say(f"simulation of {len(sites)} clients: {simulation}")
-        run(raw, simulation)
         say(f"federation of {len(sites)} SuperNodes on the loopback: gate, TLS, keys, isolation")
         with Loopback(place / "federation", sites, home(), mark) as federation:
             run_id = federation.submit(at_sites(overrides, server))
@@ -279,6 +276,9 @@ def rehearse(
             outcome = federation.follow(run_id, on_line)
         if outcome.status != "completed" or outcome.folder is None:
             raise RunError(f"the run on the federation {outcome.status}: {outcome.details}")
+    simulation = home() / "runs" / f"simulation-{secrets.token_hex(4)}"
+    say(f"simulation of {len(sites)} clients: {simulation}")
+    run(raw, simulation)
     same = compare_models(simulation, outcome.folder)
     return {"models": same, "simulation": str(simulation), "federation": str(outcome.folder)}
 

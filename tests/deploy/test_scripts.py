@@ -217,20 +217,33 @@ def test_the_authority_is_renewed_in_time_with_its_key(
 @pytest.mark.parametrize(
     "file", ["ca/ca.key", "ca/ca.crt", "server/server.crt", "server/server.key"]
 )
-@pytest.mark.parametrize("content", [None, b"", b"-----BEGIN PRIVATE KEY-----\nx"])
+@pytest.mark.parametrize("content", [None, b"", b"-----BEGIN PRIVATE KEY-----\nx", "another's"])
 def test_what_cannot_be_renewed_stays_as_it_is(
-    prepared: Path, tmp_path: Path, file: str, content: bytes | None
+    prepared: Path, tmp_path: Path, file: str, content: bytes | str | None
 ) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(prepared, folder)
     if content is None:
         (folder / file).unlink()
-    else:
+    elif isinstance(content, bytes):
         (folder / file).write_bytes(content)
+    else:  # a file of this federation, but for something else
+        shutil.copy(folder / "control/config.toml", folder / file)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=file):
         renew(folder)
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("place", ["ca", "server", "control", "."])
+def test_a_folder_of_which_a_part_is_elsewhere_is_not_renewed(
+    prepared: Path, tmp_path: Path, place: str
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(prepared, folder)
+    (folder / place).rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="renew needs it as prepare has written it"):
+        renew(folder)
 
 
 def test_prepare_and_renew_say_what_they_did(tmp_path: Path) -> None:
@@ -295,32 +308,47 @@ with guard.passing_folder("test") as folder:
 """
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGQUIT]
-)
-def test_a_rehearsal_that_is_ended_leaves_no_photos(tmp_path: Path, number: int) -> None:
+def start_rehearsal(place: Path) -> tuple[subprocess.Popen[str], Path]:
+    """One that has just its folder, below that place."""
+    rehearsal = subprocess.Popen(
+        [sys.executable, "-c", _REHEARSAL],
+        env={**os.environ, "TMPDIR": str(place)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert rehearsal.stdout is not None
+    return rehearsal, Path(rehearsal.stdout.readline().strip())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_rehearsal_that_is_ended_leaves_no_photos_and_no_keys(
+    tmp_path: Path, number: int
+) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     overrides = ["partition.num_shards=2", "runner=local", "data.train_per_class=400"]
     command = [sys.executable, "-m", "fedcats.deploy", "rehearse", *overrides]
     rehearsal = subprocess.Popen(command, env=environment, start_new_session=True)
-    wait_until(lambda: list(tmp_path.glob("fedcats-rehearsal-*/photos/site-*/train/*/*")))
+    wait_until(lambda: list(tmp_path.glob("fedcats-rehearsal-*/federation/node-1/node.key")))
+    assert list(tmp_path.glob("fedcats-rehearsal-*/photos/site-*/train/*/*"))
     os.killpg(rehearsal.pid, number)  # as a terminal does
     assert rehearsal.wait() != 0
     wait_until(lambda: not list(tmp_path.glob("fedcats-rehearsal-*")))
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1])
+def test_no_signal_keeps_its_folder(tmp_path: Path, number: int) -> None:
+    rehearsal, folder = start_rehearsal(tmp_path)
+    os.killpg(rehearsal.pid, number)
+    assert rehearsal.wait() != 0
+    wait_until(lambda: not folder.exists())
 
 
 def test_what_a_killed_guard_left_goes_with_the_next_rehearsal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", _REHEARSAL], env=environment, stdout=subprocess.PIPE
-        )
-        for _ in range(2)
-    ]
-    folders = [Path(process.stdout.readline().decode().strip()) for process in started]  # type: ignore[union-attr]
+    started, folders = zip(*(start_rehearsal(tmp_path) for _ in range(2)), strict=True)
     for process in [*psutil.Process(started[0].pid).children(), psutil.Process(started[0].pid)]:
         process.kill()
     started[0].wait()

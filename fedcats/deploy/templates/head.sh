@@ -14,9 +14,7 @@ photos="${photos%??}" # a line break at its end would have gone
 cd -- "$(dirname -- "$0")"
 umask 077
 export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
-{% if ends %}
 read -r end day < ends
 [ "$((end - $(date +%s)))" -ge {{ 30 * 86400 }} ] || echo "warning: the certificates that" \
     "fedcats.deploy made for this folder end on $day; where ca/ is kept:" \
     "python -m fedcats.deploy renew" >&2
-{% endif %}
