@@ -14,7 +14,7 @@ from PIL import Image
 from fedcats.errors import RunError
 from fedcats.experiment import baseline_process
 from fedcats.experiment.baseline import Baseline
-from fedcats.federated.flower_patches import temporary_folder
+from fedcats.federated.own_ray import temporary_folder
 from fedcats.storage import Store
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

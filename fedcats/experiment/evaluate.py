@@ -25,7 +25,7 @@ from fedcats.experiment.train import Trained
 from fedcats.merging.fold import effective_number
 from fedcats.merging.plan import Merged
 from fedcats.merging.server_optimizer import OPTIMIZERS
-from fedcats.metrics import compare, read_predictions, scores, write_predictions
+from fedcats.metrics import NOT_FINITE, compare, read_predictions, scores, write_predictions
 from fedcats.report import Progress
 from fedcats.seeding import derive_seed
 from fedcats.storage import Store
@@ -49,7 +49,7 @@ def evaluate(
         jobs[name] = (_parts(merged), lambda state=merged.state: state)  # type: ignore[misc]
     ordered = sorted(jobs, key=_model_order)
 
-    def test(names: Sequence[str]) -> list[dict[str, Any]]:
+    def test(names: Sequence[str]) -> list[dict[str, Any] | None]:
         models = [(jobs[name][0], functools.cache(jobs[name][1])) for name in names]
         on_test = probabilities(this, models, this.dataset.test)
         on_held: Sequence[Probabilities | None] = [None] * len(names)
@@ -67,8 +67,16 @@ def evaluate(
         state: Callable[[], State],
         predicted: Probabilities,
         on_held: Probabilities | None,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any] | None:
         test_images = this.dataset.test
+        try:
+            model = scores(test_images.labels, predicted, this.dataset.classes)
+            validation = None if on_held is None else validation_scores(this, on_held)
+        except RunError as error:
+            if name.startswith("submodel/"):  # a robust merge goes on in spite of it
+                results.setdefault("not_scored", {})[name] = NOT_FINITE
+                return None
+            raise RunError(f"{name}: {error}") from error
         file = name.replace("/", "-")
         predictions = f"predictions/{file}.csv"
         write_predictions(
@@ -78,10 +86,9 @@ def evaluate(
             predicted,
             this.dataset.classes,
         )
-        model = scores(test_images.labels, predicted, this.dataset.classes)
         model |= {"file": None, "predictions": predictions}
         if on_held is not None:
-            model["validation"] = validation_scores(this, on_held)
+            model["validation"] = validation
             right = on_held.argmax(axis=1) == this.validation.labels
             model["by_client"] = [
                 float(right[np.searchsorted(this.held, part)].mean()) if len(part) else None
@@ -105,7 +112,7 @@ def evaluate(
         done: dict[str, dict[str, Any]] = {}
         passes = in_passes(this, ordered)
         for names, scored in zip(passes, pool.map(test, passes), strict=True):
-            done |= zip(names, scored, strict=True)
+            done |= {n: model for n, model in zip(names, scored, strict=True) if model}
             tested(len(done))
         if len(trained.earlier) > 1:
             results["rounds"] = _score_rounds(this, trained, pool, done, tested)

@@ -8,7 +8,10 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fedcats.data import Images
+from fedcats.errors import RunError
 from fedcats.experiment.predictions import (
     Parts,
     Probabilities,
@@ -21,7 +24,7 @@ from fedcats.experiment.predictions import (
 from fedcats.merging.many import Point, distinct_points, ensemble, greedy_soup, merge_points
 from fedcats.merging.plan import Merged, merge_order
 from fedcats.merging.rules import RULES
-from fedcats.metrics import write_predictions
+from fedcats.metrics import NOT_FINITE, write_predictions
 from fedcats.report.estimate import LAST, Work
 from fedcats.tensors import State
 
@@ -134,10 +137,15 @@ def merge_grid(this: Run, own: SubModels, progress: Progress, pool: Executor) ->
     for order in config.orders:
         whole = merge_order(order, len(this.shards), this.config.seed)
         orders.append((_name(order), [client for client in whole if client in own.keys]))
-    rules = [rule for rule in config.rules if rule in RULES]
-    points = distinct_points(rules, config.betas, orders)
+    singles = [Point("uniform", None, "", (client,)) for client in clients]
     held = len(this.validation) > 0
     sets = [this.dataset.test, *([this.validation] if held else [])]
+    alone = test_points(this, own, singles, sets, pool)
+    for client, predicted in zip(clients, alone, strict=True):
+        if not all(np.isfinite(one).all() for one in predicted):
+            raise RunError(f"client {client} cannot be merged: {NOT_FINITE}")
+    rules = [rule for rule in config.rules if rule in RULES]
+    points = distinct_points(rules, config.betas, orders)
     name = f"test {len(points)} merges"
     progress.expect({name: Work(sum(map(len, sets)) / 3 / this.workers, len(points), LAST, 1)})
     tested = test_points(
@@ -153,8 +161,6 @@ def merge_grid(this: Run, own: SubModels, progress: Progress, pool: Executor) ->
         _row(this, point.rule, point.beta, point.order, list(point.clients), *predicted)
         for point, predicted in zip(points, tested, strict=True)
     ]
-    singles = [Point("uniform", None, "", (client,)) for client in clients]
-    alone = test_points(this, own, singles, sets, pool)
     if {"best", "soup"} & set(config.rules):
         by_client = dict(zip(clients, alone, strict=True))
         rank = {

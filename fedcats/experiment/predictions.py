@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Probabilities = NDArray[np.float32]
 
 _PASS_MEMORY = 1e9  # of those that a thread tests in one pass over the photos
+_TRIED = 4
 
 T = TypeVar("T")
 
@@ -91,6 +92,17 @@ def probabilities(
             this.store.put(key, {"probabilities": torch.from_numpy(one)}, about)
             found[i] = one
     return cast(list[Probabilities], found)
+
+
+def outputs_are_finite(this: Run, state: State) -> bool:
+    """Whether a model with these trained tensors can be used at all: tried on some test photos.
+
+    Whatever its weights are, a model that cannot answer is useless, and one that can is not.
+    """
+    some = this.dataset.test.subset(range(min(_TRIED, len(this.dataset.test))))
+    full_precision()
+    (tried,) = predict([_model(this, this.initial.state | state)], some)
+    return bool(np.isfinite(tried).all())
 
 
 def _model(this: Run, whole: State) -> nn.Module:

@@ -78,7 +78,6 @@ def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> di
     results["seconds"] = {**seconds, "total": time.perf_counter() - started}
     write_history(folder, trained)
     write_json(folder / "results.json", results)
-    this.events.unlink(missing_ok=True)
     write_report(folder, results)
     if config.runner.name != "flwr":  # there, whoever submitted the run prints it
         print_summary(results, folder)

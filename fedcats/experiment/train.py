@@ -17,6 +17,7 @@ from fedcats.config.schema import Config
 from fedcats.experiment.baseline import Baseline
 from fedcats.experiment.inputs import Run, cluster_address, trainable_part
 from fedcats.experiment.merges import SubModels, choose_beta
+from fedcats.experiment.predictions import outputs_are_finite
 from fedcats.federated.in_order import InOrderGrid
 from fedcats.federated.local import LocalGrid, run_local
 from fedcats.federated.simulation import RayGrid, kill_stopped_actors, run_on_ray
@@ -80,7 +81,10 @@ def train_both(this: Run, grid: Grid | None) -> Trained:
             this.store.hold([key], "baseline")
             found = read(this.store, key)
             if found is None:
-                baseline = stack.enter_context(Baseline(task, this.store, this.events))
+                # An epoch of all images takes as many times longer as there are shards.
+                patience = this.config.strategy.timeout * max(1, len(this.shards))
+                baseline = Baseline(task, this.store, this.events, patience)
+                stack.enter_context(baseline)
                 workers = max(1, workers - 1)  # the baseline keeps one core busy
             else:
                 trained.add("centralized", 1, found)
@@ -187,12 +191,14 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
         prefix = f"{rule}/" if rule else ""
         keys: list[str] = []
 
-        def make_tasks(clients: Sequence[int], server_round: int, start: str) -> list[Task]:
+        def make_tasks(
+            clients: Sequence[int], server_round: int, start: str
+        ) -> list[tuple[Task, str]]:
             tasks = [this.task(client, server_round, start, rule) for client in clients]
-            keys.append(weights_key(start))
-            keys.extend(task.key(task.images(this.dataset.train)) for task in tasks)
+            own = [task.key(task.images(this.dataset.train)) for task in tasks]
+            keys.extend([weights_key(start), *own])
             this.store.hold(keys, "round")
-            return tasks
+            return list(zip(tasks, own, strict=True))
 
         def on_update(client: int, server_round: int, update: Update) -> None:
             trained.add(f"{prefix}submodel/{client}", server_round, update)
@@ -210,6 +216,7 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
             this.store,
             transport,
             on_update,
+            lambda state: outputs_are_finite(this, state),
             first_round,
             memory,
         )
@@ -271,3 +278,4 @@ def followed(events: Path, progress: Progress) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+        events.unlink(missing_ok=True)
