@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Probabilities = NDArray[np.float32]
 
 _PASS_MEMORY = 1e9  # of those that a thread tests in one pass over the photos
-_TRIED = 4
+_TRIED = 4  # photos
 
 T = TypeVar("T")
 
@@ -95,7 +95,7 @@ def probabilities(
 
 
 def outputs_are_finite(this: Run, state: State) -> bool:
-    """Whether a model with these trained tensors can be used at all: tried on some test photos.
+    """Whether a model with these trained tensors can be used at all: tried on a few test photos.
 
     Whatever its weights are, a model that cannot answer is useless, and one that can is not.
     """

@@ -19,7 +19,7 @@ from fedcats.merging.fold import check_names
 from fedcats.tensors import State
 from fedcats.training.recipe import Epoch
 
-_LONGEST = 300  # characters of somebody else's words
+_LONGEST = 500  # characters of somebody else's words
 _LARGEST = float(np.finfo(np.float32).max)  # a loss is a mean of float32 numbers
 
 R = TypeVar("R")

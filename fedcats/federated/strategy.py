@@ -18,7 +18,7 @@ from fedcats.errors import RunError
 from fedcats.federated.flower_words import reason
 from fedcats.federated.received import printable, read_reply
 from fedcats.federated.transport import Transport
-from fedcats.merging.fold import Fold, check_update, distance
+from fedcats.merging.fold import Fold, check_update, distance, has_outgrown
 from fedcats.merging.plan import Merged, Plan
 from fedcats.merging.robust import Robust
 from fedcats.merging.rules import Rule, fedavg
@@ -160,8 +160,9 @@ class MergeStrategy(Strategy):
         if update is None:
             raise ValueError("its update is not in the store")
         check_update(update.tensors, self._start, self.plan.max_norm)
-        robust = all(isinstance(rule, Robust) for rule in self.rules.values())  # it may be in there
-        if not robust and not self.usable(update.tensors):
+        robust = all(isinstance(rule, Robust) for rule in self.rules.values())
+        large = not robust and has_outgrown(update.tensors, self._start)
+        if large and not self.usable(update.tensors):
             raise ValueError(f"its weights are far too large: {NOT_FINITE}")
         # What the client says and did, not what reading it back says.
         return replace(

@@ -120,6 +120,22 @@ def distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     return math.sqrt(sum(float((difference**2).sum()) for difference in differences))
 
 
+def has_outgrown(update: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> bool:
+    """Whether a weight is ten times as large as the largest there, and as 1: worth a closer look.
+
+    Training hardly does that; a model multiplied by a large number, always.
+    """
+    return any(
+        _largest(value) > 10.0 * max(1.0, _largest(like[name]))
+        for name, value in update.items()
+        if value.dtype.is_floating_point  # no batch-norm counters
+    )
+
+
+def _largest(value: Tensor) -> float:
+    return max(abs(float(bound)) for bound in value.aminmax()) if value.numel() else 0.0
+
+
 def check_names(names: Set[str], wanted: Set[str]) -> None:
     """Refuse other state-dict keys than the wanted ones; ValueError."""
     missing, unknown = sorted(wanted - names), sorted(names - wanted)
