@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from fedcats.config.compose import compose_config
 from fedcats.config.load import load
 from fedcats.errors import RunError, UserError
+from fedcats.merging.fold import has_outgrown
 from fedcats.training.attack import Attack
 
 Run = Callable[..., tuple[dict[str, Any], Path]]
@@ -117,9 +118,12 @@ def test_a_grid_of_merges_names_the_client_of_a_huge_update(run: Run) -> None:
 
 
 def test_honest_large_updates_are_no_failure(run: Run) -> None:
-    """Of fresh layers at a learning rate at which they move thousands of times their size."""
-    results, _ = run(*FOUR, "train.lr=1", "train.batch_size=8", "model.trainable=classifier")
+    """Of a fresh layer at a learning rate that no one would take: tried on photos, and merged."""
+    large = ["train.lr=50", "train.batch_size=8", "model.trainable=classifier"]
+    results, folder = run(*FOUR, *large)
     assert "failures" not in results
+    sent = models_of(folder)["submodel-0"]["classifier.1.weight"]
+    assert has_outgrown({"w": sent}, {"w": torch.zeros_like(sent)})
 
 
 def test_reports_say_who_attacks(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,7 @@ def start(arguments: dict[str, Any]) -> None:
 
     folder = Path(arguments.setdefault("_temp_dir", temporary_folder()))
     with contextlib.suppress(OSError):
-        folder.mkdir()
+        folder.mkdir(parents=True)
         folder.chmod(0o777)  # as Ray makes it: other users' sessions are in it, too
     for mark in folder.glob("fedcats-*.lock"):
         _remove_ended(mark)
