@@ -25,6 +25,7 @@ Probabilities = npt.NDArray[np.float32]
 
 # log(0) of a class probability that underflowed; float32's smallest normal number gives 87.3
 SMALLEST = float(np.finfo(np.float32).tiny)
+NOT_FINITE = "the model's outputs are not finite"
 
 HEADLINE = ("accuracy", "precision", "recall", "f1")
 POSITIVE = 1  # of two classes, the one that precision and recall describe (the paper's: dog)
@@ -441,7 +442,7 @@ def _checked(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> tuple[Label
     if not np.issubdtype(y.dtype, np.integer) or y.min() < 0 or y.max() >= p.shape[1]:
         raise ValueError(f"labels must be integers from 0 to {p.shape[1] - 1}")
     if not np.isfinite(p).all():
-        raise RunError("the model's outputs are not finite: training has diverged")
+        raise RunError(f"{NOT_FINITE}: training has diverged")
     if p.min() < 0 or p.max() > 1 + 1e-5:
         raise ValueError("probabilities must lie between 0 and 1 (softmax, not logits)")
     return y.astype(np.int64), p

@@ -1,9 +1,10 @@
 """What many tests build."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from typing import Any
 
-from fedcats.training.recipe import Recipe
+from fedcats.training.recipe import Epoch, Recipe
 
 
 def plain_recipe(**changes: Any) -> Recipe:
@@ -20,3 +21,16 @@ def plain_recipe(**changes: Any) -> Recipe:
         drop_last=False,
     )
     return replace(plain, **changes)
+
+
+def what_a_client_says(key: str, examples: int) -> dict[str, Any]:
+    """The ``info`` of an honest reply after `plain_recipe`."""
+    epoch = Epoch(loss=0.5, examples=examples, steps=1, seconds=0.1)
+    return {
+        "key": key,
+        "examples": examples,
+        "reused": False,
+        "resumed": 0,
+        "damaged": False,
+        "epochs": json.dumps([asdict(epoch)]),
+    }

@@ -1,13 +1,16 @@
 """Fixtures: a home of its own for all tests, tiny photos, and runs through the real pipeline."""
 
+import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -37,6 +40,22 @@ def wait_until(true: Callable[[], T], seconds: float = 120.0) -> T:
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
     return found
+
+
+def listening(processes: Iterable[psutil.Process]) -> set[tuple[str, str, int]]:
+    """Name, address and port of each socket to which somebody could speak first."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            for one in process.net_connections("inet"):
+                if one.status == psutil.CONN_LISTEN or not one.raddr:
+                    found.add((process.name(), one.laddr.ip, one.laddr.port))
+    return found
+
+
+def reachable(sockets: Iterable[tuple[str, str, int]]) -> list[tuple[str, str, int]]:
+    """Those of `listening` to which other machines can speak."""
+    return [one for one in sockets if not ip_address(one[1]).is_loopback]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from fedcats.config.compose import compose_config
 from fedcats.config.load import load
-from fedcats.errors import UserError
+from fedcats.errors import RunError, UserError
+from fedcats.merging.fold import has_outgrown
 from fedcats.training.attack import Attack
 
 Run = Callable[..., tuple[dict[str, Any], Path]]
@@ -76,6 +77,53 @@ def test_the_median_outvotes_one_client_that_scales_its_update(run: Run) -> None
 
     assert outside("median") == 0
     assert outside("fedavg") > 0.5
+
+
+HUGE = ["attack=scale", "attack.clients=[2]", "strategy.trim=0.25", "strategy.malicious=0"]
+ROBUST = "strategy.rules=[median,trimmed_mean,krum]"
+
+
+@pytest.mark.parametrize("factor", ["1e10", "1e30"])
+def test_robust_rules_go_on_beside_a_huge_update(run: Run, factor: str) -> None:
+    results, folder = run(*FOUR, *HUGE, f"attack.factor={factor}", ROBUST)
+    assert "failures" not in results
+    for name in ("median", "trimmed_mean", "krum"):
+        assert results["models"][name]["clients"] == [0, 1, 2, 3]
+    assert results["not_scored"] == {"submodel/2": "the model's outputs are not finite"}
+    assert "submodel/2" not in results["models"]
+    assert "though its update was merged: submodel/2" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("factor", ["1e10", "1e30"])
+def test_a_linear_rule_stops_at_a_huge_update_or_leaves_it_out(run: Run, factor: str) -> None:
+    huge = [*FOUR, *HUGE, f"attack.factor={factor}", "strategy.rules=[fedavg,median]"]
+    why = "its weights are far too large: the model's outputs are not finite"
+    with pytest.raises(RunError, match=f"client 2 failed in round 1: {why}"):
+        run(*huge)
+    results, _ = run(*huge, "strategy.on_failure=survivors", folder="survivors")
+    assert results["failures"] == {"round 1, client 2": why}
+    assert results["models"]["fedavg"]["clients"] == [0, 1, 3]
+
+
+def test_a_robust_rule_that_does_not_cut_the_huge_update_away_names_its_client(run: Run) -> None:
+    cut_none = ["strategy.trim=0", "strategy.rules=[median,trimmed_mean]", "attack.factor=1e30"]
+    with pytest.raises(RunError, match=r"round 1: trimmed_mean's merge: .*; client 2's update is"):
+        run(*FOUR, *HUGE, *cut_none)
+
+
+def test_a_grid_of_merges_names_the_client_of_a_huge_update(run: Run) -> None:
+    grid = ["mode=merge", "strategy.rules=[median]", "attack.factor=1e30"]
+    with pytest.raises(RunError, match="client 2 cannot be merged: the model's outputs are not"):
+        run(*FOUR[:1], *FOUR[2:], *HUGE, *grid)
+
+
+def test_honest_large_updates_are_no_failure(run: Run) -> None:
+    """Of a fresh layer at a learning rate that no one would take: tried on photos, and merged."""
+    large = ["train.lr=50", "train.batch_size=8", "model.trainable=classifier"]
+    results, folder = run(*FOUR, *large)
+    assert "failures" not in results
+    sent = models_of(folder)["submodel-0"]["classifier.1.weight"]
+    assert has_outgrown({"w": sent}, {"w": torch.zeros_like(sent)})
 
 
 def test_reports_say_who_attacks(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,18 @@
 """Terminals, locales and working folders of every kind: what was trained is reported, exit 0."""
 
+import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import psutil
 import pytest
 from conftest import TINY
 from PIL import Image
@@ -14,7 +20,7 @@ from PIL import Image
 from fedcats.errors import RunError
 from fedcats.experiment import baseline_process
 from fedcats.experiment.baseline import Baseline
-from fedcats.federated.flower_patches import temporary_folder
+from fedcats.federated.own_ray import temporary_folder
 from fedcats.storage import Store
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -104,9 +110,43 @@ def test_a_process_that_dies_early_has_the_last_word(
     task = SimpleNamespace(name="centralized", to_json=lambda: "x" * 10**6)
     with (
         pytest.raises(RunError, match=f"centralized: {last[:3]}"),
-        Baseline(task, Store(tmp_path / "store"), tmp_path / "events") as baseline,
+        Baseline(task, Store(tmp_path / "store"), tmp_path / "events", 600.0) as baseline,
     ):
         baseline.result()
+
+
+@pytest.mark.parametrize(
+    ("event", "patience"),
+    [(None, 0.3), ({"task": "centralized", "state": "training", "time": 0.0}, 0.3)],
+    ids=["from the start", "after an epoch"],
+)
+def test_a_baseline_that_hangs_is_given_up_on(
+    tmp_path: Path, event: dict[str, Any] | None, patience: float
+) -> None:
+    events = tmp_path / "events"
+    events.write_text("" if event is None else json.dumps(event) + "\n")
+    task = SimpleNamespace(name="centralized", to_json=lambda: "no task")
+    with Baseline(task, Store(tmp_path / "store"), events, patience) as baseline:
+        baseline._process.send_signal(signal.SIGSTOP)
+        with pytest.raises(RunError, match=r"centralized: no epoch has ended for 0\.3 s"):
+            baseline.result()
+    assert baseline._process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("sign", ["waiting", "training"])
+def test_a_baseline_that_shows_signs_of_life_is_waited_for(tmp_path: Path, sign: str) -> None:
+    """It waits for another process that trains the same, or its epochs end now and then."""
+    events = tmp_path / "events"
+    task = SimpleNamespace(name="centralized", to_json=lambda: "no task")
+    with Baseline(task, Store(tmp_path / "store"), events, 1.0) as baseline:
+        process = psutil.Process(baseline._process.pid)
+        process.suspend()
+        now = time.time() + (0.0 if sign == "waiting" else 10**6)
+        line = json.dumps({"task": "centralized", "state": sign, "time": now})
+        events.write_text(json.dumps({"task": "client 0", "time": 0.0}) + f"\n{line}\n")
+        threading.Timer(3.0, process.kill).start()
+        with pytest.raises(RunError, match="its process was ended by signal 9"):
+            baseline.result()
 
 
 @pytest.mark.parametrize("name", ["x" * 60, "a b", "Ünïcode", "missing", "file"])

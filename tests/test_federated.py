@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import plain_recipe, what_a_client_says
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -20,10 +21,8 @@ from fedcats.federated.transport import ByReference
 from fedcats.merging.plan import Plan, merge_order
 from fedcats.merging.rules import make_rule
 from fedcats.storage import Store
-from fedcats.training.recipe import Recipe
 from fedcats.training.update import Task
 
-RECIPE = Recipe(1, 4, 0.1, 0.0, False, 0.0, 0, 0.1, False)
 app = ClientApp()
 
 
@@ -35,14 +34,7 @@ def train(message: Message, context: Context) -> Message:
     store = Store(Path(config["store"]))
     tensors = {"w": torch.tensor([2.0**task.client])}
     store.put(f"u{task.client}", tensors, {"examples": task.client + 1, "epochs": []})
-    info = {
-        "key": f"u{task.client}",
-        "examples": task.client + 1,
-        "reused": False,
-        "resumed": 0,
-        "damaged": False,
-        "epochs": "[]",
-    }
+    info = what_a_client_says(f"u{task.client}", task.client + 1)
     content = {
         "arrays": ArrayRecord(),
         "metrics": MetricRecord({"num-examples": task.client + 1}),
@@ -83,14 +75,9 @@ def merge(
 ) -> tuple[MergeStrategy, list[int]]:
     seen: list[int] = []
 
-    def tasks(clients: Sequence[int], server_round: int, start: str) -> list[Task]:
-        return [
-            Task(
-                f"client {client}", client, server_round, 0, "m", 2, "all", start, start, "", (),
-                RECIPE, 1, "cpu", 0.0,
-            )
-            for client in clients
-        ]  # fmt: skip
+    def tasks(clients: Sequence[int], server_round: int, start: str) -> list[tuple[Task, str]]:
+        same = (server_round, 0, "m", 2, "all", start, start, "", (), plain_recipe(), 1, "cpu", 0.0)
+        return [(Task(f"client {c}", c, *same), f"u{c}") for c in clients]
 
     strategy = MergeStrategy(
         {name: make_rule(name, beta=0.5) for name in ("polyak", "fedavg")},

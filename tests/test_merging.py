@@ -6,7 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedcats.merging.fold import Fold, check_update, effective_number, effective_weights
+from fedcats.merging.fold import (
+    Fold,
+    check_update,
+    effective_number,
+    effective_weights,
+    has_outgrown,
+)
 from fedcats.merging.rules import make_rule
 
 NAMES = ("polyak", "fedavg", "uniform")
@@ -167,3 +173,22 @@ def test_a_fold_that_starts_from_the_global_model_by_hand() -> None:
     assert one.result()["w"].item() == 4.0
     with pytest.raises(ValueError, match="needs a model to start from"):
         Fold(make_rule("polyak", beta=0.5, start="global")).add({"w": torch.zeros(1)}, 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "start", "outgrown"),
+    [
+        ([10.0, -10.0], [0.0, 0.01], False),
+        ([10.1, 0.0], [0.0, 0.01], True),
+        ([0.0, -10.1], [1.0, 0.0], True),
+        ([1e4, 0.0], [-2e3, 0.0], False),
+        ([3e38, 0.0], [-2e3, 0.0], True),
+        ([], [], False),
+    ],
+)
+def test_an_update_that_has_outgrown_its_start(
+    value: list[float], start: list[float], outgrown: bool
+) -> None:
+    counter = {"n": torch.tensor(10**9)}  # batch-norm's may grow
+    update, like = {"w": torch.tensor(value)}, {"w": torch.tensor(start)}
+    assert has_outgrown(update | counter, like | {"n": torch.tensor(0)}) is outgrown

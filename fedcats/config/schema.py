@@ -237,6 +237,7 @@ class StrategyConfig:
     min_clients: int = _number(1)
     timeout: float = _number(0, above=True)
     max_norm: float | None = _optional(_number(0, above=True))
+    max_examples: int = _number(1)
 
 
 @dataclass(frozen=True)

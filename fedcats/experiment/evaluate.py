@@ -18,7 +18,7 @@ from fedcats.experiment.train import Trained
 from fedcats.merging.fold import effective_number
 from fedcats.merging.plan import Merged
 from fedcats.merging.server_optimizer import OPTIMIZERS
-from fedcats.metrics import compare, write_predictions
+from fedcats.metrics import NOT_FINITE, compare, write_predictions
 from fedcats.report import Progress
 from fedcats.seeding import derive_seed
 from fedcats.storage import Store
@@ -32,7 +32,8 @@ def evaluate(predictor: Predictor, trained: Trained, progress: Progress) -> dict
     Returns
     -------
     dict
-        ``models`` and ``comparison`` of results.json, and of several rounds ``rounds``.
+        ``models`` and ``comparison`` of results.json, of several rounds ``rounds``, and
+        ``not_scored`` where a client's model has no finite answer.
     """
     inputs = predictor.inputs
     final = _candidates(predictor, trained)
@@ -52,12 +53,14 @@ def evaluate(predictor: Predictor, trained: Trained, progress: Progress) -> dict
     with predictor.pool() as pool:
         record = functools.partial(_record, predictor, trained)
         found = pool.map(record, final, final.values(), predicted.values())
-        models = dict(zip(final, found, strict=True))
+        models = {name: one for name, one in zip(final, found, strict=True) if one}
     tested(count)
     results: dict[str, Any] = {
         "models": models,
         "comparison": _comparison(inputs, {name: one for name, (one, *_) in predicted.items()}),
     }
+    if unscored := [name for name in final if name not in models]:
+        results["not_scored"] = dict.fromkeys(unscored, NOT_FINITE)
     if len(trained.earlier) > 1:
         scored = [predictor.scores(test, one) for (one,) in on_test]
         results["rounds"] = _rounds(trained, scored, models)
@@ -102,10 +105,17 @@ def _record(
     name: str,
     candidate: Candidate,
     predicted: Sequence[Probabilities],
-) -> dict[str, Any]:
-    """What results.json says of a model; its predictions and weights are written to files."""
+) -> dict[str, Any] | None:
+    """What results.json says of a model; its predictions and weights are written to files.
+
+    None for a client's model without finite answers: a robust merge goes on in spite of it.
+    """
     inputs, (on_test, *on_held) = predictor.inputs, predicted
     test, classes, file = inputs.dataset.test, inputs.dataset.classes, name.replace("/", "-")
+    if not all(np.isfinite(one).all() for one in predicted):
+        if name.startswith("submodel/"):
+            return None
+        raise RunError(f"{name}: {NOT_FINITE}: training has diverged")
     model = predictor.scores(test, on_test)
     model |= {"file": None, "predictions": f"predictions/{file}.csv"}
     path = inputs.folder / model["predictions"]

@@ -86,7 +86,7 @@ class Photos:
                 "partition.name=sites: for SuperNodes only; allowed are the options of partition"
             )
         dataset = decoded(config, _test_source(config, progress), progress)
-        sites = find_sites(grid, dataset.classes)
+        sites = find_sites(grid, dataset.classes, config.strategy.max_examples)
         order = config.strategy.order
         if isinstance(order, list) and sorted(order) != list(range(len(sites))):
             raise UserError(

@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fedcats.data import Images
+from fedcats.errors import RunError
 from fedcats.experiment.predictions import Candidate, Parts, Predictor, Probabilities
 from fedcats.merging.many import Point, distinct_points, ensemble, greedy_soup, merge_points
 from fedcats.merging.plan import Merged, merge_order
 from fedcats.merging.rules import RULES
-from fedcats.metrics import write_predictions
+from fedcats.metrics import NOT_FINITE, write_predictions
 from fedcats.report.estimate import LAST, Work
 from fedcats.tensors import State
 
@@ -117,10 +120,15 @@ def merge_grid(predictor: Predictor, own: SubModels, progress: Progress) -> dict
     for order in config.orders:
         whole = merge_order(order, len(this.shards), this.config.seed)
         orders.append((_name(order), [client for client in whole if client in own.keys]))
-    rules = [rule for rule in config.rules if rule in RULES]
-    points = distinct_points(rules, config.betas, orders)
+    singles = [Point("uniform", None, "", (client,)) for client in clients]
     held = len(this.validation) > 0
     sets = [this.dataset.test, *([this.validation] if held else [])]
+    alone = test_points(predictor, own, singles, sets)
+    for client, predicted in zip(clients, alone, strict=True):
+        if not all(np.isfinite(one).all() for one in predicted):
+            raise RunError(f"client {client} cannot be merged: {NOT_FINITE}")
+    rules = [rule for rule in config.rules if rule in RULES]
+    points = distinct_points(rules, config.betas, orders)
     name = f"test {len(points)} merges"
     progress.expect({name: Work(sum(map(len, sets)) / 3 / this.workers, len(points), LAST, 1)})
     tested = test_points(
@@ -135,8 +143,6 @@ def merge_grid(predictor: Predictor, own: SubModels, progress: Progress) -> dict
         _row(predictor, point.rule, point.beta, point.order, list(point.clients), *predicted)
         for point, predicted in zip(points, tested, strict=True)
     ]
-    singles = [Point("uniform", None, "", (client,)) for client in clients]
-    alone = test_points(predictor, own, singles, sets)
     if {"best", "soup"} & set(config.rules):
         by_client = dict(zip(clients, alone, strict=True))
         rank = {c: _rank(predictor.scores(this.validation, one[1])) for c, one in by_client.items()}

@@ -37,6 +37,7 @@ Probabilities = NDArray[np.float32]
 
 _MEMORY = 8e9  # bytes of models that `prepare` makes at a time
 _PASS_MEMORY = 1e9  # of those that a thread tests in one pass over the photos
+_TRIED = 4  # photos
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,17 @@ class Predictor:
                     found |= {one.parts: list(t) for one, t in zip(together, tested, strict=True)}
                     done(sum(one.parts in found for one in candidates))
         return [found[one.parts] for one in candidates]
+
+    def answers(self, state: State) -> bool:
+        """Whether a model with these trained tensors can be used at all: tried on a few photos.
+
+        Whatever its weights are, a model without finite answers is useless.
+        """
+        test = self.inputs.dataset.test
+        some = test.subset(range(min(_TRIED, len(test))))
+        full_precision()
+        (tried,) = predict([self._model(self.inputs.initial.state | state)], some)
+        return bool(np.isfinite(tried).all())
 
     def scores(self, images: Images, predicted: Probabilities) -> dict[str, Any]:
         """Scores of predictions on these images."""

@@ -77,7 +77,6 @@ def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> di
     results["seconds"] = seconds
     write_history(folder, trained)
     write_results(folder, results)
-    inputs.events.unlink(missing_ok=True)
     if config.runner.name != "flwr":  # there, whoever submitted the run prints it
         print_summary(results, folder)
     return results

@@ -82,7 +82,10 @@ def train_both(tasks: Tasks, predictor: Predictor, grid: Grid | None) -> Trained
             store.hold([key], "baseline")
             found = read(store, key, task)
             if found is None:
-                baseline = stack.enter_context(Baseline(task, store, inputs.events))
+                # An epoch of all images takes as many times longer as there are shards.
+                patience = inputs.config.strategy.timeout * max(1, len(inputs.shards))
+                baseline = Baseline(task, store, inputs.events, patience)
+                stack.enter_context(baseline)
                 workers = max(1, workers - 1)  # the baseline keeps one core busy
             else:
                 trained.add("centralized", 1, found)
@@ -192,12 +195,14 @@ def serve(tasks: Tasks, predictor: Predictor, trained: Trained, grid: Grid) -> N
         prefix = f"{rule}/" if rule else ""
         keys: list[str] = []
 
-        def make_tasks(clients: Sequence[int], server_round: int, start: str) -> list[Task]:
+        def make_tasks(
+            clients: Sequence[int], server_round: int, start: str
+        ) -> list[tuple[Task, str]]:
             made = [tasks.client(client, server_round, start, rule) for client in clients]
-            keys.append(weights_key(start))
-            keys.extend(map(tasks.key, made))
+            own = [tasks.key(task) for task in made]
+            keys.extend([weights_key(start), *own])
             store.hold(keys, "round")
-            return made
+            return list(zip(made, own, strict=True))
 
         def on_update(client: int, server_round: int, update: Update) -> None:
             trained.add(f"{prefix}submodel/{client}", server_round, update)
@@ -215,6 +220,7 @@ def serve(tasks: Tasks, predictor: Predictor, trained: Trained, grid: Grid) -> N
             store,
             transport,
             on_update,
+            predictor.answers,
             first_round,
             memory,
         )
@@ -274,3 +280,4 @@ def followed(events: Path, progress: Progress) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+        events.unlink(missing_ok=True)

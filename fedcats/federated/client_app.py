@@ -9,12 +9,13 @@ from flwr.common import Scalar
 
 from fedcats.federated.client import FedcatsClient
 from fedcats.federated.flower_patches import use_own_parts
+from fedcats.federated.flower_words import SIMULATION
 from fedcats.federated.sites import answer
 from fedcats.federated.wire import arrays_of, open_at_site
 
 app = ClientApp()
 
-if sys.argv[0].endswith("flwr-simulation"):  # loads this module before it makes Ray's actors
+if sys.argv[0].endswith(SIMULATION):  # loads this module before it makes Ray's actors
     use_own_parts()
 
 

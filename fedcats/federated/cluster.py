@@ -20,6 +20,10 @@ _CHECK_SECONDS = 60.0  # until a node has started a worker
 def check_cluster(address: str, paths: Sequence[Path]) -> None:
     """See that every node of a Ray cluster that can run clients sees the same files as this one.
 
+    Such a cluster listens on all interfaces of its machines, and whoever reaches its ports can run
+    programs there as its user. With ``RAY_AUTH_MODE=token`` in the environment of ``ray start`` on
+    all of them, and in that of the run, it asks for the token in ``~/.ray/auth_token``.
+
     Parameters
     ----------
     address

@@ -2,12 +2,10 @@
 
 import functools
 import os
-import re
-import shutil
 import sys
-import tempfile
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +13,9 @@ from typing import Any
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from fedcats.errors import RunError
+from fedcats.federated import own_ray
 
 _END_SECONDS = 10.0
-_LONGEST = 37  # bytes: with what Ray appends, a socket's name must not exceed 107
-_ROOM = 50 * 10**6  # bytes, for Ray's logs
 
 _backends: list[Any] = []  # those that run: one, or none
 
@@ -74,10 +70,9 @@ def use_own_parts() -> None:
             # Without an address Ray would join any cluster that was started on this machine.
             arguments = {"address": "local", **backend_config[self.init_args_key]}
             if arguments["address"] == "local":
-                arguments.setdefault("_temp_dir", temporary_folder())
                 # By the environment: given to Ray, as Flower does, every worker starts twice.
                 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-                ray.init(**{"include_dashboard": False, **arguments})
+                own_ray.start(arguments)
             super().init_ray(backend_config)
 
         def build(self, app_fn: Callable[[], ClientApp]) -> None:
@@ -104,6 +99,7 @@ def use_own_parts() -> None:
                 with self._lock:
                     _backends.remove(self)
             super().terminate()
+            own_ray.remove_files()
 
         def _actors(self, *, busy: bool = False) -> list[Any]:
             if self.pool is None:
@@ -113,30 +109,18 @@ def use_own_parts() -> None:
     raybackend.RayBackend = Backend  # type: ignore[misc]
 
 
-def temporary_folder() -> str:
-    """Where Ray keeps its sockets and logs: as it would itself, or where that does not work, near.
+def speak_as_server() -> None:
+    """Messages made in this process are the server's: Flower's want to know whose they are."""
+    from flwr.common.constant import SUPERLINK_NODE_ID
+    from flwr.supercore.task_identity import TaskIdentity
 
-    Raises
-    ------
-    RunError
-        When there is no folder for them.
-    """
-    asked = filter(None, map(os.environ.get, ("RAY_TMPDIR", "TMPDIR")))
-    places = [os.path.abspath(place) for place in (*asked, "/tmp", "/var/tmp", "/dev/shm")]  # noqa: PTH100
-    for place in places:
-        if len(place) <= _LONGEST and re.fullmatch(r"[\w./+-]+", place, re.ASCII):
-            folder = f"{place}/ray"
-            try:
-                with tempfile.TemporaryFile(dir=folder if os.path.isdir(folder) else place):  # noqa: PTH112
-                    if shutil.disk_usage(place).free >= _ROOM:
-                        return folder
-            except OSError:
-                continue
-    raise RunError(
-        "runner=ray: Ray's sockets and logs need a folder that can be written, with "
-        f"{_ROOM / 1e6:g} MB free and a name of at most {_LONGEST} plain letters; none of "
-        f"{', '.join(dict.fromkeys(places))} is; name one with TMPDIR, or use runner=local"
-    )
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
+
+
+def name_message(message: Message) -> str:
+    """Give a message an id, as a SuperLink would; that id."""
+    message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+    return message.metadata.message_id
 
 
 def _import_client(actor: object) -> None:

@@ -15,9 +15,7 @@ from urllib.request import url2pathname
 import psutil
 
 from fedcats.errors import UserError
-
-FLOWERS_OWN = "local-superlink"
-"""The folder of the SuperLink that ``flwr run`` itself starts, in its command line."""
+from fedcats.federated.flower_words import LOCAL_SUPERLINK
 
 
 def refuse_foreign() -> None:
@@ -48,7 +46,7 @@ def _flowers_own() -> int | None:
     """The process of the SuperLink that ``flwr run`` has started, if it runs this process."""
     for parent in psutil.Process().parents():
         with contextlib.suppress(psutil.Error):
-            if any(Path(part).parent.name == FLOWERS_OWN for part in parent.cmdline()):
+            if any(Path(part).parent.name == LOCAL_SUPERLINK for part in parent.cmdline()):
                 return int(parent.pid)
     return None
 

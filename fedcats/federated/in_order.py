@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.serverapp import Grid
 
+from fedcats.federated.flower_words import MALFORMED
+
 
 class InOrderGrid:
     """A grid whose ``send_and_receive`` yields each reply as soon as its turn comes.
@@ -66,17 +68,24 @@ class InOrderGrid:
         while sent:
             message_id, metadata = sent.popleft()
             deadline = math.inf if timeout is None else time.monotonic() + timeout
-            while not (replies := list(self._grid.pull_messages([message_id]))):
+            while (reply := self._pull(message_id, metadata)) is None:
                 if time.monotonic() > deadline:
                     self._give_up()
-                    asked = Message(
-                        RecordDict(),
-                        dst_node_id=metadata.dst_node_id,
-                        message_type=metadata.message_type,
-                    )
-                    error = Error(code=0, reason=f"no reply for {timeout:.0f} s")
-                    replies = [Message(error, reply_to=asked)]
+                    reply = _failed(metadata, f"no reply for {timeout:.0f} s")
                     break
                 time.sleep(self._poll)
             sent.extend(self._push(message) for message in itertools.islice(waiting, 1))
-            yield from replies
+            yield reply
+
+    def _pull(self, message_id: str, metadata: Metadata) -> Message | None:
+        try:
+            return next(iter(self._grid.pull_messages([message_id])), None)
+        except MALFORMED as error:
+            return _failed(metadata, f"its reply cannot be read: {error!r}")
+
+
+def _failed(metadata: Metadata, why: str) -> Message:
+    asked = Message(
+        RecordDict(), dst_node_id=metadata.dst_node_id, message_type=metadata.message_type
+    )
+    return Message(Error(code=0, reason=why), reply_to=asked)

@@ -1,16 +1,14 @@
 """The clients in this process, one after another."""
 
-import uuid
 from collections.abc import Iterable
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedcats.federated.client_app import app as client_app
+from fedcats.federated.flower_patches import name_message, speak_as_server
 from fedcats.federated.quiet import quiet
 from fedcats.federated.simulation import Main
 
@@ -25,8 +23,7 @@ class LocalGrid(Grid):
     """A grid that calls the ClientApp itself, when the reply is asked for."""
 
     def __init__(self, app: ClientApp, num_nodes: int) -> None:
-        # Flower's messages want to know whose they are.
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
+        speak_as_server()
         self._app = app
         self._contexts = {
             node: Context(
@@ -48,9 +45,8 @@ class LocalGrid(Grid):
         """Keep the messages; nothing runs yet."""
         ids = []
         for message in messages:
-            message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
-            self._waiting[message.metadata.message_id] = message
-            ids.append(message.metadata.message_id)
+            ids.append(name_message(message))
+            self._waiting[ids[-1]] = message
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

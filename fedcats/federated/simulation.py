@@ -16,15 +16,16 @@ from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from fedcats.errors import RunError
+from fedcats.federated import own_ray
 from fedcats.federated.client_app import app as client_app
 from fedcats.federated.flower_patches import kill_busy_actors, use_own_parts
+from fedcats.federated.flower_words import CLIENT_PROCESS, RESTARTING
 from fedcats.federated.quiet import quiet
 
 Main = Callable[[Grid], None]
 """What the server does with a grid: fedcats' ServerApp without Flower's context."""
 
 _LOST = "Ray has ended in the middle of the run; finished updates are kept"
-_RESTARTING = "The actor is restarting"  # Ray's words
 
 
 def run_on_ray(
@@ -97,6 +98,7 @@ def run_on_ray(
             over.set()
             if ray.is_initialized():
                 ray.shutdown()
+            own_ray.remove_files()
             ended.set()
             reaper.join()
     if interrupted.is_set():
@@ -181,7 +183,7 @@ def kill_stopped_actors() -> None:
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if (
-                process.cmdline()[:1] == ["ray::ClientAppActor.run"]
+                process.cmdline()[:1] == [CLIENT_PROCESS]
                 and process.status() == psutil.STATUS_STOPPED
             ):
                 process.kill()
@@ -220,7 +222,7 @@ class RayGrid:
         replies = []
         for message_id in message_ids:
             for reply in self._grid.pull_messages([self._again.get(message_id, message_id)]):
-                if reply.has_error() and _RESTARTING in (reply.error.reason or ""):
+                if reply.has_error() and RESTARTING in (reply.error.reason or ""):
                     old = self._sent[message_id]
                     new = Message(
                         old.content,

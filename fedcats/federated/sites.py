@@ -19,11 +19,14 @@ from flwr.serverapp import Grid
 from fedcats.data import Dataset, prepare
 from fedcats.data.sources import part_source
 from fedcats.errors import UserError
+from fedcats.federated.in_order import InOrderGrid
+from fedcats.federated.received import between, get, printable, read_counts, record
 from fedcats.home import home
 
 SITES_TIMEOUT = 20.0  # seconds until all sites must be there
 ANSWER_TIMEOUT = 600.0  # seconds for all of them to read and decode their photos
 POLL_SECONDS = 1.0
+_MOST_SITES = 10**5
 NODE_CONFIG = "--node-config \"partition-id=0 num-partitions=N data-path='/photos'\""
 
 
@@ -81,13 +84,15 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
     return RecordDict({"info": ConfigRecord(info)})  # type: ignore[arg-type]
 
 
-def find_sites(grid: Grid, classes: tuple[str, ...]) -> list[Site]:
+def find_sites(grid: Grid, classes: tuple[str, ...], max_examples: int) -> list[Site]:
     """Ask all SuperNodes who they are, until every one of ``num-partitions`` has answered.
 
     Parameters
     ----------
     classes
         Names of the classes by label, from the server's test photos.
+    max_examples
+        A site that says it has more photos is refused.
 
     Returns
     -------
@@ -105,22 +110,17 @@ def find_sites(grid: Grid, classes: tuple[str, ...]) -> list[Site]:
     total: int | None = None
     while total is None or len(sites) < total:
         new = sorted(set(grid.get_node_ids()) - answered)
-        for reply in _ask(grid, new, classes):
+        for node, reply in zip(new, _ask(grid, new, classes), strict=True):
             if reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE:
                 continue  # lost before its answer, so not connected; it may come back
-            answered.add(reply.metadata.src_node_id)
-            site, claimed = _site(reply, classes)
+            answered.add(node)
+            site, claimed = _site(node, reply, classes, max_examples)
             if site.client in sites:
                 raise UserError(
                     f"two SuperNodes have partition-id={site.client}: each needs its own"
                 )
             if total not in (None, claimed):
                 raise UserError(f"SuperNodes disagree on num-partitions: {total} and {claimed}")
-            if not 0 <= site.client < claimed:
-                raise UserError(
-                    f"a SuperNode has partition-id={site.client} with num-partitions={claimed}: "
-                    f"allowed are 0 .. {claimed - 1}"
-                )
             total = claimed
             sites[site.client] = site
         if total is not None and len(sites) == total:
@@ -128,7 +128,7 @@ def find_sites(grid: Grid, classes: tuple[str, ...]) -> list[Site]:
         if time.monotonic() > deadline:
             if total is None:
                 raise UserError(f"no SuperNode is connected: start them with {NODE_CONFIG}")
-            missing = ", ".join(str(i) for i in range(total) if i not in sites)
+            missing = printable(", ".join(str(i) for i in range(total) if i not in sites))
             raise UserError(
                 f"{len(sites)} of num-partitions={total} SuperNodes are connected; missing are "
                 f"those with partition-id={missing}"
@@ -140,23 +140,19 @@ def find_sites(grid: Grid, classes: tuple[str, ...]) -> list[Site]:
 def _ask(grid: Grid, nodes: Iterable[int], classes: tuple[str, ...]) -> Iterable[Message]:
     content = RecordDict({"config": ConfigRecord({"classes": json.dumps(classes)})})
     messages = [Message(content, dst_node_id=n, message_type=MessageType.QUERY) for n in nodes]
-    if not messages:
-        return []
-    replies = list(grid.send_and_receive(messages, timeout=ANSWER_TIMEOUT))
-    if len(replies) < len(messages):
-        raise UserError(
-            f"{len(messages) - len(replies)} SuperNodes did not answer for {ANSWER_TIMEOUT:.0f} s"
-        )
-    return replies
+    return InOrderGrid(grid, POLL_SECONDS).send_and_receive(messages, timeout=ANSWER_TIMEOUT)
 
 
-def _site(reply: Message, classes: tuple[str, ...]) -> tuple[Site, int]:
+def _site(node: int, reply: Message, classes: tuple[str, ...], most: int) -> tuple[Site, int]:
     if reply.has_error():
-        raise UserError(f"a SuperNode cannot answer: {reply.error.reason}")
-    info = cast(ConfigRecord, reply.content["info"])
-    if "error" in info:
-        raise UserError(str(info["error"]))
-    counts = json.loads(str(info["per-class"]))
-    per_class = {name: int(counts[name]) for name in classes}
-    site = Site(reply.metadata.src_node_id, int(cast(int, info["partition-id"])), per_class)
-    return site, int(cast(int, info["num-partitions"]))
+        why = reply.error.reason or f"error {reply.error.code}"
+        raise UserError(f"SuperNode {node} cannot answer: {printable(why)}")
+    try:
+        info = record(reply.content, "info", ConfigRecord)
+        if "error" in info:
+            raise UserError(printable(get(info, "error", str)))
+        total = between(get(info, "num-partitions", int), 1, _MOST_SITES, "num-partitions")
+        number = between(get(info, "partition-id", int), 0, total - 1, "partition-id")
+        return Site(node, number, read_counts(get(info, "per-class", str), classes, most)), total
+    except ValueError as error:
+        raise UserError(f"SuperNode {node} cannot take part: {printable(str(error))}") from error

@@ -15,12 +15,15 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedcats.errors import RunError
+from fedcats.federated.flower_words import reason
+from fedcats.federated.received import printable, read_reply
 from fedcats.federated.transport import Transport
-from fedcats.merging.fold import Fold, check_update
+from fedcats.merging.fold import Fold, check_update, distance, has_outgrown
 from fedcats.merging.plan import Merged, Plan
 from fedcats.merging.robust import Robust
 from fedcats.merging.rules import Rule, fedavg
 from fedcats.merging.server_optimizer import Memory, ServerOptimizer
+from fedcats.metrics import NOT_FINITE
 from fedcats.storage import Store
 from fedcats.tensors import State, digest
 from fedcats.training.update import Task, Update, put_weights, read
@@ -35,7 +38,8 @@ class MergeStrategy(Strategy):
     rules
         By name; the first one's merge is what ``start`` returns.
     make_tasks
-        ``make_tasks(clients, round, digest of the weights to start from)``, one for each client.
+        ``make_tasks(clients, round, digest of the weights to start from)``: for each client its
+        task, and the key of the task's update.
     sizes
         How many images each client has: a reply with another number is refused.
     store
@@ -44,6 +48,8 @@ class MergeStrategy(Strategy):
         Brings weights to the clients and their updates into the store.
     on_update
         Called with each client, the round and its update, as it is folded.
+    usable
+        Whether a model with these tensors gives answers at all.
     first_round
         Number of ``start``'s first round, for runs that go on.
     memory
@@ -54,11 +60,12 @@ class MergeStrategy(Strategy):
 
     rules: Mapping[str, Rule | Robust | ServerOptimizer]
     plan: Plan
-    make_tasks: Callable[[Sequence[int], int, str], Sequence[Task]]
+    make_tasks: Callable[[Sequence[int], int, str], Sequence[tuple[Task, str]]]
     sizes: Sequence[int]
     store: Store
     transport: Transport
     on_update: Callable[[int, int, Update], None] = lambda _client, _round, _update: None
+    usable: Callable[[State], bool] = lambda _: True
     first_round: int = 1
     memory: dict[str, Memory] = field(default_factory=dict)
     merged: dict[str, Merged] = field(default_factory=dict)
@@ -75,10 +82,10 @@ class MergeStrategy(Strategy):
         self._start = cast(State, arrays.to_torch_state_dict())
         start = put_weights(self.store, self._start)
         nodes = self.transport.nodes(grid, len(self.plan.order))
-        self._nodes = {node: client for client, node in enumerate(nodes[: len(self.plan.order)])}
-        self._asked = self.plan.clients(server_round)
-        tasks = self.make_tasks(self._asked, server_round, start)
-        for client, task in zip(self._asked, tasks, strict=True):
+        asked = self.plan.clients(server_round)
+        tasks = self.make_tasks(asked, server_round, start)
+        self._asked = list(zip(asked, tasks, strict=True))
+        for client, (task, _) in self._asked:
             content = self.transport.pack(task, self._start)
             yield Message(content, dst_node_id=nodes[client], message_type=MessageType.TRAIN)
 
@@ -94,24 +101,17 @@ class MergeStrategy(Strategy):
             if rule is not None
         }
         clients, keys, self.failures = [], [], {}
-        for position, reply in enumerate(replies):
-            # The SuperLink answers for a node that is lost, so such a reply has no client's id.
-            client = self._nodes.get(reply.metadata.src_node_id, self._asked[position])
+        for (client, (task, key)), reply in zip(self._asked, replies, strict=True):
             try:
-                update = self._open(reply)
-                if update.examples != self.sizes[client]:
-                    raise ValueError(
-                        f"it says that it has {update.examples} examples, but it has "
-                        f"{self.sizes[client]}"
-                    )
-                check_update(update.tensors, self._start, self.plan.max_norm)
+                update = self._open(reply, task, key, self.sizes[client])
             except ValueError as error:
+                why = printable(str(error))
                 if self.plan.on_failure == "fail":
                     raise RunError(
-                        f"client {client} failed in round {server_round}: {error} (finished "
+                        f"client {client} failed in round {server_round}: {why} (finished "
                         "updates are kept; strategy.on_failure=survivors merges without it)"
                     ) from error
-                self.failures[client] = str(error)
+                self.failures[client] = why
                 continue
             for fold in folds.values():
                 fold.add(update.tensors, update.examples)
@@ -141,34 +141,43 @@ class MergeStrategy(Strategy):
                     state, steps, what = folds[rule].result(), folds[rule].steps, ""
             except ValueError as error:
                 raise RunError(f"round {server_round}: {error}") from error
+            if not self.usable(state):
+                client = clients[self._farthest(keys)]
+                raise RunError(
+                    f"round {server_round}: {name}'s merge: {NOT_FINITE}; client {client}'s update "
+                    "is the furthest from where it started"
+                )
             self.merged[name] = Merged(state, clients, keys, steps, what, down, up)
         first = next(iter(self.merged.values()))
         return ArrayRecord(first.state), MetricRecord({"clients": len(clients)})
 
-    def _open(self, reply: Message) -> Update:
-        """The update of a reply; ValueError for whatever is wrong with it."""
+    def _open(self, reply: Message, task: Task, key: str, size: int) -> Update:
+        """The checked update of a reply; ValueError for whatever is wrong with it."""
         if reply.has_error():
-            raise ValueError(_reason(reply.error.reason or str(reply.error.code)))
-        try:
-            info = cast(ConfigRecord, reply.content["info"])
-            update = read(self.store, self.transport.unpack(reply.content))
-            if update is None:
-                raise ValueError("its update is not in the store")
-            examples = info["examples"]
-            if type(examples) is not int:
-                raise ValueError(f"its number of examples is {examples!r}")
-            # What the client says and did, not what reading it back says.
-            return replace(
-                update,
-                examples=examples,
-                reused=bool(info["reused"]),
-                resumed=int(cast(int, info["resumed"])),
-                damaged=bool(info["damaged"]),
-            )
-        except KeyError as error:
-            raise ValueError(f"its reply lacks {error}") from error
-        except (TypeError, ArithmeticError) as error:
-            raise ValueError(f"its reply cannot be read: {error}") from error
+            raise ValueError(reason(reply.error.reason or str(reply.error.code)))
+        said = read_reply(reply.content, size, task.recipe.epochs)
+        update = read(self.store, self.transport.unpack(reply.content, said, key, self._start))
+        if update is None:
+            raise ValueError("its update is not in the store")
+        check_update(update.tensors, self._start, self.plan.max_norm)
+        robust = all(isinstance(rule, Robust) for rule in self.rules.values())
+        large = not robust and has_outgrown(update.tensors, self._start)
+        if large and not self.usable(update.tensors):
+            raise ValueError(f"its weights are far too large: {NOT_FINITE}")
+        # What the client says and did, not what reading it back says.
+        return replace(
+            update,
+            examples=said.examples,
+            reused=said.reused,
+            resumed=said.resumed,
+            damaged=said.damaged,
+        )
+
+    def _farthest(self, keys: Sequence[str]) -> int:
+        """Position of the update with the greatest distance from the round's start."""
+        updates = (self.store.get(key) for key in keys)
+        norms = [distance(found.tensors, self._start) if found else 0.0 for found in updates]
+        return norms.index(max(norms))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -185,12 +194,3 @@ def _fold_rule(rule: Rule | Robust | ServerOptimizer) -> Rule | None:
     if isinstance(rule, ServerOptimizer):
         return fedavg
     return None if isinstance(rule, Robust) else rule
-
-
-def _reason(text: str) -> str:
-    """The client's own words in one line, out of Flower's ``<class '..'>:<'..'>``."""
-    kind, _, said = text.partition(":<'")
-    if kind.startswith("<class 'ray.exceptions.Actor"):  # a page that does not know it either
-        return "its process ended: killed, out of memory, or hanging for strategy.timeout"
-    said = (said or text).removesuffix("'>").rpartition("occurred. Message: ")[2]  # Ray's traceback
-    return " ".join(said.split()) or text

@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from fedcats.config import paths
 from fedcats.config.load import load
 from fedcats.errors import RunError, UserError
+from fedcats.federated.flower_words import FINISHED, OWN_LINES, no_superlink
 from fedcats.federated.quiet import default_workers
 from fedcats.home import home
 from fedcats.models.names import WEIGHTS
@@ -32,7 +33,6 @@ RUN_FOLDER = "fedcats: run folder: "
 """What the ServerApp prints before the folder of a run."""
 
 _ERROR = re.compile(r"fedcats: error (\d): (.*)")
-_FLOWERS_OWN = re.compile(r"\x1b\[|Successfully installed |$")  # lines of Flower and Ray: coloured
 _FIRST_CONTACT = 60.0
 _GIVE_UP = 300.0  # seconds without a SuperLink
 
@@ -111,7 +111,7 @@ def run_on_superlink(raw: DictConfig, overrides: Sequence[str], folder: Path) ->
         nonlocal running
         if line.startswith("fedcats: "):
             running = line.startswith(RUN_FOLDER)  # after an error there are only tracebacks
-        elif config.verbose or (running and not _FLOWERS_OWN.match(line)):
+        elif config.verbose or (running and not OWN_LINES.match(line)):
             print(line, file=sys.stderr, flush=True)
 
     try:
@@ -248,7 +248,7 @@ def follow(
         try:
             run = _flwr(["list", link, "--run-id", run_id, "--format", "json"], environment)
             status, _, sub_status = str(run["runs"][0]["status"]).partition(":")
-            if status == "finished":
+            if status == FINISHED:
                 details = str(run["runs"][0].get("status-details", ""))
                 return Outcome(run_id, sub_status, details, folder, error)
             lost = None
@@ -293,7 +293,7 @@ def _flwr(arguments: list[str], environment: Mapping[str, str] | None) -> dict[s
         answer = {}
     if done.returncode or not answer.get("success"):
         text = str(answer.get("error-message") or done.stderr.strip() or done.stdout.strip())
-        if "not found in the Flower configuration" in text:
-            raise UserError(f"runner.superlink: {text[text.index('SuperLink connection') :]}")
+        if unknown := no_superlink(text):
+            raise UserError(f"runner.superlink: {unknown}")
         raise RunError(f"flwr {arguments[0]}: {' '.join(text.split()) or 'no answer'}")
     return answer

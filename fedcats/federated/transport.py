@@ -4,17 +4,17 @@ Both give the client the same thing, a `fedcats.training.update.Task` that names
 weights, and the server the same thing, a key in its store; `FedcatsClient` does not notice.
 """
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedcats.errors import UserError
+from fedcats.federated.received import Reply
 from fedcats.storage import Store
 from fedcats.tensors import State
 from fedcats.training.update import Task
@@ -34,8 +34,18 @@ class Transport(Protocol):
         """The content of a client's message: its task, and the weights to start from."""
         ...
 
-    def unpack(self, content: RecordDict) -> str:
-        """The key under which the reply's update is in the server's store; else ValueError."""
+    def unpack(self, content: RecordDict, said: Reply, key: str, like: State) -> str:
+        """The key under which the reply's update is in the server's store; else ValueError.
+
+        Parameters
+        ----------
+        content, said
+            The reply, and what it says beside the weights.
+        key
+            Of the task's update in a store that server and client share.
+        like
+            The weights that were sent.
+        """
         ...
 
 
@@ -85,9 +95,8 @@ class ByReference:
             body["timeout"] = self.timeout
         return RecordDict({"arrays": ArrayRecord(), "config": ConfigRecord(body)})  # type: ignore[arg-type]
 
-    def unpack(self, content: RecordDict) -> str:
-        """The key that the client names; never a path."""
-        key = str(cast(ConfigRecord, content["info"])["key"])
-        if not re.fullmatch(r"[\w-]+", key):
-            raise ValueError(f"its reply names the update {key!r}, which is no key")
+    def unpack(self, content: RecordDict, said: Reply, key: str, like: State) -> str:
+        """The task's key, which is all that the client may name."""
+        if said.key != key:
+            raise ValueError(f"its reply names the update {said.key!r}, its task's is {key!r}")
         return key

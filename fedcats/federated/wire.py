@@ -12,11 +12,11 @@ from flwr.common import Scalar
 from flwr.serverapp import Grid
 
 from fedcats.errors import RunError, UserError
+from fedcats.federated.received import Reply, read_tensors
 from fedcats.federated.sites import site_number, site_photos
 from fedcats.home import home
 from fedcats.storage import Store
 from fedcats.tensors import State
-from fedcats.training.recipe import Epoch
 from fedcats.training.update import Task, put_received, put_weights, read
 
 
@@ -68,15 +68,10 @@ class OnTheWire:
             }
         )
 
-    def unpack(self, content: RecordDict) -> str:
+    def unpack(self, content: RecordDict, said: Reply, key: str, like: State) -> str:
         """Keep the update under a key of the server's own making: what a site says is not a key."""
-        try:
-            tensors = cast(ArrayRecord, content["arrays"]).to_torch_state_dict()
-            examples = int(cast(int, cast(ConfigRecord, content["info"])["examples"]))
-            epochs = json.loads(str(cast(ConfigRecord, content["info"])["epochs"]))
-            return put_received(self.store, tensors, examples, [Epoch(**one) for one in epochs])
-        except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-            raise ValueError(f"its reply cannot be read: {error}") from error
+        tensors = read_tensors(content, like)
+        return put_received(self.store, tensors, said.examples, said.epochs)
 
 
 def open_at_site(content: RecordDict, context: Context) -> dict[str, Scalar]:

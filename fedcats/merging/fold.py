@@ -5,7 +5,7 @@ starting at ``w = w_1``. A rule is a function that says how large the step ``s_i
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import torch
 from torch import Tensor
@@ -114,6 +114,35 @@ def effective_number(weights: Sequence[float]) -> float:
     return 1.0 / sum(weight * weight for weight in weights)
 
 
+def distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """L2 norm of the difference of all tensors together."""
+    differences = (a[name].double() - b[name].double() for name in b)
+    return math.sqrt(sum(float((difference**2).sum()) for difference in differences))
+
+
+def has_outgrown(update: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> bool:
+    """Whether a weight is ten times as large as the largest there, and as 1: worth a closer look.
+
+    Training hardly does that; a model multiplied by a large number, always.
+    """
+    return any(
+        _largest(value) > 10.0 * max(1.0, _largest(like[name]))
+        for name, value in update.items()
+        if value.dtype.is_floating_point  # no batch-norm counters
+    )
+
+
+def _largest(value: Tensor) -> float:
+    return max(abs(float(bound)) for bound in value.aminmax()) if value.numel() else 0.0
+
+
+def check_names(names: Set[str], wanted: Set[str]) -> None:
+    """Refuse other state-dict keys than the wanted ones; ValueError."""
+    missing, unknown = sorted(wanted - names), sorted(names - wanted)
+    if missing or unknown:
+        raise ValueError(f"wrong keys: missing {missing[:3]}, unknown {unknown[:3]}")
+
+
 def check_update(
     update: Mapping[str, Tensor], like: Mapping[str, Tensor], max_norm: float | None = None
 ) -> None:
@@ -134,9 +163,7 @@ def check_update(
         For missing or unknown keys, another shape or dtype, values that are not finite, and a
         larger norm.
     """
-    missing, unknown = sorted(like.keys() - update.keys()), sorted(update.keys() - like.keys())
-    if missing or unknown:
-        raise ValueError(f"wrong keys: missing {missing[:3]}, unknown {unknown[:3]}")
+    check_names(update.keys(), like.keys())
     for name, value in update.items():
         if value.shape != like[name].shape:
             raise ValueError(
@@ -148,8 +175,7 @@ def check_update(
         if value.numel() and not all(torch.isfinite(bound) for bound in value.aminmax()):
             raise ValueError(f"{name} has values that are not finite")
     if max_norm is not None:
-        differences = (update[name].double() - like[name].double() for name in like)
-        norm = math.sqrt(sum(float((difference**2).sum()) for difference in differences))
+        norm = distance(update, like)
         if norm > max_norm:
             raise ValueError(
                 f"its update is {norm:.6g} from where it started, strategy.max_norm is {max_norm:g}"

@@ -137,6 +137,8 @@ def warnings(results: Results) -> list[str]:
         found.append(f"{weights['note']}.")
     for who, why in (results.get("failures") or {}).items():
         found.append(f"Left out of the merge: {who} ({why}).")
+    for who, why in (results.get("not_scored") or {}).items():
+        found.append(f"Without scores, though its update was merged: {who} ({why}).")
     return found
 
 

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import safetensors.torch
 import torch
+from builders import plain_recipe, what_a_client_says
 from conftest import TINY, TINY_DRAWINGS, wait_until
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -34,11 +35,9 @@ from fedcats.merging.plan import Plan
 from fedcats.merging.robust import Robust
 from fedcats.merging.rules import make_rule
 from fedcats.storage import Store
-from fedcats.training.recipe import Recipe
 from fedcats.training.update import Task, compute
 
 Go = Callable[..., tuple[dict[str, Any], Path]]
-RECIPE = Recipe(1, 4, 0.1, 0.0, False, 0.0, 0, 0.1, False)
 SIZES = [3 + client for client in range(10)]
 RULES = ("polyak", "fedavg", "uniform")
 MEDIAN = Robust("median", 0.0, 0)
@@ -66,15 +65,23 @@ INFO: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "negative": (lambda i: i.update(examples=-5), "it says that it has -5 examples, but it has"),
     "absurd": (lambda i: i.update(examples=10**12), "it says that it has 1000000000000 examples"),
     "zero": (lambda i: i.update(examples=0), "it says that it has 0 examples"),
-    "fraction": (lambda i: i.update(examples=3.5), "its number of examples is 3.5"),
-    "not a number": (lambda i: i.update(examples=float("nan")), "its number of examples is nan"),
-    "text": (lambda i: i.update(resumed="two"), "invalid literal for int()"),
+    "fraction": (lambda i: i.update(examples=3.5), "its examples is 3.5, which is no int"),
+    "not a number": (lambda i: i.update(examples=float("nan")), "its examples is nan, which is no"),
+    "truth": (lambda i: i.update(examples=True), "its examples is True, which is no int"),
+    "text": (lambda i: i.update(resumed="two"), "its resumed is 'two', which is no int"),
+    "back": (lambda i: i.update(resumed=-1), "its resumed is -1: allowed is 0 .. 1"),
+    "no epochs": (lambda i: i.update(epochs="[]"), "it trained 0 epochs instead of 1"),
+    "loss": (lambda i: i.update(epochs=i["epochs"].replace("0.5", "NaN")), "its loss is nan: all"),
+    "words": (lambda i: i.update(epochs=i["epochs"].replace("0.5", '"x"')), "its loss is 'x': all"),
+    "time": (lambda i: i.update(epochs=i["epochs"].replace("0.1", "-1")), "its seconds is -1: all"),
+    "broken": (lambda i: i.update(epochs="[" * 10**5), "its reply cannot be read"),
     "no key": (lambda i: i.pop("key"), "its reply lacks 'key'"),
     "no examples": (lambda i: i.pop("examples"), "its reply lacks 'examples'"),
     "no resumed": (lambda i: i.pop("resumed"), "its reply lacks 'resumed'"),
     "no damaged": (lambda i: i.pop("damaged"), "its reply lacks 'damaged'"),
     "no reused": (lambda i: i.pop("reused"), "its reply lacks 'reused'"),
-    "other key": (lambda i: i.update(key="nothing"), "its update is not in the store"),
+    "other key": (lambda i: i.update(key="nothing"), "its reply names the update 'nothing'"),
+    "another's": (lambda i: i.update(key="u9" if i["key"] == "u8" else "u8"), "its reply names th"),
     "path": (lambda i: i.update(key="../../etc/x"), "its reply names the update '../../etc/x'"),
 }
 MESSAGE = {"raise": "the camera is broken", "no info": "its reply lacks 'info'"}
@@ -91,8 +98,7 @@ class Faulty(LocalGrid):
         def train(message: Message, context: Context) -> Message:
             client = int(Task.from_json(str(message.content["config"]["task"])).client)
             update = tensors(client)
-            info = {"examples": SIZES[client], "reused": False, "resumed": 0, "damaged": False}
-            info["key"] = f"u{client}"
+            info = what_a_client_says(f"u{client}", SIZES[client])
             content = {"info": ConfigRecord()}
             if client in faulty:
                 if kind == "raise":
@@ -114,9 +120,9 @@ def merge(
 ) -> MergeStrategy:
     store = Store(folder / "store")
 
-    def tasks(clients: Sequence[int], server_round: int, start: str) -> list[Task]:
-        same = (server_round, 0, "m", 2, "all", start, start, "", (), RECIPE, 1, "cpu", 0.0)
-        return [Task("", client, *same) for client in clients]
+    def tasks(clients: Sequence[int], server_round: int, start: str) -> list[tuple[Task, str]]:
+        same = (server_round, 0, "m", 2, "all", start, start, "", (), plain_recipe(), 1, "cpu", 0.0)
+        return [(Task("", client, *same), f"u{client}") for client in clients]
 
     strategy = MergeStrategy(
         {name: make_rule(name, beta=0.3) for name in RULES} | {"median": MEDIAN},

@@ -4,14 +4,21 @@ Without this test a renamed method or another wording would switch a part of fed
 `fedcats.federated.flower_patches` replaces methods by their names, others read messages.
 """
 
+import contextlib
 import importlib
 import inspect
+import os
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import psutil
 import pytest
+from conftest import wait_until
+
+from fedcats.federated import flower_words, own_ray
 
 _VCE = "flwr.server.superlink.fleet.vce.backend.raybackend"
 _STATE = "flwr.server.superlink.linkstate.in_memory_linkstate"
@@ -56,14 +63,22 @@ READ = {
         "def run(",
     ],
     "flwr.supercore.task_identity": ["def task_id(cls", "def run_id(cls", "def node_id(cls"],
-    "flwr.clientapp.client_app": ["occurred. Message: "],
+    "flwr.clientapp.client_app": [flower_words._RAISED],
     "flwr.supercore.protobuf.client": [
         "verify: ssl.SSLContext | str | bool = not insecure",
         "            verify=verify,\n",
     ],
     "flwr.cli.utils": ["ControlHttpClient.from_server_address("],
     "flwr.cli.install": ["Successfully installed "],
-    "flwr.cli.local_superlink": ['"local-superlink"'],
+    "flwr.cli.local_superlink": [f'"{flower_words.LOCAL_SUPERLINK}"'],
+    "flwr.cli.flower_config": ["SuperLink connection '", "' not found in the", "configuration"],
+    "flwr.cli.ls": ['"run-id"', '"status"', '"status-details"'],
+    "flwr.common.constant": [f'FINISHED = "{flower_words.FINISHED}"'],
+    "flwr.superlink.grid.http_grid": ["inflate_object_from_contents(msg_id, all_object_contents)"],
+    "flwr.supercore.inflatable.inflatable_object": ["class UnexpectedObjectContentError(Exc"],
+    "ray._private.services": ["if not ray_constants.ENABLE_RAY_CLUSTER:\n", "get_localhost_ip()"],
+    "ray._private.ray_constants": ["\nENABLE_RAY_CLUSTER = "],
+    "ray._private.node": ['f"session_{date_str}_{os.getpid()}"', "ray.util.get_node_ip_address()"],
     "flwr.cli.constant": ["FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "FLWR_LOCAL_CONTROL_API_PORT"],
 }
 
@@ -91,14 +106,44 @@ def test_flower_looks_up_the_backend_that_is_replaced_when_it_needs_it() -> None
 
 def test_the_commands_that_are_started_exist() -> None:
     scripts = {script.name for script in entry_points(group="console_scripts")}
-    assert {"flwr", "flwr-simulation", "flower-superlink", "flower-supernode"} <= scripts
+    wanted = {"flwr", flower_words.SIMULATION, "flower-superlink", "flower-supernode"}
+    assert wanted <= scripts
     assert isinstance(importlib.import_module("flwr.cli.app"), ModuleType)
     assert (Path(sys.executable).parent / "flower-superlink").is_file()
 
 
 def test_a_ray_actor_can_be_made_to_restart() -> None:
-    from ray import actor, exceptions
+    """And says so, and is called as it is looked for, in a Ray as runs start it."""
+    import ray
 
-    assert "max_restarts" in inspect.getsource(actor)
-    names = [name for name in vars(exceptions) if name.startswith("Actor")]
-    assert {"ActorDiedError", "ActorUnavailableError"} <= set(names)  # `strategy._reason`
+    class ClientAppActor:
+        def run(self) -> str:
+            return str(psutil.Process().cmdline()[0])
+
+        def die(self) -> None:
+            os._exit(1)
+
+    own_ray.start({"num_cpus": 1, "object_store_memory": 100 * 2**20, "log_to_driver": False})
+    try:
+        actor = ray.remote(max_restarts=-1)(ClientAppActor).remote()
+        assert ray.get(actor.run.remote()) == flower_words.CLIENT_PROCESS
+        said = []
+        for method in ("die", "run"):
+            try:
+                ray.get(getattr(actor, method).remote())
+            except Exception as error:
+                said.append(f"{type(error)}:<'{error}'>")
+        assert flower_words.reason(said[0]).startswith("its process ended")
+        assert all(flower_words.RESTARTING in one for one in said[1:])
+        wait_until(lambda: answers(actor))
+    finally:
+        ray.shutdown()
+        own_ray.remove_files()
+
+
+def answers(actor: Any) -> bool:
+    import ray
+
+    with contextlib.suppress(ray.exceptions.RayActorError):
+        return bool(ray.get(actor.run.remote()))
+    return False

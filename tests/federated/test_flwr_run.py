@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import safetensors.torch
-from conftest import wait_until
+from conftest import listening, reachable, wait_until
 from tiny import LONG, TINY, simulation
 
 from fedcats.deploy.guard import MARK, watch
@@ -145,15 +145,22 @@ def test_the_flwr_runner_ends_as_the_run_does(simulator: dict[str, str], tmp_pat
         assert "Traceback" not in err
 
 
-def rays(simulator: dict[str, str], name: str = "") -> list[psutil.Process]:
-    """What runs of Ray under the simulator."""
-    found = []
+def processes(simulator: dict[str, str]) -> Iterator[psutil.Process]:
+    """What runs under the simulator."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.environ().get("FLWR_HOME") == simulator["FLWR_HOME"]:
-                command = process.cmdline()
-                if command and "ray" in command[0] and command[0].endswith(name):
-                    found.append(process)
+                yield process
+
+
+def rays(simulator: dict[str, str], name: str = "") -> list[psutil.Process]:
+    """What of it is Ray's."""
+    found = []
+    for process in processes(simulator):
+        with contextlib.suppress(psutil.Error):
+            command = process.cmdline()
+            if command and "ray" in command[0] and command[0].endswith(name):
+                found.append(process)
     return found
 
 
@@ -166,6 +173,9 @@ def test_under_flwr_run_too_one_killed_client_is_left_out_and_no_other(
     events = tmp_path / "there/progress.jsonl"
     wait_until(lambda: events.is_file() and events.stat().st_size)
     (client,) = rays(simulator, "ClientAppActor.run")
+    heard = listening(processes(simulator))
+    assert {"raylet", "flower-superlin"} <= {name for name, _, _ in heard}
+    assert reachable(heard) == []
     client.kill()
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
