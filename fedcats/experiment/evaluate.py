@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any
+from typing import cast
 
 import numpy as np
 
@@ -27,15 +27,14 @@ from fedcats.merging.plan import Merged
 from fedcats.merging.server_optimizer import OPTIMIZERS
 from fedcats.metrics import compare, read_predictions, scores, write_predictions
 from fedcats.report import Progress
+from fedcats.results import Comparison, Model, Results, Round, RoundScores, Traffic
 from fedcats.seeding import derive_seed
 from fedcats.storage import Store
 from fedcats.tensors import State, save
 from fedcats.training.update import read
 
 
-def evaluate(
-    this: Run, trained: Trained, results: dict[str, Any], progress: Progress
-) -> dict[str, Any]:
+def evaluate(this: Run, trained: Trained, results: Results, progress: Progress) -> dict[str, Model]:
     """Test every model on the same photos; write predictions and weights."""
     merges = {} if this.config.mode == "merge" else trained.merged
     jobs: dict[str, Candidate] = {}
@@ -49,7 +48,7 @@ def evaluate(
         jobs[name] = (_parts(merged), lambda state=merged.state: state)  # type: ignore[misc]
     ordered = sorted(jobs, key=_model_order)
 
-    def test(names: Sequence[str]) -> list[dict[str, Any]]:
+    def test(names: Sequence[str]) -> list[Model]:
         models = [(jobs[name][0], functools.cache(jobs[name][1])) for name in names]
         on_test = probabilities(this, models, this.dataset.test)
         on_held: Sequence[Probabilities | None] = [None] * len(names)
@@ -67,7 +66,7 @@ def evaluate(
         state: Callable[[], State],
         predicted: Probabilities,
         on_held: Probabilities | None,
-    ) -> dict[str, Any]:
+    ) -> Model:
         test_images = this.dataset.test
         file = name.replace("/", "-")
         predictions = f"predictions/{file}.csv"
@@ -78,8 +77,8 @@ def evaluate(
             predicted,
             this.dataset.classes,
         )
-        model = scores(test_images.labels, predicted, this.dataset.classes)
-        model |= {"file": None, "predictions": predictions}
+        scored = scores(test_images.labels, predicted, this.dataset.classes)
+        model = cast(Model, {**scored, "file": None, "predictions": predictions})
         if on_held is not None:
             model["validation"] = validation_scores(this, on_held)
             right = on_held.argmax(axis=1) == this.validation.labels
@@ -89,7 +88,7 @@ def evaluate(
             ]
         if _is_saved(this.config, name):
             model["file"] = f"models/{file}.safetensors"
-            path = this.folder / model["file"]
+            path = this.folder / f"models/{file}.safetensors"
             path.parent.mkdir(exist_ok=True)
             whole = this.initial.state | state()
             save(whole, path, {"classes": json.dumps(this.dataset.classes)})
@@ -102,7 +101,7 @@ def evaluate(
 
     tested(0)
     with ThreadPoolExecutor(this.workers) as pool:
-        done: dict[str, dict[str, Any]] = {}
+        done: dict[str, Model] = {}
         passes = in_passes(this, ordered)
         for names, scored in zip(passes, pool.map(test, passes), strict=True):
             done |= zip(names, scored, strict=True)
@@ -117,7 +116,7 @@ def evaluate(
         if name in merges:
             merged = merges[name]
             model["clients"] = merged.clients
-            model |= _traffic(merged)
+            model["bytes"] = _traffic(merged)
             if merged.steps:
                 weights = merged.effective_weights
                 model["effective_weights"] = weights
@@ -158,35 +157,40 @@ def _parts(merged: Merged) -> Parts:
     return Parts(tuple(merged.keys), tuple(merged.steps), merged.rule)
 
 
-def _traffic(merged: Merged) -> dict[str, Any]:
-    return {"bytes": {"down": merged.down, "up": merged.up}}
+def _traffic(merged: Merged) -> Traffic:
+    return {"down": merged.down, "up": merged.up}
 
 
 def _score_rounds(
     this: Run,
     trained: Trained,
     pool: ThreadPoolExecutor,
-    last: dict[str, Any],
+    last: dict[str, Model],
     tested: Callable[[int], None],
-) -> list[dict[str, Any]]:
+) -> list[Round]:
     """The scores of each rule's merge after each round; ``last``: those of the last, by model.
 
     ``tested`` is called with the number of models tested so far, ``last`` included.
     """
 
-    def score(merged: Merged) -> dict[str, Any]:
+    def score(merged: Merged) -> RoundScores:
         test = this.dataset.test
         (predicted,) = probabilities(this, [(_parts(merged), lambda: merged.state)], test)
-        return scores(test.labels, predicted, this.dataset.classes) | _traffic(merged)
+        scored = scores(test.labels, predicted, this.dataset.classes)
+        return cast(RoundScores, {**scored, "bytes": _traffic(merged)})
 
-    rows: list[dict[str, Any]] = []
+    rows: list[Round] = []
     for number, merges in enumerate(trained.earlier, 1):
         if number < len(trained.earlier):
             scored = dict(zip(merges, pool.map(score, merges.values()), strict=True))
         else:
-            files = ("file", "key", "predictions")
+            files = ("file", "predictions")
             scored = {
-                rule: {k: v for k, v in last[rule].items() if k not in files} | _traffic(merged)
+                rule: cast(
+                    RoundScores,
+                    {k: v for k, v in last[rule].items() if k not in files}
+                    | {"bytes": _traffic(merged)},
+                )
                 for rule, merged in merges.items()
             }
         rows.append({"round": number, **scored})
@@ -194,7 +198,7 @@ def _score_rounds(
     return rows
 
 
-def compare_with_baseline(this: Run, done: dict[str, Any]) -> dict[str, Any]:
+def compare_with_baseline(this: Run, done: dict[str, Model]) -> dict[str, Comparison]:
     """Each merged model against the baseline, photo by photo."""
     if "centralized" not in done:
         return {}

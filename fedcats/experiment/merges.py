@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from fedcats.data import Images
 from fedcats.experiment.predictions import (
@@ -23,6 +23,7 @@ from fedcats.merging.plan import Merged, merge_order
 from fedcats.merging.rules import RULES
 from fedcats.metrics import write_predictions
 from fedcats.report.estimate import LAST, Work
+from fedcats.results import GridRow, MergeGrid, Scores
 from fedcats.tensors import State
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def choose_beta(
     return point.beta, accuracies, merged
 
 
-def merge_grid(this: Run, own: SubModels, progress: Progress, pool: Executor) -> dict[str, Any]:
+def merge_grid(this: Run, own: SubModels, progress: Progress, pool: Executor) -> MergeGrid:
     """``mode=merge``: all rules, betas and orders of the configuration from one training.
 
     Returns
@@ -189,24 +190,28 @@ def _row(
     clients: list[int],
     on_test: Probabilities,
     on_validation: Probabilities | None = None,
-) -> dict[str, Any]:
+) -> GridRow:
     test = this.dataset.test
     words = [model, *([f"beta{beta:g}"] if beta is not None else []), *([order] if order else [])]
     file = f"predictions/{'-'.join(words)}.csv"
     write_predictions(this.folder / file, test.files, test.labels, on_test, this.dataset.classes)
-    row: dict[str, Any] = {
-        "model": model,
-        "strategy.beta": beta,
-        "strategy.order": order,
-        "clients": clients,
-    }
-    row |= image_scores(this, test, on_test) | {"predictions": file}
+    row = cast(
+        GridRow,
+        {
+            "model": model,
+            "strategy.beta": beta,
+            "strategy.order": order,
+            "clients": clients,
+            **image_scores(this, test, on_test),
+            "predictions": file,
+        },
+    )
     if on_validation is not None:
         row["validation"] = validation_scores(this, on_validation)
     return row
 
 
-def _rank(scored: dict[str, Any]) -> tuple[float, float]:
+def _rank(scored: Scores) -> tuple[float, float]:
     return scored["accuracy"], -scored["loss"]
 
 

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import nn
 from fedcats.data import MEAN, STD, Images
 from fedcats.metrics import scores
 from fedcats.models import build
+from fedcats.results import Scores, Validation
 from fedcats.storage import content_key
 from fedcats.tensors import State
 from fedcats.training import recipe
@@ -136,12 +137,12 @@ def _predictions_key(this: Run, parts: Parts, images: Images) -> str:
     )
 
 
-def validation_scores(this: Run, predicted: Probabilities) -> dict[str, Any]:
+def validation_scores(this: Run, predicted: Probabilities) -> Validation:
     """Scores on the held-out training images, in short."""
     found = image_scores(this, this.validation, predicted)
-    return {key: found[key] for key in ("accuracy", "loss", "n")}
+    return {"accuracy": found["accuracy"], "loss": found["loss"], "n": found["n"]}
 
 
-def image_scores(this: Run, images: Images, predicted: Probabilities) -> dict[str, Any]:
+def image_scores(this: Run, images: Images, predicted: Probabilities) -> Scores:
     """Scores of predictions on these images."""
     return scores(images.labels, predicted, this.dataset.classes)

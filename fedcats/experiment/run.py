@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from flwr.serverapp import Grid
 from omegaconf import DictConfig
@@ -23,10 +23,11 @@ from fedcats.experiment.results import collect, write_history, write_json, write
 from fedcats.experiment.train import followed, train_both
 from fedcats.home import home
 from fedcats.report import Progress, print_summary, write_report
+from fedcats.results import Results, Seconds
 from fedcats.storage import Store
 
 
-def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, Any]:
+def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> Results:
     """Run the experiment of a composed configuration.
 
     Parameters
@@ -42,7 +43,7 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, An
     Returns
     -------
     dict
-        What ``results.json`` holds; the README describes it.
+        What ``results.json`` holds; ``docs/results.md`` describes it.
 
     Raises
     ------
@@ -57,7 +58,7 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, An
         return _run(config, raw, folder, grid)
 
 
-def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> dict[str, Any]:
+def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> Results:
     started = time.perf_counter()
     seconds: dict[str, float] = {}
     with Progress() as progress, _store(config, folder) as store:
@@ -75,7 +76,8 @@ def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> di
             if config.mode == "merge":
                 with ThreadPoolExecutor(this.workers) as pool:
                     results["grid"] = merge_grid(this, trained.own(), progress, pool)
-    results["seconds"] = {**seconds, "total": time.perf_counter() - started}
+    seconds["total"] = time.perf_counter() - started
+    results["seconds"] = cast(Seconds, seconds)
     write_history(folder, trained)
     write_json(folder / "results.json", results)
     this.events.unlink(missing_ok=True)
