@@ -1,8 +1,10 @@
 """What ``results.json`` holds, as types.
 
 Every key carries its meaning, and one that is not always there the condition: from these texts
-``python docs/generate.py`` makes ``docs/results.md``. Shares, scores and probabilities are numbers
-from 0 to 1; class names, and files relative to the data folder, are as the data has them.
+``python docs/generate.py`` makes ``docs/results.md``.
+
+Scores, shares and p values are numbers from 0 to 1; clients are counted from 0; class names and
+files (relative to the data folder) are as the data has them.
 """
 
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
@@ -30,8 +32,8 @@ class Scores(TypedDict):
 
     accuracy: Annotated[float, "share of the images that is classified right"]
     precision: Annotated[float, "of two classes that of the second one, of more the macro mean"]
-    recall: Annotated[float, "the same"]
-    f1: Annotated[float, "the same"]
+    recall: Annotated[float, "likewise"]
+    f1: Annotated[float, "likewise"]
     loss: Annotated[float, "mean cross entropy, nats"]
     n: Annotated[int, "images"]
     confusion_matrix: Annotated[
@@ -59,7 +61,7 @@ class EpochRecord(TypedDict):
 class Training(TypedDict):
     """How a model was trained; a client's: in the first round."""
 
-    examples: Annotated[int, "images of one epoch"]
+    examples: Annotated[int, "images that it was trained on"]
     steps: Annotated[int, "optimizer steps in all"]
     epochs: Annotated[list[EpochRecord], "in their order"]
 
@@ -165,11 +167,11 @@ class Comparison(TypedDict):
 
 
 class Machine(TypedDict):
-    """Where it ran."""
+    """Where it ran; of a real federation the server."""
 
     processor: Annotated[str, "model, as the system names it"]
     cores: Annotated[int, "that the process could use"]
-    workers: Annotated[int, "processes that trained at once, at most"]
+    workers: Annotated[int, "`runner.workers`, by default the cores"]
     device: Annotated[str, "`cpu` or `cuda`"]
 
 

@@ -1,15 +1,19 @@
 """Fixtures: a home of its own for all tests, tiny photos, and runs through the real pipeline."""
 
+import json
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pytest
+import typeguard
 from PIL import Image
+
+from fedcats.results import Results  # imports nothing else
 
 # Before fedcats, Flower and Ray are imported anywhere, and inherited by the processes they start.
 _HOME = tempfile.TemporaryDirectory(prefix="fedcats-test-")
@@ -39,6 +43,13 @@ def wait_until(true: Callable[[], T], seconds: float = 120.0) -> T:
     return found
 
 
+def check_results(folder: Path) -> Results:
+    """``results.json`` of a run, which has the keys and types that it should, and no others."""
+    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    every = typeguard.CollectionCheckStrategy.ALL_ITEMS
+    return typeguard.check_type(found, Results, collection_check_strategy=every)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def home() -> Iterator[Path]:
     """FEDCATS_HOME of the tests."""
@@ -47,16 +58,18 @@ def home() -> Iterator[Path]:
 
 
 @pytest.fixture()
-def run(tmp_path: Path) -> Callable[..., tuple[dict[str, Any], Path]]:
+def run(tmp_path: Path) -> Callable[..., tuple[Results, Path]]:
     """``run(*overrides, folder=..)``: a tiny experiment; its results and its folder."""
     from fedcats.config.compose import compose_config
     from fedcats.experiment.run import run as run_experiment
 
-    def go(*overrides: str, folder: str = "run") -> tuple[dict[str, Any], Path]:
+    def go(*overrides: str, folder: str = "run") -> tuple[Results, Path]:
         photos = any(override.startswith("data=") for override in overrides)
         drawings = [] if photos else TINY_DRAWINGS
         raw = compose_config([*TINY, *drawings, *overrides])
-        return run_experiment(raw, tmp_path / folder), tmp_path / folder
+        results = run_experiment(raw, tmp_path / folder)
+        check_results(tmp_path / folder)
+        return results, tmp_path / folder
 
     return go
 
