@@ -31,7 +31,16 @@ TINY = [
 TINY_DRAWINGS = ["data.train_per_class=8", "data.test_per_class=6"]
 
 
+# Of the random trials in test_any_config.py: how many, and which.
+RANDOM = int(os.environ.get("FEDCATS_RANDOM", "200"))
+RANDOM_SEED = os.environ.get("FEDCATS_SEED", "0")
+
 T = TypeVar("T")
+
+
+def pytest_report_header() -> str:
+    """What it takes to repeat a run of the tests."""
+    return f"random trials: FEDCATS_RANDOM={RANDOM} FEDCATS_SEED={RANDOM_SEED}"
 
 
 def wait_until(true: Callable[[], T], seconds: float = 120.0) -> T:
@@ -41,6 +50,17 @@ def wait_until(true: Callable[[], T], seconds: float = 120.0) -> T:
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
     return found
+
+
+def run_tiny(folder: Path, *overrides: str) -> tuple[Results, Path]:
+    """A tiny experiment; its results, which are as they should be, and its folder."""
+    from fedcats.config.compose import compose_config
+    from fedcats.experiment.run import run
+
+    photos = any(override.startswith("data=") for override in overrides)
+    results = run(compose_config([*TINY, *([] if photos else TINY_DRAWINGS), *overrides]), folder)
+    check_results(folder)
+    return results, folder
 
 
 def check_results(folder: Path) -> Results:
@@ -60,16 +80,9 @@ def home() -> Iterator[Path]:
 @pytest.fixture()
 def run(tmp_path: Path) -> Callable[..., tuple[Results, Path]]:
     """``run(*overrides, folder=..)``: a tiny experiment; its results and its folder."""
-    from fedcats.config.compose import compose_config
-    from fedcats.experiment.run import run as run_experiment
 
     def go(*overrides: str, folder: str = "run") -> tuple[Results, Path]:
-        photos = any(override.startswith("data=") for override in overrides)
-        drawings = [] if photos else TINY_DRAWINGS
-        raw = compose_config([*TINY, *drawings, *overrides])
-        results = run_experiment(raw, tmp_path / folder)
-        check_results(tmp_path / folder)
-        return results, tmp_path / folder
+        return run_tiny(tmp_path / folder, *overrides)
 
     return go
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
@@ -10,6 +11,7 @@ import pytest
 import typeguard
 from conftest import check_results
 
+from fedcats.report import drawing, figures
 from fedcats.results import Results
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -27,6 +29,14 @@ def generator() -> Any:
 def test_a_generated_page_is_that_of_the_code(name: str) -> None:
     made = generator().PAGES[name]()
     assert (DOCS / name).read_text() == made, "python docs/generate.py"
+
+
+def test_every_link_leads_somewhere() -> None:
+    pages = [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")]
+    assert len(pages) > 5
+    for page in pages:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def keys(value: Any, hint: Any) -> set[str]:
@@ -78,6 +88,18 @@ def test_every_key_is_in_results_of_some_mode_and_no_other(run: Callable[..., An
     rare = {f"Copy.{key}" for key in ("client", "file")}  # photos in several shards
     rare |= {f"NearDuplicate.{key}" for key in ("first", "second", "distance", "across")}
     assert every_key(Results) - seen == rare
+
+
+def test_the_figure_in_contributing_can_be_drawn(run: Callable[..., Any]) -> None:
+    text = (DOCS.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = vars(figures).copy()
+    exec(example, names)
+    results, folder = run("runner=local", "train.epochs=1")
+    captioned = {"time": ("", lambda: names["training_time"](results))}
+    (drawn,) = drawing.write(folder / "more", captioned)
+    assert "seconds" in names["training_time"](results).axes[0].get_xlabel()
+    assert drawn.svg.count("<path") > len(results["models"])
 
 
 def test_what_is_not_described_is_noticed(run: Callable[..., Any]) -> None:
