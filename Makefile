@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-newest lint bench clean
+.PHONY: setup demo test test-fast test-nightly test-newest docs lint bench clean
+PYTEST := -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 setup: $(VENV)/.ready
 
 # Pinned versions, without any address of an index: pip takes its own.
@@ -18,7 +19,20 @@ demo: setup
 
 # Two files at a time: in many of them something is waited for, such as Flower's heartbeats.
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python $(PYTEST)
+
+# What takes minutes, or starts Ray or Flower's own processes, is left out.
+test-fast: setup
+	$(BIN)/python $(PYTEST) -m 'not slow and not ray and not flower'
+
+# Every test, with more random trials, others each day (FEDCATS_SEED=.. repeats them), and how much of
+# the package the tests run, which must not become less.
+NIGHT ?= $(shell date +%Y%m%d)
+test-nightly: setup
+	FEDCATS_RANDOM=1000 FEDCATS_SEED=$(NIGHT) $(BIN)/python $(PYTEST) --cov
+
+docs: setup
+	$(BIN)/python docs/generate.py
 
 # Once a week: everything at its newest, beyond what pyproject.toml allows, to see here first what an
 # upgrade will break. Prints what is newer than constraints.txt.
@@ -29,12 +43,13 @@ test-newest:
 		'flwr[simulation]' flwr-datasets hydra-core rich
 	$(VENV)-newest/bin/python -m pip freeze --exclude-editable | tr _ - | \
 		grep --line-regexp --invert-match --ignore-case --fixed-strings --file constraints.txt || true
-	$(VENV)-newest/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(VENV)-newest/bin/python $(PYTEST)
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
 	$(BIN)/lint-imports
 
 # All benchmarks on photos: make bench ROOT=DIR [BENCH="--only transport --repeat 1"]

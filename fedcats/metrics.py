@@ -13,12 +13,13 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fedcats.errors import RunError, UserError
+from fedcats.results import ClassScores, Comparison, Difference, Ratios, Scores
 
 Labels = npt.NDArray[np.int64]
 Probabilities = npt.NDArray[np.float32]
@@ -54,7 +55,7 @@ class Predictions(NamedTuple):
 
 def scores(
     labels: npt.ArrayLike, probabilities: npt.ArrayLike, classes: Sequence[str] | None = None
-) -> dict[str, Any]:
+) -> Scores:
     """Score the predictions of one model (the paper's Tables I to III).
 
     Parameters
@@ -93,7 +94,7 @@ def scores(
 
     predicted = p.argmax(axis=1)
     columns = precision_recall_fscore_support(y, predicted, labels=range(k), zero_division=0)
-    per_class = {
+    per_class: dict[str, ClassScores] = {
         name: {
             "precision": float(precision),
             "recall": float(recall),
@@ -102,9 +103,10 @@ def scores(
         }
         for name, precision, recall, f1, support in zip(names, *columns, strict=True)
     }
-    macro = {
-        key: float(np.mean([c[key] for c in per_class.values()]))
-        for key in ("precision", "recall", "f1")
+    macro: Ratios = {
+        "precision": float(np.mean([c["precision"] for c in per_class.values()])),
+        "recall": float(np.mean([c["recall"] for c in per_class.values()])),
+        "f1": float(np.mean([c["f1"] for c in per_class.values()])),
     }
     headline = per_class[names[POSITIVE]] if k == 2 else macro
     of_label = p[np.arange(len(y)), y].astype(np.float64)
@@ -129,7 +131,7 @@ def compare(
     seed: int,
     confidence: float = 0.95,
     resamples: int = 10_000,
-) -> dict[str, Any]:
+) -> Comparison:
     """Compare a model with a reference on the same photos: is the difference more than noise?
 
     The p value is that of the exact McNemar test, which asks of the photos that only one of the
@@ -202,7 +204,14 @@ def compare(
     else:
         enough = bool((np.unique(y, return_counts=True)[1] > 1).all())
         known[1:] = [enough] * 3
-    known = [is_known and a < b for is_known, (a, b) in zip(known, ends, strict=True)]
+    accuracy, precision, recall, f1 = (
+        Difference(
+            difference=difference,
+            low=min(a, difference) if is_known and a < b else None,
+            high=max(b, difference) if is_known and a < b else None,
+        )
+        for difference, (a, b), is_known in zip(differences.tolist(), ends, known, strict=True)
+    )
     return {
         "n": len(y),
         "both_right": int(np.sum(right & reference_right)),
@@ -212,16 +221,10 @@ def compare(
         "mcnemar_p": float(p_value),
         "confidence": confidence,
         "resamples": len(drawn),
-        **{
-            name: {
-                "difference": difference,
-                "low": min(a, difference) if is_known else None,
-                "high": max(b, difference) if is_known else None,
-            }
-            for name, difference, (a, b), is_known in zip(
-                HEADLINE, differences.tolist(), ends, known, strict=True
-            )
-        },
+        "accuracy": accuracy,
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
     }
 
 

@@ -1,18 +1,22 @@
 """Fixtures: a home of its own for all tests, tiny photos, and runs through the real pipeline."""
 
 import contextlib
+import json
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import psutil
 import pytest
+import typeguard
 from PIL import Image
+
+from fedcats.results import Results  # imports nothing else
 
 # Before fedcats, Flower and Ray are imported anywhere, and inherited by the processes they start.
 _HOME = tempfile.TemporaryDirectory(prefix="fedcats-test-")
@@ -30,7 +34,16 @@ TINY = [
 TINY_DRAWINGS = ["data.train_per_class=8", "data.test_per_class=6"]
 
 
+# Of the random trials in test_any_config.py: how many, and which.
+RANDOM = int(os.environ.get("FEDCATS_RANDOM", "200"))
+RANDOM_SEED = os.environ.get("FEDCATS_SEED", "0")
+
 T = TypeVar("T")
+
+
+def pytest_report_header() -> str:
+    """What it takes to repeat a run of the tests."""
+    return f"random trials: FEDCATS_RANDOM={RANDOM} FEDCATS_SEED={RANDOM_SEED}"
 
 
 def wait_until(true: Callable[[], T], seconds: float = 120.0) -> T:
@@ -58,6 +71,24 @@ def reachable(sockets: Iterable[tuple[str, str, int]]) -> list[tuple[str, str, i
     return [one for one in sockets if not ip_address(one[1]).is_loopback]
 
 
+def run_tiny(folder: Path, *overrides: str) -> tuple[Results, Path]:
+    """A tiny experiment; its results, which are as they should be, and its folder."""
+    from fedcats.config.compose import compose_config
+    from fedcats.experiment.run import run
+
+    photos = any(override.startswith("data=") for override in overrides)
+    results = run(compose_config([*TINY, *([] if photos else TINY_DRAWINGS), *overrides]), folder)
+    check_results(folder)
+    return results, folder
+
+
+def check_results(folder: Path) -> Results:
+    """``results.json`` of a run, which has the keys and types that it should, and no others."""
+    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    every = typeguard.CollectionCheckStrategy.ALL_ITEMS
+    return typeguard.check_type(found, Results, collection_check_strategy=every)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def home() -> Iterator[Path]:
     """FEDCATS_HOME of the tests."""
@@ -66,16 +97,11 @@ def home() -> Iterator[Path]:
 
 
 @pytest.fixture()
-def run(tmp_path: Path) -> Callable[..., tuple[dict[str, Any], Path]]:
+def run(tmp_path: Path) -> Callable[..., tuple[Results, Path]]:
     """``run(*overrides, folder=..)``: a tiny experiment; its results and its folder."""
-    from fedcats.config.compose import compose_config
-    from fedcats.experiment.run import run as run_experiment
 
-    def go(*overrides: str, folder: str = "run") -> tuple[dict[str, Any], Path]:
-        photos = any(override.startswith("data=") for override in overrides)
-        drawings = [] if photos else TINY_DRAWINGS
-        raw = compose_config([*TINY, *drawings, *overrides])
-        return run_experiment(raw, tmp_path / folder), tmp_path / folder
+    def go(*overrides: str, folder: str = "run") -> tuple[Results, Path]:
+        return run_tiny(tmp_path / folder, *overrides)
 
     return go
 

@@ -94,13 +94,9 @@ def test_mistakes_are_one_line(
 @pytest.mark.parametrize("clients", [1, 12, 100])
 def test_who_has_what_for_any_number(classes: int, clients: int, tmp_path: Path) -> None:
     names = [f"class {k}" for k in range(classes)]
-    shards = [
-        {"client": c, "per_class": {name: c * k for k, name in enumerate(names)}}
-        for c in range(clients)
-    ]
-    results = {"data": {"classes": names, "shards": shards}}
+    shards = [{name: c * k for k, name in enumerate(names)} for c in range(clients)]
     (drawn,) = drawing.write(
-        tmp_path, {"x": ("", lambda: figures.who_has_what(results, always=True))}
+        tmp_path, {"x": ("", lambda: figures.who_has_what(shards, names, always=True))}
     )
     assert drawn.svg
-    assert figures.who_has_what({"data": {"classes": names, "shards": shards[:1] * 3}}) is None
+    assert figures.who_has_what(shards[:1] * 3, names) is None

@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+from conftest import run_tiny
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
@@ -24,6 +25,7 @@ from fedcats.federated import client as client_module
 from fedcats.metrics import read_predictions, scores
 from fedcats.models import build
 from fedcats.models.weights import initial_weights
+from fedcats.results import Results
 from fedcats.storage import Store
 from fedcats.training.loop import predict
 
@@ -49,17 +51,11 @@ def fold(models: list[dict[str, torch.Tensor]], beta: float) -> dict[str, np.nda
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
     """One run with three clients of different size, looked at by several tests."""
-    from conftest import TINY, TINY_DRAWINGS
-
-    from fedcats.config.compose import compose_config
-    from fedcats.experiment.run import run
-
-    folder = tmp_path_factory.mktemp("three")
     overrides = [LOCAL, "partition=iid", "partition.num_shards=3", "data.train_per_class=10"]
     # AlexNet's sizes are not needed here; twenty images do not divide by three.
-    return run(compose_config([*TINY, *TINY_DRAWINGS, *overrides]), folder), folder
+    return run_tiny(tmp_path_factory.mktemp("three"), *overrides)
 
 
 def test_ray_with_one_worker_two_workers_and_no_ray_give_the_same_bytes(run: Go) -> None:

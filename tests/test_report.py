@@ -121,7 +121,7 @@ def fake_run(
             }
             entry[rule] = {
                 key: one[key] for key in ("accuracy", "precision", "recall", "f1", "loss", "n")
-            }
+            } | {"bytes": {"down": 2 * 10**8, "up": 10**8}}
         after.append(entry)
 
     with (folder / "history.csv").open("w", newline="") as stream:
@@ -481,9 +481,10 @@ def test_many_classes_and_clients_are_few_shapes(tmp_path: Path, k: int, clients
     matrix = (draw.integers(0, 3, (k, k)) + 5 * np.eye(k, dtype=int)).tolist()
     results = small()
     results["data"]["classes"] = classes
+    rows = draw.integers(0, 9, (clients, k)).tolist()
+    shards = [dict(zip(classes, row, strict=True)) for row in rows]
     results["data"]["shards"] = [
-        {"client": c, "examples": k, "per_class": dict(zip(classes, row, strict=True))}
-        for c, row in enumerate(draw.integers(0, 9, (clients, k)).tolist())
+        {"client": client, "examples": k, "per_class": shard} for client, shard in enumerate(shards)
     ]
     for model in results["models"].values():
         model |= {"confusion_matrix": matrix, "by_client": draw.random(clients).tolist()}
@@ -491,7 +492,7 @@ def test_many_classes_and_clients_are_few_shapes(tmp_path: Path, k: int, clients
         tmp_path,
         {
             "confusion": ("", lambda: confusion.confusion(results)),
-            "who": ("", lambda: figures.who_has_what(results)),
+            "who": ("", lambda: figures.who_has_what(shards, classes)),
             "by-client": ("", lambda: figures.by_client(results)),
         },
     )

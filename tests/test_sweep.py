@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import TINY, TINY_DRAWINGS
+from conftest import TINY, TINY_DRAWINGS, run_tiny
 from PIL import Image
 
 from fedcats.metrics import read_predictions
+from fedcats.results import Results
 
 Go = Callable[..., tuple[dict[str, Any], Path]]
 
@@ -99,14 +100,9 @@ def test_optuna_is_given_held_out_accuracy_and_refused_the_test_images(tmp_path:
 
 
 @pytest.fixture(scope="module")
-def merged(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+def merged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
     """A grid with everything in it; what its sub-models are was not trained before."""
-    from fedcats.config.compose import compose_config
-    from fedcats.experiment.run import run
-
-    folder = tmp_path_factory.mktemp("grid")
-    given = [*TINY, *TINY_DRAWINGS, *GRID]
-    return run(compose_config(given), folder), folder
+    return run_tiny(tmp_path_factory.mktemp("grid"), *GRID)
 
 
 GRID = [

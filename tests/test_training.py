@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from fedcats.seeding import derive_seed
 from fedcats.training import loop
 from fedcats.training.frozen import Features, find_frozen_part, share_test, work_out
 from fedcats.training.loop import PlainStep, batches, predict, read_pixels, train
-from fedcats.training.recipe import Recipe
+from fedcats.training.recipe import Recipe, Step
 from fedcats.training.sgd import Sgd
 
 RECIPE = plain_recipe(epochs=2, lr=0.01, gamma=0.1)
@@ -129,9 +130,9 @@ def test_a_large_mu_holds_a_client_where_it_started(images: Images) -> None:
 def test_continuing_after_an_epoch_gives_the_same_bytes(images: Images, momentum: float) -> None:
     recipe = Recipe(**{**RECIPE.__dict__, "epochs": 4, "momentum": momentum, "step_size": 2})
     whole = small()
-    saved: dict[str, object] = {}
+    saved: dict[str, Any] = {}
 
-    def keep(epochs: tuple, step: object) -> None:
+    def keep(epochs: tuple, step: Step) -> None:
         if len(epochs) == 2:
             saved["model"] = copy.deepcopy(whole.state_dict())
             saved["step"] = {k: v.clone() for k, v in step.state().items()}

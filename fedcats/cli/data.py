@@ -9,8 +9,9 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedcats.config.compose import compose_config
 from fedcats.config.load import load
@@ -121,18 +122,18 @@ def show(config: Config, out: Path) -> None:
     for old in out.glob("shard-[0-9]*.png"):
         old.unlink()
     digits = len(str(len(shards) - 1))
-    counts: list[dict[str, Any]] = []
+    counts = []
     for client, indices in enumerate(shards):
         images = dataset.train.subset(indices)
-        counts.append({"client": client, "per_class": class_counts(images, dataset.classes)})
+        counts.append(class_counts(images, dataset.classes))
         by_class = images.labels.argsort(kind="stable")[:LARGEST_SHEET]
         sheet = contact_sheet(images, by_class)
         sheet.save(out / f"shard-{client:0{digits}}.png", optimize=True)
-        listed = ", ".join(f"{number} {name}" for name, number in counts[-1]["per_class"].items())
+        listed = ", ".join(f"{number} {name}" for name, number in counts[-1].items())
         print(f"client {client}: {listed}")
-    data = {"data": {"classes": list(dataset.classes), "shards": counts}}
     caption = "How many training images of each class each client has."
-    drawing.write(out, {"who-has-what": (caption, lambda: figures.who_has_what(data, always=True))})
+    draw = partial(figures.who_has_what, counts, dataset.classes, always=True)
+    drawing.write(out, {"who-has-what": (caption, draw)})
     print(out.resolve())
 
 

@@ -75,8 +75,8 @@ def job(raw: DictConfig) -> float | None:
             raise error from None
         fail(str(error), error.exit_code)  # Hydra would print more than the one line
     name = raw.strategy.rules[0] if raw.mode != "centralized" else "centralized"
-    model = results["models"].get(name, {})
-    return float(model["validation"]["accuracy"]) if "validation" in model else None
+    model = results["models"].get(name)
+    return model["validation"]["accuracy"] if model and "validation" in model else None
 
 
 def _is_basic(sweeper: DictConfig) -> bool:

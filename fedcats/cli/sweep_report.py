@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedcats.errors import UserError
 from fedcats.experiment.folders import is_job
+from fedcats.results import Results
 
 
 class SweepReport(Callback):
@@ -54,7 +55,7 @@ def report_unfinished() -> None:
         print_sweep(rows, folder, warnings=warnings, note=note)
 
 
-def read_jobs(folder: Path) -> dict[str, tuple[Mapping[str, Any], dict[str, Any]]]:
+def read_jobs(folder: Path) -> dict[str, tuple[Mapping[str, Any], Results]]:
     """The finished jobs of a sweep: by folder's name what was set on each, and its results.
 
     Raises
@@ -62,12 +63,12 @@ def read_jobs(folder: Path) -> dict[str, tuple[Mapping[str, Any], dict[str, Any]
     UserError
         When a file in a job's folder cannot be read.
     """
-    jobs: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {}
+    jobs: dict[str, tuple[Mapping[str, Any], Results]] = {}
     for path in sorted(folder.glob("*/results.json"), key=_number):
         if not is_job(path.parent):
             continue  # a run of its own
         try:
-            results = json.loads(path.read_text(encoding="utf-8"))
+            results: Results = json.loads(path.read_text(encoding="utf-8"))
             overrides = OmegaConf.load(path.parent / ".hydra" / "overrides.yaml")
         except (OSError, ValueError) as error:
             raise UserError(f"{path.parent}: not a job of a sweep: {error}") from error

@@ -2,7 +2,6 @@
 
 import itertools
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +86,7 @@ def hydra_error(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def as_dict(raw: DictConfig) -> Mapping[str, Any]:
+def as_dict(raw: DictConfig) -> dict[str, Any]:
     """The resolved configuration as plain values, for the record of a run."""
     container = OmegaConf.to_container(raw, resolve=True)
     assert isinstance(container, dict)

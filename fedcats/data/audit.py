@@ -4,13 +4,14 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from fedcats.data.files import shown
+from fedcats.results import Audit
 
 NEAR = 4
 """Two images are near-duplicates when at most so many of the 64 bits of their hashes differ."""
@@ -74,10 +75,9 @@ class AuditReport:
     near_duplicates: tuple[NearDuplicate, ...]
     near_duplicates_found: int
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Audit:
         """Return what JSON can hold, lists for tuples; `from_dict` reads it."""
-        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return values
+        return cast(Audit, json.loads(json.dumps(asdict(self))))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "AuditReport":

@@ -4,7 +4,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import cast
 
 import numpy as np
 
@@ -20,21 +20,15 @@ from fedcats.merging.plan import Merged
 from fedcats.merging.server_optimizer import OPTIMIZERS
 from fedcats.metrics import NOT_FINITE, compare, write_predictions
 from fedcats.report import Progress
+from fedcats.results import Comparison, Model, Results, Round, RoundScores, Scores, Traffic
 from fedcats.seeding import derive_seed
 from fedcats.storage import Store
 from fedcats.tensors import State, save
 from fedcats.training.update import read
 
 
-def evaluate(predictor: Predictor, trained: Trained, progress: Progress) -> dict[str, Any]:
-    """Test every model on the same photos; write predictions and weights.
-
-    Returns
-    -------
-    dict
-        ``models`` and ``comparison`` of results.json, of several rounds ``rounds``, and
-        ``not_scored`` where a client's model has no finite answer.
-    """
+def evaluate(predictor: Predictor, trained: Trained, results: Results, progress: Progress) -> None:
+    """Test every model on the same photos; write predictions and weights."""
     inputs = predictor.inputs
     final = _candidates(predictor, trained)
     earlier = [_of_merge(merged) for row in trained.earlier[:-1] for merged in row.values()]
@@ -55,16 +49,15 @@ def evaluate(predictor: Predictor, trained: Trained, progress: Progress) -> dict
         found = pool.map(record, final, final.values(), predicted.values())
         models = {name: one for name, one in zip(final, found, strict=True) if one}
     tested(count)
-    results: dict[str, Any] = {
-        "models": models,
-        "comparison": _comparison(inputs, {name: one for name, (one, *_) in predicted.items()}),
-    }
+    results["models"] = models
+    results["comparison"] = _comparison(
+        inputs, {name: one for name, (one, *_) in predicted.items()}
+    )
     if unscored := [name for name in final if name not in models]:
         results["not_scored"] = dict.fromkeys(unscored, NOT_FINITE)
     if len(trained.earlier) > 1:
         scored = [predictor.scores(test, one) for (one,) in on_test]
         results["rounds"] = _rounds(trained, scored, models)
-    return results
 
 
 def _candidates(predictor: Predictor, trained: Trained) -> dict[str, Candidate]:
@@ -105,7 +98,7 @@ def _record(
     name: str,
     candidate: Candidate,
     predicted: Sequence[Probabilities],
-) -> dict[str, Any] | None:
+) -> Model | None:
     """What results.json says of a model; its predictions and weights are written to files.
 
     None for a client's model without finite answers: a robust merge goes on in spite of it.
@@ -116,10 +109,10 @@ def _record(
         if name.startswith("submodel/"):
             return None
         raise RunError(f"{name}: {NOT_FINITE}: training has diverged")
-    model = predictor.scores(test, on_test)
-    model |= {"file": None, "predictions": f"predictions/{file}.csv"}
-    path = inputs.folder / model["predictions"]
-    write_predictions(path, test.files, test.labels, on_test, classes)
+    written = f"predictions/{file}.csv"
+    scored = predictor.scores(test, on_test)
+    model = cast(Model, {**scored, "file": None, "predictions": written})
+    write_predictions(inputs.folder / written, test.files, test.labels, on_test, classes)
     for one in on_held:
         model["validation"] = predictor.validation_scores(one)
         right = one.argmax(axis=1) == inputs.validation.labels
@@ -129,7 +122,7 @@ def _record(
         ]
     if _is_saved(inputs.config, name):
         model["file"] = f"models/{file}.safetensors"
-        path = inputs.folder / model["file"]
+        path = inputs.folder / f"models/{file}.safetensors"
         path.parent.mkdir(exist_ok=True)
         whole = inputs.initial.state | candidate.state()
         save(whole, path, {"classes": json.dumps(classes)})
@@ -137,7 +130,7 @@ def _record(
         model["training"] = training_record(update)
         model["key"] = update.key if inputs.config.store.enabled else None
     else:
-        model |= _merge_record(inputs.config, trained, name)
+        _record_merge(model, inputs.config, trained, name)
     return model
 
 
@@ -148,10 +141,11 @@ def _is_saved(config: Config, model: str) -> bool:
     return config.save_models == "all" or not model.startswith("submodel/")
 
 
-def _merge_record(config: Config, trained: Trained, name: str) -> dict[str, Any]:
+def _record_merge(model: Model, config: Config, trained: Trained, name: str) -> None:
     """What results.json says of how a model was merged."""
     merged = trained.merged[name]
-    model = {"clients": merged.clients, **_traffic(merged)}
+    model["clients"] = merged.clients
+    model["bytes"] = _traffic(merged)
     if merged.steps:
         weights = merged.effective_weights
         model["effective_weights"] = weights
@@ -165,31 +159,30 @@ def _merge_record(config: Config, trained: Trained, name: str) -> dict[str, Any]
         model["beta"] = trained.beta
         if trained.betas:
             model["beta_chosen_from"] = trained.betas
-    return model
 
 
-def _traffic(merged: Merged) -> dict[str, Any]:
-    return {"bytes": {"down": merged.down, "up": merged.up}}
+def _traffic(merged: Merged) -> Traffic:
+    return {"down": merged.down, "up": merged.up}
 
 
 def _rounds(
-    trained: Trained, earlier: Sequence[dict[str, Any]], models: Mapping[str, dict[str, Any]]
-) -> list[dict[str, Any]]:
+    trained: Trained, earlier: Sequence[Scores], models: Mapping[str, Model]
+) -> list[Round]:
     """The scores of each rule's merge after each round; ``earlier``: of all rounds but the last."""
     scored = iter(earlier)
-    files = ("file", "key", "predictions")
-    rows: list[dict[str, Any]] = []
+    files = ("file", "predictions")
+    rows: list[Round] = []
     for number, merges in enumerate(trained.earlier, 1):
-        row: dict[str, Any] = {"round": number}
+        row: Round = {"round": number}
         for rule, merged in merges.items():
             last = {key: v for key, v in models[rule].items() if key not in files}
             found = next(scored) if number < len(trained.earlier) else last
-            row[rule] = found | _traffic(merged)
+            row[rule] = cast(RoundScores, {**found, "bytes": _traffic(merged)})
         rows.append(row)
     return rows
 
 
-def _comparison(inputs: Inputs, predicted: Mapping[str, Probabilities]) -> dict[str, Any]:
+def _comparison(inputs: Inputs, predicted: Mapping[str, Probabilities]) -> dict[str, Comparison]:
     """Each merged model against the baseline, photo by photo."""
     if "centralized" not in predicted:
         return {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from fedcats.merging.plan import Merged, merge_order
 from fedcats.merging.rules import RULES
 from fedcats.metrics import NOT_FINITE, write_predictions
 from fedcats.report.estimate import LAST, Work
+from fedcats.results import GridRow, MergeGrid, Scores
 from fedcats.tensors import State
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def choose_beta(
     return point.beta, accuracies, merged
 
 
-def merge_grid(predictor: Predictor, own: SubModels, progress: Progress) -> dict[str, Any]:
+def merge_grid(predictor: Predictor, own: SubModels, progress: Progress) -> MergeGrid:
     """``mode=merge``: all rules, betas and orders of the configuration from one training.
 
     Returns
@@ -175,25 +176,21 @@ def _row(
     clients: list[int],
     on_test: Probabilities,
     on_validation: Probabilities | None = None,
-) -> dict[str, Any]:
+) -> GridRow:
     test, classes = predictor.inputs.dataset.test, predictor.inputs.dataset.classes
     words = [model, *([f"beta{beta:g}"] if beta is not None else []), *([order] if order else [])]
     file = f"predictions/{'-'.join(words)}.csv"
     path = predictor.inputs.folder / file
     write_predictions(path, test.files, test.labels, on_test, classes)
-    row: dict[str, Any] = {
-        "model": model,
-        "strategy.beta": beta,
-        "strategy.order": order,
-        "clients": clients,
-    }
-    row |= predictor.scores(test, on_test) | {"predictions": file}
+    scored = predictor.scores(test, on_test)
+    named = {"model": model, "strategy.beta": beta, "strategy.order": order, "clients": clients}
+    row = cast(GridRow, {**named, **scored, "predictions": file})
     if on_validation is not None:
         row["validation"] = predictor.validation_scores(on_validation)
     return row
 
 
-def _rank(scored: dict[str, Any]) -> tuple[float, float]:
+def _rank(scored: Scores) -> tuple[float, float]:
     return scored["accuracy"], -scored["loss"]
 
 

@@ -23,6 +23,7 @@ from torch import nn
 from fedcats.data import MEAN, STD, Images
 from fedcats.metrics import scores
 from fedcats.models import build
+from fedcats.results import Scores, Validation
 from fedcats.storage import Store, content_key, says
 from fedcats.tensors import State
 from fedcats.training import recipe
@@ -140,14 +141,14 @@ class Predictor:
         (tried,) = predict([self._model(self.inputs.initial.state | state)], some)
         return bool(np.isfinite(tried).all())
 
-    def scores(self, images: Images, predicted: Probabilities) -> dict[str, Any]:
+    def scores(self, images: Images, predicted: Probabilities) -> Scores:
         """Scores of predictions on these images."""
         return scores(images.labels, predicted, self.inputs.dataset.classes)
 
-    def validation_scores(self, predicted: Probabilities) -> dict[str, Any]:
+    def validation_scores(self, predicted: Probabilities) -> Validation:
         """Scores on the held-out training images, in short."""
         found = self.scores(self.inputs.validation, predicted)
-        return {key: found[key] for key in ("accuracy", "loss", "n")}
+        return {"accuracy": found["accuracy"], "loss": found["loss"], "n": found["n"]}
 
     def _passes(self, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
         """What is tested together in one pass over the photos: what fits, all workers busy.

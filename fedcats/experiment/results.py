@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 from omegaconf import DictConfig
@@ -21,6 +21,7 @@ from fedcats.experiment.inputs import Inputs, class_counts
 from fedcats.experiment.train import Trained
 from fedcats.federated.quiet import default_workers
 from fedcats.report import write_report
+from fedcats.results import Paper, Results, Shard, Training
 from fedcats.training.update import Update
 
 SCHEMA = 1
@@ -51,7 +52,7 @@ def write_shards(this: Inputs) -> None:
             )
 
 
-def training_record(update: Update) -> dict[str, Any]:
+def training_record(update: Update) -> Training:
     """What ``results.json`` says of a model's training."""
     return {
         "examples": update.examples,
@@ -60,27 +61,27 @@ def training_record(update: Update) -> dict[str, Any]:
     }
 
 
-def collect(this: Inputs, raw: DictConfig, trained: Trained) -> dict[str, Any]:
-    """All of ``results.json`` but the scores."""
+def collect(this: Inputs, raw: DictConfig, trained: Trained) -> Results:
+    """All of ``results.json``, still without scores and times."""
     dataset, classes = this.dataset, this.dataset.classes
 
-    def shard(client: int) -> dict[str, Any]:
+    def shard(client: int) -> Shard:
         if this.sites is not None:
             counts = this.sites[client].per_class
-            return {"examples": sum(counts.values()), "per_class": counts}
+            return {"client": client, "examples": sum(counts.values()), "per_class": counts}
         images = dataset.train.subset(this.shards[client])
         return {
+            "client": client,
             "examples": len(images),
             "per_class": class_counts(images, classes),
             "digest": images.digest,
         }
 
-    shards = [{"client": client, **shard(client)} for client in range(len(this.shards))]
     used = np.setdiff1d(np.arange(len(dataset.train)), this.held)
     train = class_counts(dataset.train.subset(used), classes)
     if this.sites is not None:
         train = {name: sum(site.per_class[name] for site in this.sites) for name in classes}
-    results = {
+    results: Results = {
         "schema": SCHEMA,
         "status": "complete",
         "config": as_dict(raw),
@@ -110,7 +111,7 @@ def collect(this: Inputs, raw: DictConfig, trained: Trained) -> dict[str, Any]:
                 for group in shared_between_shards(dataset.train, this.shards)
             ],
             "digest": {"train": dataset.train.digest, "test": dataset.test.digest},
-            "shards": shards,
+            "shards": [shard(client) for client in range(len(this.shards))],
         },
         "weights": {
             "source": this.initial.source,
@@ -125,6 +126,9 @@ def collect(this: Inputs, raw: DictConfig, trained: Trained) -> dict[str, Any]:
             "resumed": {n: update.resumed for n, _, update in trained.history if update.resumed},
             "damaged": [name for name, _, update in trained.history if update.damaged],
         },
+        "models": {},
+        "comparison": {},
+        "seconds": {"data": 0.0, "training": 0.0, "evaluation": 0.0, "total": 0.0},
     }
     if this.hostile:
         attack = this.config.attack
@@ -132,7 +136,7 @@ def collect(this: Inputs, raw: DictConfig, trained: Trained) -> dict[str, Any]:
     if trained.failures:
         results["failures"] = trained.failures
     if this.config.paper.get("name") != "none":
-        results["paper"] = this.config.paper
+        results["paper"] = cast(Paper, this.config.paper)
     return results
 
 
@@ -154,14 +158,14 @@ def write_history(folder: Path, trained: Trained) -> None:
                 writer.writerow([name, server_round, number, epoch.loss, f"{epoch.seconds:.3f}"])
 
 
-def write_results(folder: Path, results: dict[str, Any]) -> None:
+def write_results(folder: Path, results: Results) -> None:
     """Write ``results.json`` and what shows it; it says ``complete`` when all of that is there."""
     _write_json(folder / "results.json", results | {"status": "without its report"})
     write_report(folder, results)
     _write_json(folder / "results.json", results)
 
 
-def _write_json(path: Path, results: dict[str, Any]) -> None:
+def _write_json(path: Path, results: Results) -> None:
     """Write the results, or nothing."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")

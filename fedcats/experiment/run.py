@@ -1,7 +1,7 @@
 """The experiment: train centralized and federated, merge, test on the same photos, compare."""
 
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from flwr.serverapp import Grid
 from omegaconf import DictConfig
@@ -20,10 +20,11 @@ from fedcats.experiment.tasks import Tasks
 from fedcats.experiment.train import followed, train_both
 from fedcats.home import home
 from fedcats.report import Progress, print_summary
+from fedcats.results import Results, Seconds
 from fedcats.storage import opened
 
 
-def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, Any]:
+def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> Results:
     """Run the experiment of a composed configuration.
 
     Parameters
@@ -54,7 +55,7 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, An
         return _run(config, raw, folder, grid)
 
 
-def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> dict[str, Any]:
+def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> Results:
     seconds: dict[str, float] = {}
     root, max_bytes = home() / "store", int(config.store.max_gb * 1e9)
     with (
@@ -71,10 +72,11 @@ def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> di
             trained = train_both(tasks, predictor, grid)
             remember_trained(config)
         with clock(seconds, "evaluation"):
-            results = collect(inputs, raw, trained) | evaluate(predictor, trained, progress)
+            results = collect(inputs, raw, trained)
+            evaluate(predictor, trained, results, progress)
             if config.mode == "merge":
                 results["grid"] = merge_grid(predictor, trained.own(), progress)
-    results["seconds"] = seconds
+    results["seconds"] = cast(Seconds, seconds)
     write_history(folder, trained)
     write_results(folder, results)
     if config.runner.name != "flwr":  # there, whoever submitted the run prints it

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -46,7 +47,7 @@ class Trained:
     earlier: list[dict[str, Merged]] = field(default_factory=list)
     history: list[tuple[str, int, Update]] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
-    beta: float | None = None
+    beta: float = math.nan
     betas: dict[str, float] = field(default_factory=dict)
 
     def add(self, model: str, server_round: int, update: Update) -> None:

@@ -28,6 +28,7 @@ from fedcats.federated.flower_words import FINISHED, OWN_LINES, no_superlink
 from fedcats.federated.quiet import default_workers
 from fedcats.home import home
 from fedcats.models.names import WEIGHTS
+from fedcats.results import Results
 
 RUN_FOLDER = "fedcats: run folder: "
 """What the ServerApp prints before the folder of a run."""
@@ -71,7 +72,7 @@ def app_folder() -> Path:
     return root
 
 
-def run_on_superlink(raw: DictConfig, overrides: Sequence[str], folder: Path) -> dict[str, Any]:
+def run_on_superlink(raw: DictConfig, overrides: Sequence[str], folder: Path) -> Results:
     """Submit an experiment (``runner=flwr``), follow it, and take its results.
 
     Parameters
@@ -137,7 +138,7 @@ def run_on_superlink(raw: DictConfig, overrides: Sequence[str], folder: Path) ->
         raise (UserError if code == UserError.exit_code else RunError)(text)
     if outcome.status != "completed" or not results.is_file():
         raise RunError(f"run {run_id} {outcome.status}: {outcome.details or 'without results'}")
-    taken: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
+    taken: Results = json.loads(results.read_text(encoding="utf-8"))
     print_summary(taken, folder)
     return taken
 

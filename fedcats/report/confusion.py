@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from fedcats.report import view
 from fedcats.report.drawing import MANY, draw_matrix, look, name_cells, short
-from fedcats.report.view import Results
+from fedcats.results import Results
 
 
 def confusion(results: Results) -> Figure | None:

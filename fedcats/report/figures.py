@@ -36,7 +36,7 @@ from fedcats.report.drawing import (
     short,
     write,
 )
-from fedcats.report.view import Model, Results
+from fedcats.results import Model, Results, Score
 
 Curve = Sequence[tuple[int, int, float]]  # training loss: round, epoch, mean cross entropy
 
@@ -74,7 +74,10 @@ def run_figures(results: Results, folder: Path) -> list[Drawn]:
             ),
             "who-has-what": (
                 f"How many training {what} of each class each client has.",
-                lambda: who_has_what(results),
+                lambda: who_has_what(
+                    [shard["per_class"] for shard in results["data"]["shards"]],
+                    results["data"]["classes"],
+                ),
             ),
             "by-client": (
                 f"Accuracy of each model (rows) on the {what} held out at each client (columns).",
@@ -151,9 +154,9 @@ def difference(results: Results) -> Figure | None:
         ax.axvline(0, color=CENTRALIZED, linewidth=1, linestyle=(0, (4, 3)))
         for row, (name, one) in enumerate(found.items()):
             colour, mark = look(results, name)
-            if one[key]["low"] is not None:
-                ends = [100 * one[key]["low"], 100 * one[key]["high"]]
-                ax.plot(ends, [row, row], color=colour, linewidth=1.6)
+            low, high = one[key]["low"], one[key]["high"]
+            if low is not None and high is not None:
+                ax.plot([100 * low, 100 * high], [row, row], color=colour, linewidth=1.6)
             ax.plot(100 * one[key]["difference"], row, mark, color=colour, markersize=7)
             there = view.published(results, name)
             if there and base:
@@ -177,7 +180,7 @@ def history(folder: Path, results: Results) -> dict[str, Curve]:
                     curves.setdefault(row["model"], []).append(point)
     else:
         for name, model in results["models"].items():
-            epochs = (model.get("training") or {}).get("epochs", ())
+            epochs = model["training"]["epochs"] if "training" in model else []
             curves[name] = [(1, i, epoch["loss"]) for i, epoch in enumerate(epochs, 1)]
     return {name: sorted(curve) for name, curve in curves.items() if curve}
 
@@ -262,14 +265,13 @@ def weights(results: Results) -> Figure | None:
     return figure
 
 
-def who_has_what(results: Results, *, always: bool = False) -> Figure | None:
+def who_has_what(
+    shards: Sequence[Mapping[str, int]], classes: Sequence[str], *, always: bool = False
+) -> Figure | None:
     """Training images of each class at each client; None where all have the same (or always)."""
-    shards = results["data"].get("shards") or []
-    classes = results["data"]["classes"]
-    counts = [[shard["per_class"].get(name, 0) for name in classes] for shard in shards]
+    counts = [[shard.get(name, 0) for name in classes] for shard in shards]
     if not counts or (not always and all(row == counts[0] for row in counts)):
         return None
-    labels = [str(shard["client"]) for shard in shards]
     height = 1.3 + 0.28 * min(len(shards), 2 * MANY)
     figure = Figure(figsize=(7.2, height), layout="constrained")
     ax = figure.subplots()
@@ -284,7 +286,7 @@ def who_has_what(results: Results, *, always: bool = False) -> Figure | None:
         draw_cells(ax, shades, [[str(n) for n in row] for row in counts])
         name_cells(ax.xaxis, classes, 6.0)
     step = -(-len(shards) // (2 * MANY))
-    ax.set_yticks(range(0, len(shards), step), labels[::step])
+    ax.set_yticks(range(0, len(shards), step))
     ax.set_ylim(len(shards) - 0.4, -0.6)
     ax.set_ylabel("client")
     ax.grid(axis="y", visible=False)
@@ -332,7 +334,7 @@ def by_client(results: Results) -> Figure | None:
 
 def rounds(results: Results) -> Figure | None:
     """Scores of the merged models after each round, if there was more than one."""
-    found = results.get("rounds") or []
+    found = {one["round"]: view.by_rule(one) for one in results.get("rounds", [])}
     if len(found) < 2:
         return None
     figure = Figure(figsize=(9.6, 3.2), layout="constrained")
@@ -343,7 +345,7 @@ def rounds(results: Results) -> Figure | None:
         if base:
             ax.axhline(base[key], color=CENTRALIZED, linewidth=1.2, linestyle=(0, (4, 3)))
         for name in view.merged(results):
-            points = [(one["round"], one[name][key]) for one in found if name in one]
+            points = [(number, one[name][key]) for number, one in found.items() if name in one]
             colour, mark = look(results, name)
             ax.plot(*zip(*points, strict=True), marker=mark, color=colour, markersize=5.5)
         ax.set_xlabel("round")
@@ -357,11 +359,11 @@ def rounds(results: Results) -> Figure | None:
     return figure
 
 
-def _title(results: Results, key: str) -> str:
+def _title(results: Results, key: Score) -> str:
     return key if key == "accuracy" or view.is_binary(results) else f"{key} (macro)"
 
 
-def _wilson(model: Model, key: str) -> tuple[float, float]:
+def _wilson(model: Model, key: Score) -> tuple[float, float]:
     """Wilson interval of a two-class score; of the accuracy for any number of classes."""
     matrix = model["confusion_matrix"]
     if key == "accuracy":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fedcats.report import page, tables, view
 from fedcats.report.page import render
-from fedcats.report.view import Results
+from fedcats.results import Results
 
 if TYPE_CHECKING:
     pass

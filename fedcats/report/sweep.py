@@ -19,7 +19,6 @@ from fedcats.report.sweep_figures import curves, dots, heat
 from fedcats.report.tables import Table, to_rich
 from fedcats.report.varied import (
     FIXED,
-    MEASURES,
     REFERENCES,
     Row,
     distinct_values,
@@ -32,7 +31,8 @@ from fedcats.report.varied import (
     varied_names,
     varied_parameters,
 )
-from fedcats.report.view import Results, points
+from fedcats.report.view import MEASURES, points
+from fedcats.results import Results
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,7 +88,8 @@ def sweep_rows(jobs: Iterable[tuple[Mapping[str, Any], Results]]) -> list[dict[s
                 key: None if key.startswith(("runner.", *without)) else value
                 for key, value in parameters.items()
             }
-            row = {**kept, "model": name, **{key: model[key] for key in (*MEASURES, "n")}}
+            row = {**kept, "model": name, "n": model["n"]}
+            row |= {key: model[key] for key in MEASURES}
             if "validation" in model:
                 row["validation"] = model["validation"]["accuracy"]
             if row not in rows:
@@ -98,13 +99,12 @@ def sweep_rows(jobs: Iterable[tuple[Mapping[str, Any], Results]]) -> list[dict[s
 
 def grid_rows(results: Results) -> list[dict[str, Any]]:
     """The rows of ``mode=merge``: the references, then ``results["grid"]``."""
-    merges = [
-        {k: v for k, v in row.items() if k in FIXED or "." in k} for row in results["grid"]["rows"]
-    ]
-    for row in merges:
-        if "validation" in row:
-            row["validation"] = row["validation"]["accuracy"]
-    return [*sweep_rows([({}, results)]), *merges]
+    rows = sweep_rows([({}, results)])
+    for merge in results["grid"]["rows"]:
+        rows.append({k: v for k, v in merge.items() if k in FIXED or "." in k})
+        if "validation" in merge:
+            rows[-1]["validation"] = merge["validation"]["accuracy"]
+    return rows
 
 
 def write_sweep_report(folder: Path, rows: Sequence[Row], *, warnings: Sequence[str] = ()) -> None:

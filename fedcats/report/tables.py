@@ -11,10 +11,11 @@ import html
 from collections import Counter
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedcats.report import view
-from fedcats.report.view import Model, Results, points
+from fedcats.report.view import MEASURES, points
+from fedcats.results import Published, Results, Scores, Traffic
 
 if TYPE_CHECKING:
     import rich.table
@@ -107,17 +108,16 @@ def scores(results: Results, *, submodels: bool = True) -> Table:
     With ``submodels=False`` the clients' own models are one row, their medians.
     """
     binary = view.is_binary(results)
-    columns = ("accuracy", "precision", "recall", "f1", "loss")
     own = view.submodels(results)
     rows = [
-        (view.title(results, name), *_numbers(model, columns), *_counts(model, binary))
+        (view.title(results, name), *_numbers(model), *_counts(model, binary))
         for name, model in view.ordered(results).items()
         if submodels or not name.startswith("submodel/")
     ]
     if own and not submodels:
-        middle = {key: median(m[key] for m in own.values()) for key in columns}
+        middle = (f"{median(m[key] for m in own.values()):.4f}" for key in MEASURES)
         unknown = (EMPTY,) * 4 if binary else ()
-        rows.append((f"median of {len(own)}", *_numbers(middle, columns), *unknown))
+        rows.append((f"median of {len(own)}", *middle, *unknown))
     first, second = results["data"]["classes"][:2]
     if binary:
         note = f"Precision, recall and F1 of the class {second}; tn: {first} seen as {first}."
@@ -146,8 +146,11 @@ def paper(results: Results, *, submodels: bool = True) -> Table | None:
         if view.published(results, f"submodel/{client}")
     ]
     if pairs:
-        here = {key: median(m[key] for m, _ in pairs) for key in view.SCORES}
-        there = {key: median(p[key] for _, p in pairs) for key in view.SCORES}
+        here = Published()
+        there = Published()
+        for key in view.SCORES:
+            here[key] = median(m[key] for m, _ in pairs)
+            there[key] = median(p[key] for _, p in pairs)
         rows.append((f"median of {len(pairs)}", *_beside(here, there)))
     each = tuple(column for key in view.SCORES for column in (key, "paper", "Δ"))
     note = "Δ: this run minus the paper, in percentage points."
@@ -167,7 +170,10 @@ def comparison(results: Results, *, counts: bool = True) -> Table | None:
     rows = [
         (
             view.title(results, name),
-            *(f"{points(d['difference'])} ({view.interval(d)})" for d in map(one.get, view.SCORES)),
+            *(
+                f"{points(one[key]['difference'])} ({view.interval(one[key])})"
+                for key in view.SCORES
+            ),
             *((f"{one['only_model_right']} : {one['only_reference_right']}",) if counts else ()),
             view.p_value(one["mcnemar_p"]).removeprefix("p = ").removeprefix("p "),
         )
@@ -190,7 +196,7 @@ def per_class(results: Results) -> Table | None:
         (
             view.title(results, name),
             label,
-            *_numbers(one, ("precision", "recall", "f1")),
+            *(f"{value:.4f}" for value in (one["precision"], one["recall"], one["f1"])),
             f"{one['support']:,}",
         )
         for name, model in view.ordered(results).items()
@@ -256,8 +262,9 @@ def cost(results: Results) -> Table | None:
             view.duration(seconds),
         ]
         if beside:
-            row[5:5] = [_optional(there, "training_loss", ".4f")]
-            row.append(_optional(there, "minutes", "g", " min"))
+            known = there.get("training_loss")
+            row[5:5] = [EMPTY if known is None else f"{known:.4f}"]
+            row.append(f"{there['minutes']:g} min" if "minutes" in there else EMPTY)
         rows.append(tuple(row))
     header = ["model", "examples", "epochs", "steps", "last loss", "time"]
     if beside:
@@ -271,36 +278,34 @@ def rounds(results: Results) -> Table | None:
     found = results.get("rounds") or []
     if len(found) < 2:
         return None
-    columns = ("accuracy", "precision", "recall", "f1", "loss")
     rows = [
         (
             str(one["round"]),
             view.title(results, name),
-            *_numbers(model, columns),
-            *(_megabytes(model, way) for way in ("down", "up")),
+            *_numbers(model),
+            *_megabytes(model["bytes"]),
         )
         for one in found
-        for name, model in one.items()
-        if isinstance(model, dict) and "accuracy" in model
+        for name, model in view.by_rule(one).items()
     ]
     header = ("round", "model", "accuracy", "precision", "recall", "F1", "loss", "down", "up")
     note = "Down, up: weights to the clients of the round and back, in a real federation."
     return Table("After each round", header, rows, text=(1,), note=note)
 
 
-def _megabytes(model: Model, way: str) -> str:
-    return f"{model['bytes'][way] / 1e6:,.1f} MB" if "bytes" in model else EMPTY
+def _megabytes(traffic: Traffic) -> tuple[str, str]:
+    return f"{traffic['down'] / 1e6:,.1f} MB", f"{traffic['up'] / 1e6:,.1f} MB"
 
 
-def _numbers(model: Model, columns: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f"{model[key]:.4f}" for key in columns)
+def _numbers(model: Scores) -> tuple[str, ...]:
+    return tuple(f"{model[key]:.4f}" for key in MEASURES)
 
 
-def _counts(model: Model, binary: bool) -> tuple[str, ...]:
+def _counts(model: Scores, binary: bool) -> tuple[str, ...]:
     return tuple(str(v) for row in model["confusion_matrix"] for v in row) if binary else ()
 
 
-def _beside(here: Model, there: Model) -> tuple[str, ...]:
+def _beside(here: Scores | Published, there: Published) -> tuple[str, ...]:
     return tuple(
         cell
         for key in view.SCORES
@@ -312,7 +317,3 @@ def _share(weight: float | None) -> str:
     if weight is None:
         return EMPTY
     return f"{100 * weight:.1f}%" if weight >= 0.01 else f"{100 * weight:.2g}%"
-
-
-def _optional(values: dict[str, Any], key: str, form: str, unit: str = "") -> str:
-    return f"{values[key]:{form}}{unit}" if key in values else EMPTY

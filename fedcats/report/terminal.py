@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedcats.report import tables, view
-from fedcats.report.view import Results
+from fedcats.results import Results
 
 if TYPE_CHECKING:
     from rich.console import Console

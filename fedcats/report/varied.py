@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedcats.report import view
+from fedcats.report.view import MEASURES
 
 Row = Mapping[str, Any]
-
-
-MEASURES = ("accuracy", "precision", "recall", "f1", "loss")
 
 
 FIXED = ("job", "model", *MEASURES, "n", "validation")

@@ -7,12 +7,20 @@ centralized model), and so may the comparison and the paper's numbers.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-Results = dict[str, Any]
-Model = dict[str, Any]
+from fedcats.results import (
+    Difference,
+    Measure,
+    Model,
+    Published,
+    Results,
+    Round,
+    RoundScores,
+    Score,
+)
 
-SCORES = ("accuracy", "precision", "recall")
+SCORES: tuple[Score, ...] = ("accuracy", "precision", "recall")
+MEASURES: tuple[Measure, ...] = (*SCORES, "f1", "loss")
 MANY_CLASSES = 12  # more of them get no column, or number, each
 NOTABLE = 0.01  # a larger share of the training photos left out is worth a warning
 SIGNIFICANT = 0.05  # p below this is called more than chance
@@ -37,8 +45,7 @@ TITLES = {
 
 def centralized(results: Results) -> Model | None:
     """Return the model trained on everything in one place, if the run has it."""
-    found: Model | None = results["models"].get("centralized")
-    return found
+    return results["models"].get("centralized")
 
 
 def submodels(results: Results) -> dict[int, Model]:
@@ -72,11 +79,12 @@ def title(results: Results, name: str) -> str:
     if name.startswith("submodel/"):
         return f"sub-model {name.removeprefix('submodel/')}"
     if name == "polyak":
-        strategy = results.get("config", {}).get("strategy", {})
-        beta = results["models"].get(name, {}).get("beta", strategy.get("beta"))
+        beta = results["config"].get("strategy", {}).get("beta")
+        if name in results["models"]:
+            beta = results["models"][name].get("beta", beta)
         return "Polyak" if beta is None else f"Polyak β = {beta}"
     if name in ("fedavgm", "fedadam"):
-        settings = results["models"].get(name, {}).get("optimizer", {})
+        settings = results["models"][name].get("optimizer", {})
         momentum = f", β = {settings['momentum']:g}" if "momentum" in settings else ""
         return f"{TITLES[name]} η = {settings['lr']:g}{momentum}" if settings else TITLES[name]
     return TITLES.get(name, name)
@@ -87,10 +95,14 @@ def clients(model: Model) -> list[int]:
     return list(model.get("clients", range(len(model.get("effective_weights", ())))))
 
 
-def published(results: Results, name: str) -> Model:
+def by_rule(one: Round) -> dict[str, RoundScores]:
+    """Return the scores of a round's merged models by rule."""
+    return {rule: scored for rule, scored in one.items() if not isinstance(scored, int)}
+
+
+def published(results: Results, name: str) -> Published:
     """Return what the paper printed about a model; empty if nothing."""
-    found: Model = (results.get("paper") or {}).get("models", {}).get(name, {})
-    return found
+    return results["paper"].get("models", {}).get(name, {}) if "paper" in results else {}
 
 
 def has_paper(results: Results) -> bool:
@@ -202,7 +214,7 @@ def points(value: float, digits: int = 1) -> str:
     return text.replace("-", MINUS)
 
 
-def interval(difference: dict[str, float | None]) -> str:
+def interval(difference: Difference) -> str:
     """Format the ends of a difference's interval: "−1.8 to +0.3".
 
     With as many digits as it takes to see on which side of 0 an end lies.

@@ -26,6 +26,7 @@ class Server(http.server.ThreadingHTTPServer):
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         server = self.server
+        assert isinstance(server, Server)
         wanted = self.headers.get("Range")
         server.asked.append(wanted)
         start = int(wanted[6:-1]) if wanted and server.ranges else 0

@@ -1,0 +1,383 @@
+"""What ``results.json`` holds, as types.
+
+Every key carries its meaning, and one that is not always there the condition: from these texts
+``python docs/generate.py`` makes ``docs/results.md``.
+
+Scores, shares and p values are numbers from 0 to 1; clients are counted from 0; class names and
+files (relative to the data folder) are as the data has them.
+"""
+
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+Score = Literal["accuracy", "precision", "recall"]
+Measure = Literal["accuracy", "precision", "recall", "f1", "loss"]
+
+
+class Ratios(TypedDict):
+    """Three scores; one with an empty denominator is 0."""
+
+    precision: Annotated[float, "of what is taken for the class, the share that is of it"]
+    recall: Annotated[float, "of what is of the class, the share that is taken for it"]
+    f1: Annotated[float, "harmonic mean of the two"]
+
+
+class ClassScores(Ratios):
+    """Of one class."""
+
+    support: Annotated[int, "images that are of the class"]
+
+
+class Scores(TypedDict):
+    """Of one model on one set of images."""
+
+    accuracy: Annotated[float, "share of the images that is classified right"]
+    precision: Annotated[float, "of two classes that of the second one, of more the macro mean"]
+    recall: Annotated[float, "likewise"]
+    f1: Annotated[float, "likewise"]
+    loss: Annotated[float, "mean cross entropy, nats"]
+    n: Annotated[int, "images"]
+    confusion_matrix: Annotated[
+        list[list[int]], "rows: true class, columns: predicted class, in the order of data.classes"
+    ]
+    per_class: Annotated[dict[str, ClassScores], "by class name"]
+    macro: Annotated[Ratios, "unweighted means over the classes"]
+
+
+class Validation(TypedDict):
+    """Of one model on the held-out training images of all clients together."""
+
+    accuracy: Annotated[float, "share of the images that is classified right"]
+    loss: Annotated[float, "mean cross entropy, nats"]
+    n: Annotated[int, "images"]
+
+
+class EpochRecord(TypedDict):
+    """One epoch of training."""
+
+    loss: Annotated[float, "mean training loss of an image, nats"]
+    seconds: Annotated[float, "wall-clock time, when it was trained (perhaps in an earlier run)"]
+
+
+class Training(TypedDict):
+    """How a model was trained; a client's: in the first round."""
+
+    examples: Annotated[int, "images that it was trained on"]
+    steps: Annotated[int, "optimizer steps in all"]
+    epochs: Annotated[list[EpochRecord], "in their order"]
+
+
+class Traffic(TypedDict):
+    """Weights between server and clients in a round; in a simulation they do not travel."""
+
+    down: Annotated[int, "bytes to all clients that were asked"]
+    up: Annotated[int, "bytes from all clients that were merged"]
+
+
+_HELD = "where images are held out"
+_TRAINED = "of `centralized` and `submodel/<client>`"
+_MERGED = "of merged models"
+_MEANS = "of merged models that are weighted means of the clients' (and of `krum`, which takes one)"
+
+
+class Tested(Scores):
+    """Of one model on the test images, and on the held-out ones where there are any."""
+
+    validation: NotRequired[
+        Annotated[Validation, "on the held-out training images of all clients", _HELD]
+    ]
+    by_client: NotRequired[
+        Annotated[
+            list[float | None],
+            "accuracy on each client's held-out images; null: it has none",
+            _HELD,
+        ]
+    ]
+
+
+class Model(Tested):
+    """One tested model."""
+
+    file: Annotated[str | None, "its weights in the run folder; null: not saved (`save_models`)"]
+    predictions: Annotated[str, "its predictions in the run folder"]
+    training: NotRequired[Annotated[Training, "how it was trained", _TRAINED]]
+    key: NotRequired[
+        Annotated[str | None, "of its weights in the store; null: `store.enabled=false`", _TRAINED]
+    ]
+    clients: NotRequired[
+        Annotated[list[int], "who was merged in the last round, in that order", _MERGED]
+    ]
+    bytes: NotRequired[Annotated[Traffic, "of the last round", _MERGED]]
+    effective_weights: NotRequired[
+        Annotated[list[float], "share of each of `clients` in the merged weights", _MEANS]
+    ]
+    global_weight: NotRequired[
+        Annotated[
+            float,
+            "share of the model that the round started from; the other shares add up to the rest",
+            "of `polyak` with `strategy.start=global`, unless beta is 1",
+        ]
+    ]
+    n_eff: NotRequired[
+        Annotated[
+            float, "1 / sum of the squares of these shares: how many equal ones they equal", _MEANS
+        ]
+    ]
+    optimizer: NotRequired[
+        Annotated[dict[str, float], "its settings, see `strategy`", "of `fedavgm` and `fedadam`"]
+    ]
+    beta: NotRequired[Annotated[float, "share of the incoming model", "of `polyak`"]]
+    beta_chosen_from: NotRequired[
+        Annotated[
+            dict[str, float],
+            "accuracy of each candidate's merge of the first round on the held-out images",
+            "of `polyak` with `strategy.beta=auto`",
+        ]
+    ]
+
+
+class RoundScores(Tested):
+    """A rule's merged model after a round; the held-out images only after the last one."""
+
+    bytes: Annotated[Traffic, "of the round"]
+
+
+class Difference(TypedDict):
+    """A score of the merged model minus the centralized one's; negative: the merged is worse."""
+
+    difference: Annotated[float, "on the test images"]
+    low: Annotated[float | None, "lower end of the interval; null: the images say nothing of it"]
+    high: Annotated[float | None, "upper end, likewise"]
+
+
+class Comparison(TypedDict):
+    """A merged model beside the centralized one on the same test images (`fedcats.metrics`)."""
+
+    n: Annotated[int, "test images"]
+    both_right: Annotated[int, "images"]
+    only_model_right: Annotated[int, "images that only the merged model gets right"]
+    only_reference_right: Annotated[int, "images that only the centralized model gets right"]
+    both_wrong: Annotated[int, "images"]
+    mcnemar_p: Annotated[float, "p value of the exact McNemar test of the accuracy"]
+    confidence: Annotated[float, "level of the intervals"]
+    resamples: Annotated[int, "draws behind the intervals that are not exact"]
+    accuracy: Annotated[Difference, "exact interval (Fay and Lumbard 2021)"]
+    precision: Annotated[Difference, "interval from draws"]
+    recall: Annotated[Difference, "of two classes an exact interval, of more from draws"]
+    f1: Annotated[Difference, "interval from draws"]
+
+
+class Machine(TypedDict):
+    """Where it ran; of a real federation the server."""
+
+    processor: Annotated[str, "model, as the system names it"]
+    cores: Annotated[int, "that the process could use"]
+    workers: Annotated[int, "`runner.workers`, by default the cores"]
+    device: Annotated[str, "`cpu` or `cuda`"]
+
+
+class NearDuplicate(TypedDict):
+    """Two images that look alike but are different files."""
+
+    first: Annotated[str, "file"]
+    second: Annotated[str, "file"]
+    distance: Annotated[int, "bits in which their perceptual hashes of 64 bits differ"]
+    across: Annotated[bool, "one is a training, the other a test image"]
+
+
+class Audit(TypedDict):
+    """What was found when every file was looked at."""
+
+    checked: Annotated[int, "files"]
+    quarantined: Annotated[list[list[str]], "[file, reason] of what cannot be used and is left out"]
+    ignored: Annotated[list[str], "files that do not look like images"]
+    in_test_too: Annotated[list[list[str]], "[training file, test file] with the same content"]
+    removed: Annotated[bool, "these training files are left out (`data.keep_duplicates=false`)"]
+    duplicates: Annotated[list[list[str]], "groups of files with the same content in one part"]
+    contradictions: Annotated[list[list[str]], "groups with the same content in several classes"]
+    near_duplicates: Annotated[list[NearDuplicate], "at most 1,000, those across the parts first"]
+    near_duplicates_found: Annotated[int, "how many there are"]
+
+
+class Copy(TypedDict):
+    """A training image that several clients have."""
+
+    client: Annotated[int, "who has it"]
+    file: Annotated[str, "under which name"]
+
+
+class Shard(TypedDict):
+    """What a client trains on."""
+
+    client: Annotated[int, "from 0"]
+    examples: Annotated[int, "images"]
+    per_class: Annotated[dict[str, int], "images of each class"]
+    digest: NotRequired[
+        Annotated[
+            str,
+            "SHA-256 of its files, their labels and order, hexadecimal",
+            "not in a real federation",
+        ]
+    ]
+
+
+class Digests(TypedDict):
+    """SHA-256 of the files of a part, their labels, order and transform; hexadecimal."""
+
+    train: Annotated[str, "of all training images"]
+    test: Annotated[str, "of all test images"]
+
+
+class Data(TypedDict):
+    """The images."""
+
+    source: Annotated[str, "`synthetic` (drawings), `folder`, `hub`, .."]
+    note: Annotated[str, "what is to be known of them; may be empty"]
+    audit: Annotated[Audit, "the check of the files; of a real federation: the server's"]
+    classes: Annotated[list[str], "their names; of two, precision and recall mean the second"]
+    train: Annotated[dict[str, int], "training images of each class, without those held out"]
+    test: Annotated[dict[str, int], "test images of each class"]
+    held_out: Annotated[dict[str, int], "held-out training images of each class"]
+    left_out: Annotated[
+        dict[str, dict[str, int]],
+        "training images of each class on no device: `limit` (data.limit, data.counts) and "
+        "`partition` (dealt to nobody); empty in a real federation",
+    ]
+    in_several_shards: Annotated[list[list[Copy]], "groups with the same content, by client"]
+    digest: Annotated[Digests, "of the images"]
+    shards: Annotated[list[Shard], "one for each client, without what is held out"]
+
+
+class Weights(TypedDict):
+    """The initial weights that all clients and the baseline start from."""
+
+    source: Annotated[str, "`imagenet`, `imagenet_features`, `none` or a file"]
+    sha256: Annotated[str, "SHA-256 of all of them, hexadecimal"]
+    note: Annotated[str, "why this source, or what is to be known of the file; may be empty"]
+    missing: Annotated[list[str], "state-dict keys that the file lacks: they start at random"]
+
+
+class StoreUse(TypedDict):
+    """Trainings by name: `centralized`, `submodel/<client>`, and from the second round on
+    `<rule>/submodel/<client>`, once for each round.
+    """
+
+    enabled: Annotated[bool, "`store.enabled`"]
+    trained: Annotated[list[str], "in this run"]
+    reused: Annotated[list[str], "taken from the store"]
+    resumed: Annotated[dict[str, int], "went on from a checkpoint, after so many epochs"]
+    damaged: Annotated[list[str], "trained since the store's entry was damaged"]
+
+
+class AttackUse(TypedDict):
+    """The simulated attack."""
+
+    name: Annotated[str, "`label_flip`, `scale` or `sign_flip`"]
+    clients: Annotated[list[int], "who attacks"]
+    factor: Annotated[float, "`attack.factor`; without meaning for `label_flip`"]
+
+
+class Published(TypedDict, total=False):
+    """What a paper printed of a model; any of it may be missing."""
+
+    accuracy: Annotated[float, "share"]
+    precision: Annotated[float, "share"]
+    recall: Annotated[float, "share"]
+    confusion_matrix: Annotated[list[list[int]], "rows: true class, columns: predicted class"]
+    training_loss: Annotated[float, "mean of the last epoch, nats"]
+    minutes: Annotated[float, "training time"]
+
+
+class Paper(TypedDict):
+    """Published figures to set beside the run's (`conf/paper`)."""
+
+    name: Annotated[str, "the option of `paper`"]
+    title: NotRequired[Annotated[str, "of the paper", "if the option has it"]]
+    n: NotRequired[Annotated[int, "test images there", "if the option has it"]]
+    models: NotRequired[
+        Annotated[dict[str, Published], "by the names of `models`", "if the option has it"]
+    ]
+
+
+_Varied = TypedDict(
+    "_Varied",
+    {
+        "strategy.beta": Annotated[float | None, "of `polyak`; null of other rules"],
+        "strategy.order": Annotated[str | None, "null of `soup`, `best` and `ensemble`"],
+    },
+)
+
+
+class GridRow(Scores, _Varied):
+    """One merge of the grid, with its scores on the test images."""
+
+    model: Annotated[str, "the rule"]
+    clients: Annotated[list[int], "who is merged, in that order"]
+    predictions: Annotated[str, "its predictions in the run folder"]
+    validation: NotRequired[Annotated[Validation, "on the held-out training images", _HELD]]
+
+
+class MergeGrid(TypedDict):
+    """All merges of `mode=merge`."""
+
+    points: Annotated[int, "combinations that were asked for"]
+    rows: Annotated[list[GridRow], "one for each merge that differs"]
+
+
+class Seconds(TypedDict):
+    """Wall-clock time in seconds."""
+
+    data: Annotated[float, "to find, check and decode the images and the initial weights"]
+    training: Annotated[float, "of the baseline and the clients side by side, merges included"]
+    evaluation: Annotated[float, "of the tests and the comparison"]
+    total: Annotated[float, "until the results are written"]
+
+
+Round = dict[str, int | RoundScores]
+"""`round`: its number, from 1; and by rule the scores of its merged model after that round."""
+
+
+class Results(TypedDict):
+    """All of `results.json`."""
+
+    schema: Annotated[int, "version of this description: 1"]
+    status: Annotated[str, "`complete`; `without its report` if that could not be written"]
+    config: Annotated[dict[str, Any], "the resolved configuration, see configuration.md"]
+    seed: Annotated[int, "`seed`"]
+    versions: Annotated[dict[str, str], "of fedcats, python, torch, torchvision, flwr and ray"]
+    machine: Annotated[Machine, "where it ran"]
+    data: Annotated[Data, "the images"]
+    weights: Annotated[Weights, "the initial weights"]
+    store: Annotated[StoreUse, "what was trained and what was found in the store"]
+    models: Annotated[
+        dict[str, Model],
+        "by name: `centralized`, `submodel/<client>` (of the first round), then each merge rule",
+    ]
+    comparison: Annotated[
+        dict[str, Comparison],
+        "by merge rule; empty where there is no centralized or no merged model",
+    ]
+    seconds: Annotated[Seconds, "where the time went"]
+    rounds: NotRequired[
+        Annotated[
+            list[Round],
+            "after each round: `round`, its number from 1, and by rule its merged model's scores",
+            "with `rounds` above 1",
+        ]
+    ]
+    grid: NotRequired[Annotated[MergeGrid, "all merges", "with `mode=merge`"]]
+    attack: NotRequired[Annotated[AttackUse, "the simulated attack", "unless `attack=none`"]]
+    not_scored: NotRequired[
+        Annotated[
+            dict[str, str],
+            "clients' models (`submodel/<client>`) without scores, and why",
+            "when the outputs of one are not finite",
+        ]
+    ]
+    failures: NotRequired[
+        Annotated[
+            dict[str, str],
+            "who was left out (`round 1, client 3`) and why",
+            "with `strategy.on_failure=survivors`, when a client failed",
+        ]
+    ]
+    paper: NotRequired[Annotated[Paper, "published figures", "unless `paper=none`"]]

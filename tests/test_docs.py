@@ -1,0 +1,120 @@
+"""What the documents say of results.json and of the configuration is so."""
+
+import importlib.util
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
+
+import pytest
+import typeguard
+from conftest import check_results
+
+from fedcats.report import drawing, figures
+from fedcats.results import Results
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def generator() -> Any:
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["results.md", "configuration.md"])
+def test_a_generated_page_is_that_of_the_code(name: str) -> None:
+    made = generator().PAGES[name]()
+    assert (DOCS / name).read_text() == made, "python docs/generate.py"
+
+
+def test_every_link_leads_somewhere() -> None:
+    pages = [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")]
+    assert len(pages) > 5
+    for page in pages:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def keys(value: Any, hint: Any) -> set[str]:
+    """Every key of every TypedDict in a value, such as ``Model.beta``."""
+    if is_typeddict(hint):
+        inner = get_type_hints(hint)
+        below = (keys(value[key], inner[key]) for key in value)
+        return {f"{hint.__name__}.{key}" for key in value}.union(*below)
+    if isinstance(value, list):
+        return set().union(*(keys(one, get_args(hint)[0]) for one in value))
+    if isinstance(value, dict) and get_origin(hint) is dict:
+        return set().union(*(keys(one, get_args(hint)[-1]) for one in value.values()))
+    described = [part for part in get_args(hint) if is_typeddict(part)]  # of a union
+    return keys(value, described[0]) if described and isinstance(value, dict) else set()
+
+
+def every_key(hint: Any) -> set[str]:
+    if not is_typeddict(hint):
+        return set().union(*map(every_key, get_args(hint)))
+    inner = get_type_hints(hint)
+    return {f"{hint.__name__}.{key}" for key in inner}.union(*map(every_key, inner.values()))
+
+
+RUNS = {
+    "compare": [
+        "rounds=2",
+        "hold_out=0.25",
+        "partition.num_shards=3",
+        "strategy.rules=[polyak,fedavg,fedadam,median]",
+        "strategy.start=global",
+        "attack=scale",
+        "attack.clients=[1]",
+        "attack.factor=1e6",
+        "strategy.max_norm=1000",
+        "strategy.on_failure=survivors",
+        "paper=cats_dogs",
+    ],
+    "federated": ["strategy.beta=auto", "store.enabled=false"],
+    "centralized": [],
+    "merge": ["merge.rules=[polyak,soup,best,ensemble]", "merge.betas=[0.5]"],
+}
+
+
+def test_every_key_is_in_results_of_some_mode_and_no_other(run: Callable[..., Any]) -> None:
+    seen: set[str] = set()
+    for mode, overrides in RUNS.items():
+        _, folder = run(f"mode={mode}", "runner=local", "train.epochs=1", *overrides, folder=mode)
+        seen |= keys(check_results(folder), Results)
+    rare = {f"Copy.{key}" for key in ("client", "file")}  # photos in several shards
+    rare |= {f"NearDuplicate.{key}" for key in ("first", "second", "distance", "across")}
+    assert every_key(Results) - seen == rare
+
+
+def test_the_figure_in_contributing_can_be_drawn(run: Callable[..., Any]) -> None:
+    text = (DOCS.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = vars(figures).copy()
+    exec(example, names)
+    results, folder = run("runner=local", "train.epochs=1")
+    captioned = {"time": ("", lambda: names["training_time"](results))}
+    (drawn,) = drawing.write(folder / "more", captioned)
+    assert "seconds" in names["training_time"](results).axes[0].get_xlabel()
+    assert drawn.svg.count("<path") > len(results["models"])
+
+
+def test_what_is_not_described_is_noticed(run: Callable[..., Any]) -> None:
+    _, folder = run("mode=centralized", "runner=local", "train.epochs=1")
+    for spoil in (
+        lambda r: r.update(news=1),
+        lambda r: r.pop("seed"),
+        lambda r: r["models"]["centralized"].update(accuracy="high"),
+        lambda r: r["models"]["centralized"]["per_class"]["cat"].pop("f1"),
+    ):
+        results = json.loads((folder / "results.json").read_text())
+        spoil(results)
+        with pytest.raises(typeguard.TypeCheckError):
+            typeguard.check_type(
+                results,
+                Results,
+                collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS,
+            )
