@@ -23,9 +23,9 @@ from fedcats.models import build
 from fedcats.storage import content_key, says
 from fedcats.tensors import State
 from fedcats.training import recipe
-from fedcats.training.cuda import full_precision
 from fedcats.training.frozen import SharedTest, share_test
 from fedcats.training.loop import predict
+from fedcats.training.numerics import full_precision, rounding
 
 if TYPE_CHECKING:
     from fedcats.experiment.inputs import Run
@@ -133,8 +133,7 @@ def _predictions_key(this: Run, parts: Parts, images: Images) -> str:
             "images": images.digest,
             "normalise": [MEAN, STD],
             "threads": config.runner.threads,
-            "device": this.device,
-            "processor": torch.backends.cpu.get_cpu_capability(),
+            **rounding(this.device),
         }
     )
 
