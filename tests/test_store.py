@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import json
 import os
 import resource
 import shutil
@@ -30,7 +31,7 @@ from fedcats.data import Dataset, Images, prepare, synthetic_source, upkeep
 from fedcats.errors import RunError
 from fedcats.models import build
 from fedcats.storage import Store, says
-from fedcats.training import recipe, update
+from fedcats.training import numerics, recipe, update
 from fedcats.training.recipe import Recipe
 from fedcats.training.update import (
     Task,
@@ -561,6 +562,16 @@ def test_the_key_covers_all_that_an_update_depends_on(
         patch.setattr(torch, "__version__", "3.0")
         keys["torch"] = key(base)
     assert len(set(keys.values())) == len(keys)
+    for name in numerics.variables("cuda"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "1")
+            task = replace(base, device="cpu" if name in numerics.variables("cpu") else "cuda")
+            keys[name] = key(task)
+            patch.setenv(name, "0")
+            keys[f"{name}, another value"] = key(task)
+            patch.setenv(name, "")
+            assert key(base) == keys["base"]
+    assert len(set(keys.values())) == len(keys)
     # What does not matter to the result does not matter to the key.
     same = replace(base, name="another name", checkpoint_seconds=99)
     assert key(same) == keys["base"]
@@ -710,6 +721,53 @@ def test_a_checkpoint_that_cannot_be_written_does_not_stop_the_training(
 
 
 PROGRAM = [sys.executable, "-m", "fedcats.training.update"]
+
+
+def test_what_is_set_in_the_process_changes_no_update(store: Store, drawings: Path) -> None:
+    """As a library or a user's own code may do; some of it by being imported."""
+    task = make_task(store, drawings, "mobilenet_v3_small")
+    first = compute(task, store)
+    store.remove(first.key)
+    torch.set_float32_matmul_precision("medium")
+    torch.set_flush_denormal(True)
+    torch.backends.cudnn.benchmark = True
+    again = compute(task, store)
+    assert not again.reused
+    assert tensors.digest(again.tensors) == tensors.digest(first.tensors)
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert float(torch.tensor([1e-40]) * 1) > 0
+    assert not torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize(
+    ("environment", "same"),
+    [
+        ({"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "PYTHONHASHSEED": "5"}, True),
+        ({"MKL_CBWR": "COMPATIBLE"}, False),
+        ({"ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}, False),
+    ],
+)
+def test_an_environment_gives_the_same_update_or_another_key(
+    store: Store, drawings: Path, tmp_path: Path, environment: dict[str, str], same: bool
+) -> None:
+    task = make_task(store, drawings)
+    first = compute(task, store)
+    if same:
+        store.remove(first.key)
+    done = subprocess.run(
+        [*PROGRAM, str(store.root), str(tmp_path / "events"), str(os.getpid())],
+        input=task.to_json().encode(),
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    answer = json.loads(done.stdout)
+    assert not answer["reused"]
+    assert (answer["key"] == first.key) == same
+    if same:
+        again = read(store, answer["key"])
+        assert again is not None
+        assert tensors.digest(again.tensors) == tensors.digest(first.tensors)
 
 
 def test_processes_compute_an_update_once(store: Store, drawings: Path) -> None:

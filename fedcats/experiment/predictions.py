@@ -27,9 +27,9 @@ from fedcats.results import Scores, Validation
 from fedcats.storage import Store, content_key, says
 from fedcats.tensors import State
 from fedcats.training import recipe
-from fedcats.training.cuda import full_precision
 from fedcats.training.frozen import SharedTest, share_test
 from fedcats.training.loop import predict
+from fedcats.training.numerics import full_precision, rounding
 
 if TYPE_CHECKING:
     from fedcats.experiment.inputs import Inputs
@@ -219,8 +219,7 @@ class Predictor:
                 "images": images.digest,
                 "normalise": [MEAN, STD],
                 "threads": config.runner.threads,
-                "device": self.inputs.device,
-                "processor": torch.backends.cpu.get_cpu_capability(),
+                **rounding(self.inputs.device),
             }
         )
 

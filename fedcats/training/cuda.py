@@ -138,12 +138,6 @@ class GraphStep:
         self._step.load_state(state)
 
 
-def full_precision() -> None:
-    """No TF32 in convolutions (torch's default), and the same bits in every run."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.deterministic = True
-
-
 def record_graph(step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
     """Record ``step`` as a CUDA graph in full float32 (no TF32), with deterministic algorithms."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]

@@ -28,9 +28,9 @@ from fedcats.storage import CHECKPOINT, Entry, Store, content_key, says
 from fedcats.tensors import digest
 from fedcats.training import loop, recipe
 from fedcats.training.attack import Attack
-from fedcats.training.cuda import full_precision
 from fedcats.training.fast import keep_freed_memory
 from fedcats.training.frozen import Features, FrozenPart, find_frozen_part, work_out
+from fedcats.training.numerics import full_precision, rounding
 from fedcats.training.recipe import Epoch, Recipe, Step
 
 
@@ -54,8 +54,8 @@ class Task:
     data, indices
         Folder of the decoded data set, and the positions of the images in its training split.
     threads
-        Of torch; part of the key, since sums in another order round differently. So are the
-        device and the processor's instruction set.
+        Of torch; part of the key, since sums in another order round differently. So is
+        `fedcats.training.numerics.rounding`.
     checkpoint_seconds
         How often, at the end of an epoch, an unfinished training is saved.
     attack
@@ -308,8 +308,7 @@ def _environment(task: Task, images: Images) -> dict[str, Any]:
         "images": images.digest,
         "normalise": [MEAN, STD],
         "threads": task.threads,
-        "device": task.device,
-        "processor": torch.backends.cpu.get_cpu_capability(),
+        **rounding(task.device),
     }
 
 
