@@ -9,6 +9,7 @@ and Clarke-Pearson, Biometrics 44, 1988). For means, accuracy among them, nothin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -169,4 +170,5 @@ has the range 0 to 1 for two classes and 0 to 2 for more, as scikit-learn has it
 expected calibration error of the predicted class, which is above 0 also for a calibrated model."""
 
 LOSSES = ("log_loss", "brier", "ece")  # the less, the better
-UNBOUNDED = ("log_loss",)  # one photo can add any amount
+UNBOUNDED = ("log_loss", "average_precision")  # there is no most that a photo can contribute
+LARGEST = {"log_loss": math.inf, "brier": 2.0}  # of any difference; else 1

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedcats.errors import UserError
-from fedcats.metrics.measures import LOSSES, MEASURES, UNBOUNDED, Values
+from fedcats.metrics.measures import LARGEST, LOSSES, MEASURES, UNBOUNDED, Values
 from fedcats.metrics.scores import Labels, Probabilities, checked
 
 LEAST_SEEDS = 3  # of which an interval over seeds can be made
@@ -110,6 +110,15 @@ class Replication:
     at_least_as_good: float | None = None
     effects: Effects | None = None
 
+    def interval(self, confidence: float) -> tuple[float, float]:
+        """Ends of the interval at another level; not where there is none."""
+        from scipy.stats import t
+
+        assert self.standard_error is not None
+        half = float(t.ppf((1 + confidence) / 2, self.df)) * self.standard_error
+        most = LARGEST.get(self.measure, 1.0)
+        return max(self.difference - half, -most), min(self.difference + half, most)
+
 
 def replicate(
     labels: npt.ArrayLike,
@@ -176,8 +185,8 @@ def differences(
     tuple of arrays
         Shape (pairs, n), whose mean over photos is the difference of the measure, NaN if that is
         not defined; and of two photos a class (pairs, 2 k) that are not there: only the model is
-        right on the first, only the reference on the second. Those are 0 if the measure has no
-        largest contribution.
+        right on the first, only the reference on the second. Those are 0 of measures to which a
+        photo can contribute any amount.
     """
     if measure not in MEASURES:
         raise ValueError(f"measure {measure!r}: one of {', '.join(MEASURES)}")
@@ -229,24 +238,25 @@ def crossed(
 
     from scipy.stats import t
 
-    error, free = (float(one) for one in effects.precision(seeds))
-    half = float(t.ppf((1 + confidence) / 2, free)) * error
+    error, df = (float(one) for one in effects.precision(seeds))
     better = bare.difference * (-1 if measure in LOSSES else 1)
     spread = float(by_seed.std(ddof=1)) * math.sqrt(1 + 1 / seeds)
-    return replace(
+    found = replace(
         bare,
-        low=bare.difference - half,
-        high=bare.difference + half,
         standard_error=error,
-        df=free,
+        df=df,
         deviation={
             "seed": math.sqrt(effects.seed),
             "photo": math.sqrt(effects.photo / photos),
             "interaction": math.sqrt(effects.rest / photos),
         },
-        at_least_as_good=float(t.cdf(better / spread, seeds - 1)) if spread else float(better >= 0),
+        at_least_as_good=float(t.cdf(better / spread, seeds - 1))
+        if spread > 1e-12
+        else float(better >= 0),
         effects=effects,
     )
+    low, high = found.interval(confidence)
+    return replace(found, low=low, high=high)
 
 
 def one_run(

@@ -39,8 +39,9 @@ class Verdict:
     p_difference_holm, p_equivalence_holm
         The same, adjusted for the number of models; the word comes from these.
     seeds_to_decide
-        If undecided: how many seeds more would decide, with one model, if the difference and the
-        variances stay what they are; None if not even 1,000 seeds would, on as many photos.
+        If undecided: how many seeds more would decide, if the difference and the variances stay
+        what they are (of several models: with the level divided by their number); None if not
+        even 1,000 seeds would, on as many photos.
     """
 
     word: Word
@@ -75,7 +76,11 @@ def judge(
     verdicts: dict[str, Verdict | None] = dict.fromkeys(found)
     for name, (p, q), (p_holm, q_holm) in zip(known, plain, adjusted, strict=True):
         word = _word(found[name], p_holm, q_holm, level)
-        more = _seeds_to_decide(found[name], margin, level) if word == "undecided" else None
+        more = (
+            _seeds_to_decide(found[name], margin, level / len(known))
+            if word == "undecided"
+            else None
+        )
         verdicts[name] = Verdict(word, margin, p, p_holm, q, q_holm, more)
     return verdicts
 
