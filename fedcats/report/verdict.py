@@ -29,13 +29,14 @@ def over_seeds(
     base = f"{seeds}, {found.photos:,} test {what}"
     size = f"{apart(found.difference)} {CENTRALIZED}"
     if verdict is None:
-        return f"{title} gets {size} ({base}); {_why_no_interval(found)}."
+        return f"{title} gets {size} ({base}); {_why_no_interval(found, what)}."
     p = _p("t test", verdict.p_difference, verdict.p_difference_holm)
     at_95 = f"{_ends(found, 0.95, verdict)}{p}"
     if verdict.word == "undecided":
         return f"Undecided: {title} gets {size} ({base}; {at_95}); {_further(verdict, what)}."
     if verdict.word == "equivalent":
-        within = f"within {100 * verdict.margin:g} points of accuracy"
+        margin = f"{100 * verdict.margin:g}"
+        within = f"within {margin} point{'' if margin == '1' else 's'} of accuracy"
         p = _p("two one-sided tests", verdict.p_equivalence, verdict.p_equivalence_holm)
         first = f"{title} and {CENTRALIZED} are equivalent {within}"
         second = f"{title} gets {size} ({base}; {_ends(found, 0.9, verdict)}{p})"
@@ -56,20 +57,19 @@ def of_one_seed(title: str, comparison: dict[str, Any], what: str = "photos") ->
     )
 
 
-def _why_no_interval(found: Replication) -> str:
+def _why_no_interval(found: Replication, what: str) -> str:
     if found.seeds < LEAST_SEEDS:
         return f"what other seeds would give takes at least {LEAST_SEEDS} seeds to say"
-    return "so few photos give no interval"
+    return f"so few {what} give no interval"
 
 
 def _further(verdict: Verdict, what: str) -> str:
     more = verdict.seeds_to_decide
     if more is None:
-        return f"not even {MOST_SEEDS:,} seeds would decide on these {what}: more {what} would"
-    return (
-        f"{more} more seed{'s' if more > 1 else ''} would decide, "
-        "if the difference and its variance stay as they are"
-    )
+        would = f"not even {MOST_SEEDS:,} seeds on these {what} would decide"
+    else:
+        would = f"{more} more seed{'s' if more > 1 else ''} would decide"
+    return f"{would}, if the difference and its variance stay as they are"
 
 
 def _p(name: str, plain: float, adjusted: float) -> str:
