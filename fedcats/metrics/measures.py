@@ -56,12 +56,12 @@ def _mean(values: npt.ArrayLike, weights: Values) -> Linear:
 
 def _over_classes(k: int, of_class: Callable[[int], Linear | None]) -> Linear:
     """Of two classes that of class 1, of more the mean of those that the photos define."""
-    every = [of_class(c) for c in ([POSITIVE] if k == 2 else range(k))]
-    found = [one for one in every if one is not None]
-    if not found:
-        return Linear(float("nan"), np.array([]))
-    values, influences = zip(*found, strict=True)
-    return Linear(float(np.mean(values)), np.mean(influences, axis=0))
+    count, value, influence = 0, 0.0, np.zeros(())
+    for c in [POSITIVE] if k == 2 else range(k):
+        one = of_class(c)
+        if one is not None:
+            count, value, influence = count + 1, value + one.value, influence + one.influence
+    return Linear(value / count, influence / count) if count else Linear(math.nan, influence)
 
 
 def _accuracy(y: Labels, p: Probabilities, weights: Values) -> Linear:
@@ -90,7 +90,8 @@ def _log_loss(y: Labels, p: Probabilities, weights: Values) -> Linear:
 
 def _brier(y: Labels, p: Probabilities, weights: Values) -> Linear:
     k = p.shape[1]
-    squares = ((p.astype(np.float64) - np.eye(k)[y]) ** 2).sum(axis=1)
+    of_label = p[np.arange(len(y)), y].astype(np.float64)
+    squares = np.einsum("ij,ij->i", p, p, dtype=np.float64) - 2 * of_label + 1
     return _mean(squares / (2 if k == 2 else 1), weights)
 
 
