@@ -63,8 +63,7 @@ class Effects(NamedTuple):
         rest = self.rest * per_cell
         variance = by_seed + by_photo - rest
         doubt = (by_seed**2 + (by_photo**2 * (s - 1) + rest**2) / self.free) / (s - 1)
-        free = np.divide(variance**2, doubt, out=np.full_like(s, np.inf), where=doubt > 0)
-        return np.sqrt(variance), free
+        return np.sqrt(variance), variance**2 / doubt
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import numpy as np
 from fedcats.metrics.measures import LOSSES
 from fedcats.metrics.replication import Replication
 
-LEVEL = 0.05
-MOST_SEEDS = 1000  # beyond those nobody will train
+LEVEL = 0.05  # of the tests: how often a word other than "undecided" may be wrong
+MOST_SEEDS = 1000  # more than those nobody will train
 
 Word = Literal["equivalent", "worse", "better", "undecided"]
 
@@ -41,7 +41,7 @@ class Verdict:
     seeds_to_decide
         If undecided: how many seeds more would decide, if the difference and the variances stay
         what they are (of several models: with the level divided by their number); None if not
-        even 1,000 seeds would, on as many photos.
+        even `MOST_SEEDS` would, on as many photos.
     """
 
     word: Word
@@ -53,9 +53,7 @@ class Verdict:
     seeds_to_decide: int | None = None
 
 
-def judge(
-    found: Mapping[str, Replication], margin: float, level: float = LEVEL
-) -> dict[str, Verdict | None]:
+def judge(found: Mapping[str, Replication], margin: float) -> dict[str, Verdict | None]:
     """The verdict on each model, by name; None on one without an interval over seeds.
 
     Parameters
@@ -65,22 +63,16 @@ def judge(
     margin
         Differences below it count as none, in the unit of the measure; above 0, and chosen before
         the results are seen.
-    level
-        Of the tests: how often a word other than ``undecided`` may be wrong.
     """
     if not margin > 0:
         raise ValueError(f"margin {margin}: must be above 0")
-    known = [name for name, one in found.items() if one.effects is not None]
-    plain = [_p_values(found[name], margin) for name in known]
+    known = {name: one for name, one in found.items() if one.effects is not None}
+    plain = [_p_values(one, margin) for one in known.values()]
     adjusted = zip(*(holm(column) for column in zip(*plain, strict=True)), strict=True)
     verdicts: dict[str, Verdict | None] = dict.fromkeys(found)
-    for name, (p, q), (p_holm, q_holm) in zip(known, plain, adjusted, strict=True):
-        word = _word(found[name], p_holm, q_holm, level)
-        more = (
-            _seeds_to_decide(found[name], margin, level / len(known))
-            if word == "undecided"
-            else None
-        )
+    for (name, one), (p, q), (p_holm, q_holm) in zip(known.items(), plain, adjusted, strict=True):
+        word = _word(one, p_holm, q_holm)
+        more = _seeds_to_decide(one, margin, len(known)) if word == "undecided" else None
         verdicts[name] = Verdict(word, margin, p, p_holm, q, q_holm, more)
     return verdicts
 
@@ -101,22 +93,21 @@ def _p_values(one: Replication, margin: float) -> tuple[float, float]:
     return float(2 * t.sf(ends[0], one.df)), float(t.cdf(ends[1], one.df))
 
 
-def _word(one: Replication, p_difference: float, p_equivalence: float, level: float) -> Word:
-    if p_equivalence < level:
+def _word(one: Replication, p_difference: float, p_equivalence: float) -> Word:
+    if p_equivalence < LEVEL:
         return "equivalent"
-    if p_difference >= level:
+    if p_difference >= LEVEL:
         return "undecided"
     return "better" if (one.difference > 0) != (one.measure in LOSSES) else "worse"
 
 
-def _seeds_to_decide(one: Replication, margin: float, level: float) -> int | None:
+def _seeds_to_decide(one: Replication, margin: float, models: int) -> int | None:
     from scipy.stats import t
 
-    if one.effects is None:
-        return None
-    seeds = np.arange(one.seeds + 1, MOST_SEEDS + 1)
-    error, df = one.effects.precision(seeds)
-    size = abs(one.difference)
+    assert one.effects is not None
+    more = np.arange(1, MOST_SEEDS + 1)
+    error, df = one.effects.precision(one.seeds + more)
+    size, level = abs(one.difference), LEVEL / models
     decided = size > t.isf(level / 2, df) * error
     decided |= margin - size > t.isf(level, df) * error
-    return int(np.argmax(decided)) + 1 if decided.any() else None
+    return int(more[np.argmax(decided)]) if decided.any() else None

@@ -66,7 +66,7 @@ def _why_no_interval(found: Replication, what: str) -> str:
 def _further(verdict: Verdict, what: str) -> str:
     more = verdict.seeds_to_decide
     if more is None:
-        would = f"not even {MOST_SEEDS:,} seeds on these {what} would decide"
+        would = f"not even {MOST_SEEDS:,} more seeds on these {what} would decide"
     else:
         would = f"{more} more seed{'s' if more > 1 else ''} would decide"
     return f"{would}, if the difference and its variance stay as they are"

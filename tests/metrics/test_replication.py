@@ -185,6 +185,31 @@ def test_one_photo_a_class_says_nothing():
     assert replicate(y, by_seed, "merged").low is None
 
 
+@pytest.mark.parametrize(("seeds", "photos"), [(3, 300), (5, 300), (10, 1000)])
+def test_the_interval_covers_what_it_says_and_no_word_is_wrong_more_often(seeds, photos):
+    """A small piece of benchmarks/verdict.py: models alike on average, right on most photos."""
+    generator, strata = np.random.default_rng(seeds), np.arange(photos) % 2
+    unseen = np.tile([1.0, -1.0], (seeds, 2))
+    found = []
+    for _ in range(300):
+        easy = generator.normal(1.7, 1, size=photos)
+        right = [
+            easy
+            + 0.3 * generator.normal(size=photos)
+            + 0.05 * generator.normal(size=(seeds, 1))
+            + 0.4 * generator.normal(size=(seeds, photos))
+            > 0
+            for _ in range(2)
+        ]
+        found.append(crossed(right[0].astype(float) - right[1], unseen, strata))
+    assert np.mean([one.low <= 0 <= one.high for one in found]) >= 0.93
+    assert np.mean([one.standard_error for one in found]) == pytest.approx(
+        np.std([one.difference for one in found]), rel=0.15
+    )
+    words = [judge({"": one}, 0.01)[""].word for one in found]
+    assert np.mean([word in ("worse", "better") for word in words]) <= 0.07
+
+
 def test_what_is_missing_is_named():
     y, by_seed = runs(20, 3, seed=5)
     with pytest.raises(UserError, match=r"seed 1: no predictions of krum \(there are merged"):
@@ -227,7 +252,7 @@ def test_the_number_of_seeds_that_would_decide_would(difference, seed, photo, re
     if verdict.word != "undecided":
         assert verdict.seeds_to_decide is None
     elif verdict.seeds_to_decide is None:
-        many = imagined(difference, effects, 1000)
+        many = imagined(difference, effects, seeds + 1000)
         assert judge({"": many}, 0.01)[""].word == "undecided"
     else:
         enough = seeds + verdict.seeds_to_decide
