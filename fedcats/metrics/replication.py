@@ -146,7 +146,7 @@ def replicate(
     Raises
     ------
     UserError
-        If a seed lacks one of the two models or tested it on other photos.
+        If a seed lacks one of the two models, or the photos or classes are not the same.
     ValueError
         If there is no seed or no such measure.
     """
@@ -156,6 +156,10 @@ def replicate(
         tuple(_of(labels, seed, found, name) for name in (model, reference))
         for seed, found in runs.items()
     ]
+    if len(found := {one.shape[1] for pair in pairs for one in pair}) > 1:
+        raise UserError(
+            f"models of {' and '.join(map(str, sorted(found)))} classes: not comparable"
+        )
     y, _ = checked(labels, pairs[0][0])
     return crossed(*differences(y, pairs, measure), y, measure=measure, confidence=confidence)
 

@@ -220,6 +220,9 @@ def test_what_is_missing_is_named():
     by_seed[2]["centralized"] = by_seed[1]["centralized"][:-1]
     with pytest.raises(UserError, match=r"seed 2, centralized: labels \(20,\)"):
         replicate(y, by_seed, "merged")
+    by_seed[2]["centralized"] = np.eye(3)[y]
+    with pytest.raises(UserError, match="models of 2 and 3 classes"):
+        replicate(y, by_seed, "merged")
     with pytest.raises(ValueError, match="no seed"):
         replicate(y, {}, "merged")
     with pytest.raises(ValueError, match="measure 'speed': one of accuracy"):
