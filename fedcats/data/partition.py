@@ -1,20 +1,27 @@
 """Who has which image: the training images dealt out to clients.
 
 A partition is a function of the labels and a seed that returns one array of positions for each
-shard; the arrays are disjoint. `make_partition` finds it by name.
+shard; the arrays are disjoint. Its parameters, with their limits, are a dataclass: `PARTITIONS`
+has each by name. NumPy is imported when images are dealt out: the command line reads the limits.
 """
 
-import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from __future__ import annotations
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedcats.errors import UserError
+from fedcats.limits import Limited, number, optional
+from fedcats.plugins import blamed, check_call
 from fedcats.seeding import derive_seed
 
-Shards = list[NDArray[np.int64]]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+    Shards = list[NDArray[np.int64]]
 
 
 def paper_partition(labels: ArrayLike, num_shards: int, per_class: int | None, seed: int) -> Shards:
@@ -41,8 +48,9 @@ def paper_partition(labels: ArrayLike, num_shards: int, per_class: int | None, s
     UserError
         When the images are too few; the message says how many shards, or images, would fit.
     """
+    import numpy as np
+
     labels = np.asarray(labels)
-    _check_num_shards(num_shards)
     positions = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     fewest = min((len(of_class) for of_class in positions), default=0)
     if per_class is None:
@@ -52,8 +60,6 @@ def paper_partition(labels: ArrayLike, num_shards: int, per_class: int | None, s
                 f"partition.num_shards={num_shards}: the smallest class has only {fewest} "
                 f"training images, which is enough for at most {fewest} shards"
             )
-    if per_class < 1:
-        raise UserError(f"partition.per_class={per_class}: must be at least 1, or null")
     if num_shards * per_class > fewest:
         raise UserError(
             f"partition=paper wants {num_shards} shards of {per_class} images per class "
@@ -103,8 +109,9 @@ def iid_partition(labels: ArrayLike, num_shards: int, seed: int) -> Shards:
     UserError
         When there are more shards than images.
     """
+    import numpy as np
+
     n = len(np.asarray(labels))
-    _check_num_shards(num_shards)
     if num_shards > n:
         raise UserError(
             f"partition.num_shards={num_shards}: there are only {n} training images, "
@@ -146,8 +153,6 @@ def dirichlet_partition(
     UserError
         When a shard would be smaller than `min_size`.
     """
-    if not (alpha > 0 and np.isfinite(alpha)):
-        raise UserError(f"partition.alpha={alpha}: must be a number above 0")
     options = {"partition_by": "label", "alpha": float(alpha), "min_partition_size": 0}
     return _by_flower("dirichlet", labels, num_shards, min_size, seed, options, attempts=10)
 
@@ -175,6 +180,8 @@ def pathological_partition(
     UserError
         When there are not so many classes, or a shard would be smaller than `min_size`.
     """
+    import numpy as np
+
     classes = len(np.unique(np.asarray(labels)))
     if not 1 <= classes_per_shard <= classes:
         raise UserError(
@@ -211,10 +218,10 @@ def shard_partition(
     UserError
         When a shard would be smaller than `min_size`, or a piece empty.
     """
-    if pieces_per_shard < 1:
-        raise UserError(f"partition.pieces_per_shard={pieces_per_shard}: must be at least 1")
+    import numpy as np
+
     n = len(np.asarray(labels))
-    if num_shards >= 1 and num_shards * pieces_per_shard > n:
+    if num_shards * pieces_per_shard > n:
         raise UserError(
             f"partition.pieces_per_shard={pieces_per_shard}: {num_shards} shards would need "
             f"{num_shards * pieces_per_shard} pieces, but there are only {n} training images"
@@ -255,11 +262,10 @@ def _by_flower(
     Flower's partitioners take the images of a class, or of all, in the order in which they come;
     so they are shuffled before, and the shards do not follow the order of the files.
     """
+    import numpy as np
+
     labels = np.asarray(labels)
     n = len(labels)
-    _check_num_shards(num_shards)
-    if min_size < 1:
-        raise UserError(f"partition.min_size={min_size}: must be at least 1")
     if num_shards * min_size > n:
         raise UserError(
             f"partition.num_shards={num_shards}: there are only {n} training images, at most "
@@ -287,6 +293,7 @@ def _load_all(
     name: str, options: dict[str, Any], labels: NDArray[np.int64], order: NDArray[np.int64]
 ) -> Shards:
     import datasets  # heavy, and only these partitions need it
+    import numpy as np
     from flwr_datasets import partitioner as flower
 
     partitioner = getattr(flower, f"{name.capitalize()}Partitioner")(**options)
@@ -331,6 +338,8 @@ def hold_out(
     UserError
         When `fraction` is out of range.
     """
+    import numpy as np
+
     if not 0 <= fraction < 1:
         raise UserError(f"partition.hold_out={fraction}: must be from 0 to below 1")
     labels = np.asarray(labels)
@@ -347,39 +356,174 @@ def hold_out(
     return training, held_out
 
 
-def _check_num_shards(num_shards: int) -> None:
-    if num_shards < 1:
-        raise UserError(f"partition.num_shards={num_shards}: must be at least 1")
+# --- by name --------------------------------------------------------------------------------------
 
 
-PARTITIONS: dict[str, Callable[..., Shards]] = {
-    "paper": paper_partition,
-    "iid": iid_partition,
-    "dirichlet": dirichlet_partition,
-    "pathological": pathological_partition,
-    "shard": shard_partition,
-    "linear": linear_partition,
-    "square": square_partition,
-    "exponential": exponential_partition,
+class Partition(Limited):
+    """A partition with its parameters: ``partition(labels, seed)`` deals out the images.
+
+    Attributes
+    ----------
+    name
+        In the configuration.
+    function
+        ``function(labels, seed=.., **parameters)``.
+    """
+
+    where = "partition."
+    name: str
+    num_shards: int
+    function: ClassVar[Callable[..., Any]]
+
+    def __call__(self, labels: ArrayLike, seed: int) -> Shards:
+        """Positions in ``labels`` (n,) for each shard; UserError when the images do not suffice."""
+        return type(self).function(labels, seed=seed, **asdict(self))  # type: ignore[call-overload, no-any-return]
+
+
+@dataclass(frozen=True)
+class Paper(Partition):
+    """``partition=paper`` and ``equal``."""
+
+    name = "paper"
+    function = paper_partition
+    num_shards: int = number(1)
+    per_class: int | None = optional(number(1))
+
+
+@dataclass(frozen=True)
+class Iid(Partition):
+    """``partition=iid``."""
+
+    name = "iid"
+    function = iid_partition
+    num_shards: int = number(1)
+
+
+@dataclass(frozen=True)
+class Linear(Partition):
+    """``partition=linear``."""
+
+    name = "linear"
+    function: ClassVar[Callable[..., Any]] = linear_partition
+    num_shards: int = number(1)
+    min_size: int = number(1)
+
+
+@dataclass(frozen=True)
+class Square(Linear):
+    """``partition=square``."""
+
+    name = "square"
+    function = square_partition
+
+
+@dataclass(frozen=True)
+class Exponential(Linear):
+    """``partition=exponential``."""
+
+    name = "exponential"
+    function = exponential_partition
+
+
+@dataclass(frozen=True)
+class Dirichlet(Linear):
+    """``partition=dirichlet``."""
+
+    name = "dirichlet"
+    function = dirichlet_partition
+    alpha: float = number(0, above=True)
+
+
+@dataclass(frozen=True)
+class Pathological(Linear):
+    """``partition=pathological``."""
+
+    name = "pathological"
+    function = pathological_partition
+    classes_per_shard: int = number(1)
+
+
+@dataclass(frozen=True)
+class Shard(Linear):
+    """``partition=shard``."""
+
+    name = "shard"
+    function = shard_partition
+    pieces_per_shard: int = number(1)
+
+
+PARTITIONS: dict[str, type[Partition]] = {
+    partition.name: partition
+    for partition in (Paper, Iid, Dirichlet, Pathological, Shard, Linear, Square, Exponential)
 }
-"""Every partition, by the name that `partition=` takes."""
+"""Every partition of the package, by the name that `partition=` takes."""
+
+
+@dataclass(frozen=True)
+class OwnPartition(Partition):
+    """A user's own: ``thing(labels, num_shards, seed, **parameters)``, whose shards are checked."""
+
+    name: str
+    num_shards: int = number(1)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    thing: Callable[..., Any] = field(repr=False, kw_only=True)
+
+    @property
+    def what(self) -> str:
+        """What it is called in errors."""
+        return f"partition.name={self.name}"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not callable(self.thing):
+            kind = type(self.thing).__name__
+            raise UserError(f"{self.what}: is a {kind}; allowed is a function")
+        check_call(self.what, self.thing, [], self.num_shards, 0, **self.parameters)
+
+    def __call__(self, labels: ArrayLike, seed: int) -> Shards:
+        """As `Partition`; UserError, too, for what the function gives or raises."""
+        import numpy as np
+
+        n = len(np.asarray(labels))
+        with blamed(self.what):
+            given = self.thing(np.array(labels), self.num_shards, seed, **self.parameters)
+            shards = [np.asarray(shard) for shard in given]
+        if len(shards) != self.num_shards:
+            raise UserError(
+                f"{self.what}: gives {len(shards)} shards; partition.num_shards={self.num_shards}"
+            )
+        for number_, shard in enumerate(shards):
+            if shard.ndim != 1 or shard.dtype.kind not in "iu" or not len(shard):
+                raise UserError(
+                    f"{self.what}: shard {number_} is {shard.dtype} {shard.shape}; allowed is one "
+                    "position or more, whole numbers in one dimension"
+                )
+        together = np.concatenate(shards).astype(np.int64)
+        if together.min() < 0 or together.max() >= n or len(np.unique(together)) < len(together):
+            raise UserError(
+                f"{self.what}: the shards must be disjoint positions from 0 to {n - 1}, where the "
+                "labels are"
+            )
+        return [shard.astype(np.int64) for shard in shards]
 
 
 def make_partition(
-    name: str, labels: Sequence[int] | ArrayLike, num_shards: int, seed: int, **params: Any
+    name: str | Callable[..., Any],
+    labels: Sequence[int] | ArrayLike,
+    num_shards: int,
+    seed: int,
+    **parameters: Any,
 ) -> Shards:
-    """Deal out the training images by the partition called `name`.
+    """Deal out the training images.
 
     Parameters
     ----------
     name
-        One of `PARTITIONS`.
+        One of `PARTITIONS`, or a function ``(labels, num_shards, seed, **parameters)``.
     labels
         (n,), the class of each training image.
-    num_shards, seed
+    num_shards, seed, **parameters
         As the partition takes them.
-    **params
-        What the partition takes beyond these, such as `per_class`.
 
     Returns
     -------
@@ -391,6 +535,9 @@ def make_partition(
     UserError
         For an unknown name, and when the images do not suffice.
     """
+    if callable(name):
+        called = getattr(name, "__name__", type(name).__name__)
+        return OwnPartition(called, num_shards, parameters, thing=name)(labels, seed)
     if name not in PARTITIONS:
         raise UserError(f"partition.name={name}: must be one of {', '.join(PARTITIONS)}")
-    return PARTITIONS[name](labels, num_shards=num_shards, seed=seed, **params)
+    return PARTITIONS[name](num_shards=num_shards, **parameters)(labels, seed)  # type: ignore[call-arg]

@@ -4,13 +4,13 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from fedcats.config.schema import Config
 from fedcats.errors import RunError
+from fedcats.experiment.folders import file_stem
 from fedcats.experiment.inputs import TEST, Run
 from fedcats.experiment.predictions import (
     Candidate,
@@ -24,7 +24,6 @@ from fedcats.experiment.results import training_record
 from fedcats.experiment.train import Trained
 from fedcats.merging.fold import effective_number
 from fedcats.merging.plan import Merged
-from fedcats.merging.server_optimizer import OPTIMIZERS
 from fedcats.metrics import compare, read_predictions, scores, write_predictions
 from fedcats.report import Progress
 from fedcats.seeding import derive_seed
@@ -69,7 +68,7 @@ def evaluate(
         on_held: Probabilities | None,
     ) -> dict[str, Any]:
         test_images = this.dataset.test
-        file = name.replace("/", "-")
+        file = file_stem(name)
         predictions = f"predictions/{file}.csv"
         write_predictions(
             this.folder / predictions,
@@ -125,12 +124,10 @@ def evaluate(
                     model["global_weight"] = 1.0 - sum(weights)
                     weights = [model["global_weight"], *weights]
                 model["n_eff"] = effective_number(weights)
-            if name in OPTIMIZERS:
-                model["optimizer"] = asdict(getattr(this.config.strategy, name))
-            if name == "polyak":
-                model["beta"] = trained.beta
-                if trained.betas:
-                    model["beta_chosen_from"] = trained.betas
+            rule = trained.rules[name]
+            model |= {"title": rule.label, **rule.record}
+            if name in trained.chosen:
+                model["beta_chosen_from"] = trained.chosen[name]
     return done
 
 
@@ -184,7 +181,7 @@ def _score_rounds(
         if number < len(trained.earlier):
             scored = dict(zip(merges, pool.map(score, merges.values()), strict=True))
         else:
-            files = ("file", "key", "predictions")
+            files = ("file", "key", "predictions", "title")
             scored = {
                 rule: {k: v for k, v in last[rule].items() if k not in files} | _traffic(merged)
                 for rule, merged in merges.items()

@@ -15,17 +15,21 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from fedcats import plugins
 from fedcats.config.compose import hydra_error
 from fedcats.config.paths import literal, needed, quote
-from fedcats.config.schema import CHOSEN, RULES
+from fedcats.config.schema import CHOSEN
 from fedcats.environment import fail
 from fedcats.errors import RunError, UserError
 from fedcats.locks import try_lock
+from fedcats.merging.rules import RULES
 
 _held: dict[Path, int] = {}
 
+_OWN_RULE = r"[^\W\d]\w*@[\w.]*"
+
 # Exactly what a run writes: a folder may hold the user's own files too.
-_RULE = rf"(?:{'|'.join([*RULES, *CHOSEN, 'ensemble'])})(?:-[\w.-]+)?"
+_RULE = rf"(?:{'|'.join([*RULES, *CHOSEN, 'ensemble', _OWN_RULE])})(?:-[\w.-]+)?"
 _MODEL = rf"(?:centralized|submodel-\d+|{_RULE})"
 _FIGURE = (
     "scores|difference|confusion|confusion_submodels|loss|weights|who-has-what|by-client|rounds|"
@@ -87,6 +91,14 @@ def _fix(config: DictConfig, kind: str) -> Path:
     make(folder, key)
     hold(folder, key)
     return folder
+
+
+def file_stem(model: str) -> str:
+    """What a model's files are called: a rule of the user's own is ``name@module``."""
+    if ":" in model or model in plugins.names("rules"):
+        module, _, name = model.rpartition(":")
+        return f"{name}@{module}"
+    return model.replace("/", "-")
 
 
 def make(folder: Path, key: str = "hydra.run.dir") -> None:

@@ -5,7 +5,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,17 +14,16 @@ import torch
 from flwr.serverapp import Grid
 
 from fedcats import tensors
-from fedcats.config.schema import Config, PhotoData
+from fedcats.config.schema import Config
 from fedcats.data import (
     Dataset,
     Images,
     Source,
-    catalogue,
     hold_out,
-    make_partition,
     prepare,
     shared_between_shards,
 )
+from fedcats.data.catalogue import Photos
 from fedcats.data.files import shown
 from fedcats.data.sources import part_source
 from fedcats.errors import UserError
@@ -45,7 +44,6 @@ from fedcats.storage import Store
 from fedcats.tensors import State
 from fedcats.training.attack import Attack
 from fedcats.training.frozen import SharedTest
-from fedcats.training.recipe import Recipe
 from fedcats.training.update import Task, put_weights, weights_key
 
 TEST = "test on the same images"
@@ -182,7 +180,7 @@ class Run:
         From the second round on each ``rule`` goes its own way.
         """
         config = self.config
-        recipe = Recipe(**asdict(config.train))
+        recipe = config.train
         if client == "centralized":
             indices = np.setdiff1d(np.arange(len(self.dataset.train)), self.held)
             name = "centralized"
@@ -220,21 +218,15 @@ def make_source(config: Config, progress: Progress) -> Source:
         state = "done" if there == total else "loading"
         progress.update("download, MB", there // 10**6, total // 10**6, None, state)
 
-    params = asdict(config.data)
-    name = params.pop("name")
-    for key in ("max_bad_fraction", "keep_duplicates"):  # of the decoding
-        params.pop(key, None)
-    seed = derive_seed(config.seed, "drawings" if name == "synthetic" else "split")
-    downloads = home() / "downloads"
-    return catalogue.make_source(
-        name, seed=seed, downloads=downloads, on_download=on_download, **params
-    )
+    seed = derive_seed(config.seed, config.data.stream)
+    source: Source = config.data.open(seed, home() / "downloads", on_download)
+    return source
 
 
 def decoded(config: Config, source: Source, progress: Progress, *, strict: bool = True) -> Dataset:
     """The images in the cache; says what the check of the files found, and fails if ``strict``."""
     options: dict[str, Any] = {}
-    if isinstance(config.data, PhotoData):
+    if isinstance(config.data, Photos):
         options["max_bad_fraction"] = config.data.max_bad_fraction
         options["keep_duplicates"] = config.data.keep_duplicates
     if not strict:
@@ -357,14 +349,9 @@ def _test_source(config: Config, progress: Progress) -> Source:
 
 def deal_out(config: Config, dataset: Dataset) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
     """For each client, positions in ``dataset.train``, int64."""
-    partition = asdict(config.partition)
-    return make_partition(
-        partition.pop("name"),
-        dataset.train.labels,
-        partition.pop("num_shards"),
-        derive_seed(config.seed, "partition"),
-        **partition,
-    )
+    seed = derive_seed(config.seed, "partition")
+    shards: list[np.ndarray[Any, np.dtype[np.int64]]] = config.partition(dataset.train.labels, seed)
+    return shards
 
 
 def class_counts(images: Images, classes: Sequence[str]) -> dict[str, int]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fedcats.data import Images
+from fedcats.experiment.folders import file_stem
 from fedcats.experiment.predictions import (
     Parts,
     Probabilities,
@@ -20,7 +21,7 @@ from fedcats.experiment.predictions import (
 )
 from fedcats.merging.many import Point, distinct_points, ensemble, greedy_soup, merge_points
 from fedcats.merging.plan import Merged, merge_order
-from fedcats.merging.rules import RULES
+from fedcats.merging.rules import Rule, Uniform
 from fedcats.metrics import write_predictions
 from fedcats.report.estimate import LAST, Work
 from fedcats.tensors import State
@@ -88,34 +89,35 @@ def test_points(
     return [found[i] for i in range(len(points))]
 
 
-def choose_beta(
-    this: Run, own: SubModels, clients: Sequence[int], pool: Executor
-) -> tuple[float, dict[str, float], Merged]:
+def choose(
+    this: Run, own: SubModels, rule: Rule, server_round: Merged, pool: Executor
+) -> tuple[Rule, dict[str, float], Merged]:
     """``strategy.beta=auto``: the beta whose merge is best on the held-out training images.
 
     Parameters
     ----------
-    clients
+    rule
+        Of which a parameter is undecided.
+    server_round
         Who is merged, in order.
 
     Returns
     -------
-    (beta, accuracies, merged)
+    (rule, accuracies, merged)
         The one of ``merge.betas`` with the highest accuracy there, of equal ones that with the
         lower loss; the accuracy of each; its merge.
     """
-    order = [("strategy.order", clients)]
-    points = distinct_points(["polyak"], this.config.merge.betas, order)
+    order = [("strategy.order", server_round.clients)]
+    points = distinct_points(rule.choices(this.config.merge.betas), order)
     tested = [one for (one,) in test_points(this, own, points, [this.validation], pool)]
     scored = [image_scores(this, this.validation, one) for one in tested]
-    best = max(range(len(points)), key=lambda i: _rank(scored[i]))
-    point = points[best]
+    point = points[max(range(len(points)), key=lambda i: _rank(scored[i]))]
     (state,) = merge_points(this.store, own.keys, own.examples, [point], pool)
-    parts = own.parts(point)
-    merged = Merged(state, list(clients), list(parts.keys), list(parts.steps))
-    assert point.beta is not None
-    accuracies = {f"{p.beta:g}": s["accuracy"] for p, s in zip(points, scored, strict=True)}
-    return point.beta, accuracies, merged
+    merged = replace(server_round, state=state, steps=list(own.parts(point).steps))
+    accuracies = {
+        f"{p.rule.record['beta']:g}": s["accuracy"] for p, s in zip(points, scored, strict=True)
+    }
+    return point.rule, accuracies, merged
 
 
 def merge_grid(this: Run, own: SubModels, progress: Progress, pool: Executor) -> dict[str, Any]:
@@ -134,8 +136,8 @@ def merge_grid(this: Run, own: SubModels, progress: Progress, pool: Executor) ->
     for order in config.orders:
         whole = merge_order(order, len(this.shards), this.config.seed)
         orders.append((_name(order), [client for client in whole if client in own.keys]))
-    rules = [rule for rule in config.rules if rule in RULES]
-    points = distinct_points(rules, config.betas, orders)
+    rules = this.config.grid
+    points = distinct_points(rules, orders)
     held = len(this.validation) > 0
     sets = [this.dataset.test, *([this.validation] if held else [])]
     name = f"test {len(points)} merges"
@@ -150,10 +152,10 @@ def merge_grid(this: Run, own: SubModels, progress: Progress, pool: Executor) ->
     )
     progress.update(name, len(points), len(points), None, "done")
     rows = [
-        _row(this, point.rule, point.beta, point.order, list(point.clients), *predicted)
+        _row(this, point.rule, point.order, list(point.clients), *predicted)
         for point, predicted in zip(points, tested, strict=True)
     ]
-    singles = [Point("uniform", None, "", (client,)) for client in clients]
+    singles = [Point(Uniform(), "", (client,)) for client in clients]
     alone = test_points(this, own, singles, sets, pool)
     if {"best", "soup"} & set(config.rules):
         by_client = dict(zip(clients, alone, strict=True))
@@ -162,37 +164,39 @@ def merge_grid(this: Run, own: SubModels, progress: Progress, pool: Executor) ->
         }
         ranked = sorted(clients, key=lambda client: rank[client], reverse=True)
         if "best" in config.rules:
-            rows.append(_row(this, "best", None, None, ranked[:1], *by_client[ranked[0]]))
+            rows.append(_row(this, "best", None, ranked[:1], *by_client[ranked[0]]))
         if "soup" in config.rules:
 
             def score(chosen: Sequence[int]) -> tuple[float, float]:
-                point = Point("uniform", None, "", tuple(chosen))
+                point = Point(Uniform(), "", tuple(chosen))
                 ((on_validation,),) = test_points(this, own, [point], [this.validation], pool)
                 return _rank(image_scores(this, this.validation, on_validation))
 
             chosen = greedy_soup(ranked, score)
-            soup = Point("uniform", None, "", tuple(chosen))
+            soup = Point(Uniform(), "", tuple(chosen))
             (predicted,) = test_points(this, own, [soup], sets, pool)
-            rows.append(_row(this, "soup", None, None, chosen, *predicted))
+            rows.append(_row(this, "soup", None, chosen, *predicted))
     if "ensemble" in config.rules:
         together = [ensemble([one[i] for one in alone]) for i in range(len(sets))]
-        rows.append(_row(this, "ensemble", None, None, clients, *together))
-    count = sum(len(config.betas) * len(orders) for _ in rules) + len(config.rules) - len(rules)
+        rows.append(_row(this, "ensemble", None, clients, *together))
+    folds = [name for name in config.rules if name in this.config.available]
+    count = len(folds) * len(config.betas) * len(orders) + len(config.rules) - len(folds)
     return {"points": count, "rows": rows}
 
 
 def _row(
     this: Run,
-    model: str,
-    beta: float | None,
+    rule: Rule | str,
     order: str | None,
     clients: list[int],
     on_test: Probabilities,
     on_validation: Probabilities | None = None,
 ) -> dict[str, Any]:
     test = this.dataset.test
-    words = [model, *([f"beta{beta:g}"] if beta is not None else []), *([order] if order else [])]
-    file = f"predictions/{'-'.join(words)}.csv"
+    model = rule if isinstance(rule, str) else rule.name
+    beta = None if isinstance(rule, str) else rule.record.get("beta")
+    words = [file_stem(model), "" if beta is None else f"beta{beta:g}", order]
+    file = f"predictions/{'-'.join(filter(None, words))}.csv"
     write_predictions(this.folder / file, test.files, test.labels, on_test, this.dataset.classes)
     row: dict[str, Any] = {
         "model": model,

@@ -6,28 +6,24 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
-from fedcats.config.schema import Config
 from fedcats.experiment.baseline import Baseline
 from fedcats.experiment.inputs import Run, cluster_address, trainable_part
-from fedcats.experiment.merges import SubModels, choose_beta
+from fedcats.experiment.merges import SubModels, choose
 from fedcats.federated.in_order import InOrderGrid
 from fedcats.federated.local import LocalGrid, run_local
 from fedcats.federated.simulation import RayGrid, kill_stopped_actors, run_on_ray
 from fedcats.federated.strategy import MergeStrategy
 from fedcats.federated.transport import ByReference, Transport
 from fedcats.federated.wire import OnTheWire
-from fedcats.merging.names import ROBUST
 from fedcats.merging.plan import Merged
-from fedcats.merging.robust import Robust
-from fedcats.merging.rules import Rule, make_rule
-from fedcats.merging.server_optimizer import OPTIMIZERS, Memory, ServerOptimizer
+from fedcats.merging.rules import Rule
 from fedcats.report import Progress
 from fedcats.training.update import Task, Update, append_events, read, report_done, weights_key
 
@@ -36,8 +32,8 @@ from fedcats.training.update import Task, Update, append_events, read, report_do
 class Trained:
     """What training gave: keys in the store, and the merges of the last round by rule.
 
-    ``beta`` is polyak's; with ``strategy.beta=auto`` ``betas`` has the accuracy of each candidate
-    on the held-out images.
+    ``rules`` are what was merged by. ``chosen`` has, by rule, what ``results.json`` says of a
+    choice on the held-out images.
     """
 
     updates: dict[str, Update] = field(default_factory=dict)
@@ -45,8 +41,8 @@ class Trained:
     earlier: list[dict[str, Merged]] = field(default_factory=list)
     history: list[tuple[str, int, Update]] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
-    beta: float | None = None
-    betas: dict[str, float] = field(default_factory=dict)
+    rules: dict[str, Rule] = field(default_factory=dict)
+    chosen: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def add(self, model: str, server_round: int, update: Update) -> None:
         """Remember an update without its tensors: they are in the store."""
@@ -127,35 +123,11 @@ def _federate(this: Run, trained: Trained, workers: int, grid: Grid | None) -> N
         )
 
 
-def make_merge(
-    config: Config, name: str, beta: float, parameters: frozenset[str]
-) -> Rule | Robust | ServerOptimizer:
-    """The rule ``name`` as the configuration has it.
-
-    Parameters
-    ----------
-    beta
-        Polyak's, where ``strategy.beta`` is ``auto``.
-    parameters
-        State-dict keys that a server optimizer moves.
-    """
-    strategy = config.strategy
-    if name in ROBUST:
-        return Robust(name, strategy.trim, strategy.malicious)
-    if name in OPTIMIZERS:
-        settings = asdict(getattr(strategy, name))
-        return OPTIMIZERS[name](parameters=parameters, **settings)
-    return make_rule(name, beta=beta, start=strategy.start)
-
-
 def serve(this: Run, trained: Trained, grid: Grid) -> None:
     """The server: all rules share the first round's training, then each goes its own way."""
     config = this.config
-    auto = config.strategy.beta == "auto" and "polyak" in config.strategy.rules
-    beta = 0.5 if config.strategy.beta == "auto" else float(config.strategy.beta)
-    rules = {
-        name: make_merge(config, name, beta, this.parameters) for name in config.strategy.rules
-    }
+    rules = {} if config.mode == "merge" else config.rules
+    undecided = [name for name, rule in rules.items() if rule.undecided]
     clients = len(this.shards)
     hangs: float | None = config.strategy.timeout
     if this.sites is None and isinstance(grid, LocalGrid):
@@ -181,7 +153,7 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
     # A client that hangs ends its own process; this is for one that cannot even do that.
     patience = None if hangs is None else hangs * (config.train.epochs + 1) * clients
 
-    memory: dict[str, Memory] = {}
+    memory: dict[Rule, Any] = {}
 
     def strategy(names: Sequence[str], first_round: int, rule: str = "") -> MergeStrategy:
         prefix = f"{rule}/" if rule else ""
@@ -203,7 +175,7 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
                 report_done(task, update, append_events(this.events))
 
         return MergeStrategy(
-            {name: rules[name] for name in names},
+            {name: trained.rules.get(name, rules[name]) for name in names},
             this.plan,
             make_tasks,
             this.sizes,
@@ -211,22 +183,23 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
             transport,
             on_update,
             first_round,
+            this.parameters,
             memory,
         )
 
-    shared = strategy(list(rules), 1)
+    shared = strategy([name for name in rules if name not in undecided], 1)
     start = ArrayRecord(trainable_part(this.initial.state, this.trained_names))
     shared.start(in_order, start, num_rounds=1, timeout=cast(float, patience))
-    trained.merged = dict(shared.merged)
     trained.failures = {f"round 1, client {c}": why for c, why in shared.failures.items()}
-    if auto and config.mode != "merge":
-        with ThreadPoolExecutor(this.workers) as pool:
-            chosen = choose_beta(this, trained.own(), trained.merged["polyak"].clients, pool)
-        old = trained.merged["polyak"]
-        beta, trained.betas, best = chosen
-        trained.merged["polyak"] = replace(best, down=old.down, up=old.up)
-        rules["polyak"] = make_rule("polyak", beta=beta)  # in the rounds to come, too
-    trained.beta = beta
+    trained.rules = dict(rules)
+    chosen: dict[str, Merged] = {}
+    with ThreadPoolExecutor(this.workers) as pool:
+        for name in undecided:
+            best = choose(this, trained.own(), rules[name], shared.round, pool)
+            # In the rounds to come, too.
+            trained.rules[name], trained.chosen[name], chosen[name] = best
+    merged = {**shared.merged, **chosen}
+    trained.merged = {name: merged[name] for name in rules}
     trained.earlier = [dict(trained.merged)]
     for server_round in range(2, config.rounds + 1):
         trained.earlier.append({})

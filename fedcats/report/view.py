@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from fedcats.merging.rules import RULES
+
 Results = dict[str, Any]
 Model = dict[str, Any]
 
@@ -17,15 +19,8 @@ SIGNIFICANT = 0.05  # p below this is called more than chance
 MINUS = "\N{MINUS SIGN}"
 
 TITLES = {
+    **{name: rule.title for name, rule in RULES.items()},
     "centralized": "centralized",
-    "polyak": "Polyak",
-    "fedavg": "FedAvg",
-    "uniform": "plain mean",
-    "fedavgm": "FedAvgM",
-    "fedadam": "FedAdam",
-    "median": "coordinate median",
-    "trimmed_mean": "trimmed mean",
-    "krum": "Krum",
     "soup": "greedy soup",
     "best_submodel": "best sub-model",
     "best": "best sub-model, chosen",
@@ -69,15 +64,7 @@ def title(results: Results, name: str) -> str:
     """Return what a reader calls a model: "centralized", "Polyak β = 0.5", "sub-model 3"."""
     if name.startswith("submodel/"):
         return f"sub-model {name.removeprefix('submodel/')}"
-    if name == "polyak":
-        strategy = results.get("config", {}).get("strategy", {})
-        beta = results["models"].get(name, {}).get("beta", strategy.get("beta"))
-        return "Polyak" if beta is None else f"Polyak β = {beta}"
-    if name in ("fedavgm", "fedadam"):
-        settings = results["models"].get(name, {}).get("optimizer", {})
-        momentum = f", β = {settings['momentum']:g}" if "momentum" in settings else ""
-        return f"{TITLES[name]} η = {settings['lr']:g}{momentum}" if settings else TITLES[name]
-    return TITLES.get(name, name)
+    return str(results["models"].get(name, {}).get("title") or TITLES.get(name, name))
 
 
 def clients(model: Model) -> list[int]:
