@@ -72,10 +72,12 @@ def switch(**options: Any) -> Any:
     return checked("true | false", lambda v: isinstance(v, bool), **options)
 
 
-def optional(limited: Any) -> Any:
+def optional(limited: Any, **options: Any) -> Any:
     """None too."""
     test = limited.metadata["test"]
-    return checked(f"null or {limited.metadata['allowed']}", lambda v: v is None or test(v))
+    return checked(
+        f"null or {limited.metadata['allowed']}", lambda v: v is None or test(v), **options
+    )
 
 
 def is_share(value: Any) -> bool:

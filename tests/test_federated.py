@@ -18,7 +18,7 @@ from fedcats.federated.local import LocalGrid
 from fedcats.federated.strategy import MergeStrategy
 from fedcats.federated.transport import ByReference
 from fedcats.merging.plan import Plan, merge_order
-from fedcats.merging.rules import make_rule
+from fedcats.merging.rules import FedAvg, Polyak
 from fedcats.storage import Store
 from fedcats.training.recipe import Recipe
 from fedcats.training.update import Task
@@ -93,7 +93,7 @@ def merge(
         ]  # fmt: skip
 
     strategy = MergeStrategy(
-        {name: make_rule(name, beta=0.5) for name in ("polyak", "fedavg")},
+        {"polyak": Polyak(0.5), "fedavg": FedAvg()},
         Plan(order, 1.0, 0, "fail", 1),
         tasks,
         range(1, 100),

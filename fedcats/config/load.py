@@ -175,7 +175,7 @@ def _load_strategy(
         available[name] = _load_group(schema, given, schema.where.rstrip("."))
     lists = [one for one in (plain.get("rules"), merge.get("rules")) if isinstance(one, list)]
     taken: dict[str, Any] = {}
-    for name in dict.fromkeys(itertools.chain(*lists)):
+    for name in dict.fromkeys(one for one in itertools.chain(*lists) if isinstance(one, str)):
         if name not in RULES and plugins.is_own("rules", name):
             short = plugins.short_name(name)
             if isinstance(plain.get(short), dict):

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from fedcats.data.audit import NearDuplicate as NearDuplicate
     from fedcats.data.audit import shared_between_shards as shared_between_shards
     from fedcats.data.catalogue import SOURCES as SOURCES
-    from fedcats.data.catalogue import make_source as make_source
     from fedcats.data.dataset import Dataset as Dataset
     from fedcats.data.dataset import Images as Images
     from fedcats.data.dataset import open_dataset as open_dataset
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from fedcats.data.hub import hub_source as hub_source
     from fedcats.data.partition import PARTITIONS as PARTITIONS
     from fedcats.data.partition import hold_out as hold_out
-    from fedcats.data.partition import iid_partition as iid_partition
     from fedcats.data.partition import make_partition as make_partition
     from fedcats.data.partition import paper_partition as paper_partition
     from fedcats.data.preparing import prepare as prepare
@@ -40,13 +38,13 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "audit": ("AuditReport", "NearDuplicate", "shared_between_shards"),
-    "catalogue": ("SOURCES", "make_source"),
+    "catalogue": ("SOURCES",),
     "dataset": ("Dataset", "Images", "open_dataset"),
     "decoding": ("BadImage", "decode"),
     "downloaded": ("oxford_pets_source", "petimages_source"),
     "drawings.source": ("synthetic_source",),
     "hub": ("hub_source",),
-    "partition": ("PARTITIONS", "hold_out", "iid_partition", "make_partition", "paper_partition"),
+    "partition": ("PARTITIONS", "hold_out", "make_partition", "paper_partition"),
     "preparing": ("prepare",),
     "sheet": ("contact_sheet",),
     "sources": ("Item", "Source", "folder_source"),

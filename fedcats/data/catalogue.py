@@ -86,9 +86,10 @@ class Synthetic(Data):
 class Photos(Data):
     """What every source of photos has; see `fedcats.data.sources.folder_source` and `prepare`."""
 
-    limit: int | None = optional(number(1))
+    limit: int | None = optional(number(1), default=None)
     counts: dict[str, list[int]] | None = optional(
-        checked("{train: [..], test: [..]}, a number from 1 for each class", _is_counts)
+        checked("{train: [..], test: [..]}, a number from 1 for each class", _is_counts),
+        default=None,
     )
     max_bad_fraction: float = number(0, 1, default=0.05)
     keep_duplicates: bool = switch(default=False)
@@ -163,8 +164,6 @@ class OwnData(Photos):
     """A user's own: ``thing(seed, **parameters) -> Source``, which is checked."""
 
     name: str
-    limit: int | None = None
-    counts: dict[str, list[int]] | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     thing: Callable[..., Any] = field(repr=False)
 
@@ -187,24 +186,20 @@ class OwnData(Photos):
 
     def open(self, seed: int, downloads: Path, on_download: OnBytes | None = None) -> Source:
         """What the function gives; its files are read, to know what is in them."""
-        from fedcats.data.sources import SPLITS, Item, Source
+        from fedcats.data.sources import SPLITS, Source
 
         with blamed(self.what):
             source = self.thing(seed, **self.parameters)
         if not isinstance(source, Source):
             kind = type(source).__name__
             raise UserError(f"{self.what}: gives a {kind}; allowed is a fedcats.data.Source")
-        labels = range(len(source.classes))
+        labels = {*range(len(source.classes))}
         for split in SPLITS:
-            for item in getattr(source, split):
-                if not isinstance(item, Item) or item.label not in labels:
-                    raise UserError(
-                        f"{self.what}: {split} has {item!r}; allowed are Items with labels from 0 "
-                        f"to {len(labels) - 1}, the positions in classes"
-                    )
-            if {item.label for item in getattr(source, split)} != {*labels} or len(labels) < 2:
+            found = {item.label for item in getattr(source, split)}
+            if found != labels or len(labels) < 2:
                 raise UserError(
-                    f"{self.what}: allowed are two classes or more, each with images in {split}"
+                    f"{self.what}: the {split} items have the labels {sorted(found)}; allowed are "
+                    f"all from 0 to {len(labels) - 1}, positions in two classes or more"
                 )
         read = source.read
 
@@ -213,38 +208,3 @@ class OwnData(Photos):
                 return bytes(read(path))
 
         return replace(source, read=guarded, fingerprint=None)
-
-
-def make_source(
-    name: str | Callable[..., Any],
-    *,
-    seed: int,
-    downloads: Path,
-    on_download: OnBytes | None = None,
-    **parameters: Any,
-) -> Source:
-    """Return a source.
-
-    Parameters
-    ----------
-    name
-        One of `SOURCES`, or a function ``(seed, **parameters) -> Source``.
-    seed, downloads, on_download
-        See `Data.open`.
-    **parameters
-        What the source takes beyond these.
-
-    Raises
-    ------
-    UserError
-        For an unknown name, and what the source raises.
-    """
-    data: Data
-    if callable(name):
-        called = getattr(name, "__name__", type(name).__name__)
-        data = OwnData(name=called, parameters=parameters, thing=name)
-    elif name in SOURCES:
-        data = SOURCES[name](**({"limit": None, "counts": None} | parameters))
-    else:
-        raise UserError(f"data.name={name}: must be one of {', '.join(SOURCES)}")
-    return data.open(seed, downloads, on_download)

@@ -60,6 +60,9 @@ class Own(Rule):
     title: str
     rule: Rule = field(compare=False)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_fold", self.rule.is_fold)
+
     @property
     def what(self) -> str:
         """What it is called in errors."""
@@ -69,21 +72,6 @@ class Own(Rule):
     def label(self) -> str:
         """Its own, if it has a title."""
         return self.rule.label if hasattr(self.rule, "title") else self.title
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """Its own."""
-        return self.rule.record
-
-    @property
-    def is_fold(self) -> bool:
-        """Whether it has steps."""
-        return self.rule.is_fold
-
-    def refusal(self, clients: int) -> str:
-        """Its own."""
-        with blamed(self.what):
-            return self.rule.refusal(clients)
 
     def step(self, i: int, examples: int, total: int) -> float:
         """Its own, if that is a number."""

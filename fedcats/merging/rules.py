@@ -104,13 +104,17 @@ class Rule(Limited, ABC):
     ----------
     name
         In the configuration, in results and in names of files.
-    title
-        In tables and figures.
+    title, detail
+        In tables and figures; the second is formatted with the parameters.
+    is_fold
+        Whether it has a `step`, so that ``mode=merge`` can merge by it.
     """
 
     where = "strategy."
     name: str
     title: str
+    detail: str = ""
+    is_fold: bool = False
 
     @classmethod
     def reads(cls) -> list[str]:
@@ -122,7 +126,7 @@ class Rule(Limited, ABC):
     @property
     def label(self) -> str:
         """The title with the parameters that a reader wants to see."""
-        return self.title
+        return self.title + self.detail.format(**vars(self))
 
     @property
     def record(self) -> dict[str, Any]:
@@ -142,11 +146,6 @@ class Rule(Limited, ABC):
         """Why so many clients are too few; empty if they are not."""
         return ""
 
-    @property
-    def is_fold(self) -> bool:
-        """Whether it has a `step`, so that ``mode=merge`` can merge by it."""
-        return False
-
     def step(self, i: int, examples: int, total: int) -> float:
         """The fold's step for the i-th update (from 1): ``rule(i, n_i, n_1 + .. + n_i) -> s_i``."""
         raise NotImplementedError
@@ -162,10 +161,7 @@ class Rule(Limited, ABC):
 class FoldRule(Rule):
     """A rule that gives the steps of a `fedcats.merging.fold.Fold`: one model's memory."""
 
-    @property
-    def is_fold(self) -> bool:
-        """It is."""
-        return True
+    is_fold = True
 
     def begin(self, server_round: Round) -> Accumulator:
         """The fold, from its first update on, or from the round's start."""
@@ -190,23 +186,24 @@ class Polyak(FoldRule):
 
     name = "polyak"
     title = "Polyak"
+    detail = " β = {beta}"
     beta: Any = checked("a number from 0 to 1 | auto", lambda v: v == "auto" or is_share(v))
     start: str = one_of("first", "global", default="first")
 
     @property
-    def label(self) -> str:
-        """With its beta."""
-        return f"{self.title} β = {self.record['beta']}"
-
-    @property
     def record(self) -> dict[str, Any]:
         """Its beta."""
-        return {"beta": self.beta if self.undecided else float(self.beta)}
+        return {"beta": self.beta}
 
     @property
     def undecided(self) -> bool:
         """With ``auto``."""
         return bool(self.beta == "auto")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.undecided:
+            object.__setattr__(self, "beta", float(self.beta))  # 1 and 1.0 are one rule
 
     def choices(self, betas: Sequence[float]) -> list[Rule]:
         """One for each beta."""
@@ -214,7 +211,8 @@ class Polyak(FoldRule):
 
     def step(self, i: int, examples: int, total: int) -> float:
         """Beta, but 1 for the first update where that is the start."""
-        return 1.0 if i == 1 and self.start == "first" else float(self.beta)
+        step: float = 1.0 if i == 1 and self.start == "first" else self.beta
+        return step
 
 
 @dataclass(frozen=True)
@@ -384,13 +382,9 @@ class FedAvgM(ServerOptimizer):
     where = "strategy.fedavgm."
     name = "fedavgm"
     title = "FedAvgM"
+    detail = " η = {lr:g}, β = {momentum:g}"
     lr: float = number(0, above=True)
     momentum: float = share_below_one()
-
-    @property
-    def label(self) -> str:
-        """With its learning rate and momentum."""
-        return f"{self.title} η = {self.lr:g}, β = {self.momentum:g}"
 
     def move(self, delta: Tensor, memory: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See above."""
@@ -412,15 +406,11 @@ class FedAdam(ServerOptimizer):
     where = "strategy.fedadam."
     name = "fedadam"
     title = "FedAdam"
+    detail = " η = {lr:g}"
     lr: float = number(0, above=True)
     beta_1: float = share_below_one()
     beta_2: float = share_below_one()
     tau: float = number(0, above=True)
-
-    @property
-    def label(self) -> str:
-        """With its learning rate."""
-        return f"{self.title} η = {self.lr:g}"
 
     def move(self, delta: Tensor, memory: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See above."""

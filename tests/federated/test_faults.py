@@ -31,8 +31,8 @@ from fedcats.federated.strategy import MergeStrategy
 from fedcats.federated.transport import ByReference
 from fedcats.merging.fold import Fold
 from fedcats.merging.plan import Plan
-from fedcats.merging.robust import Robust
-from fedcats.merging.rules import make_rule
+from fedcats.merging.robust import trimmed_mean
+from fedcats.merging.rules import FedAvg, Median, Polyak, Uniform
 from fedcats.storage import Store
 from fedcats.training.recipe import Recipe
 from fedcats.training.update import Task, compute
@@ -40,8 +40,7 @@ from fedcats.training.update import Task, compute
 Go = Callable[..., tuple[dict[str, Any], Path]]
 RECIPE = Recipe(1, 4, 0.1, 0.0, False, 0.0, 0, 0.1, False)
 SIZES = [3 + client for client in range(10)]
-RULES = ("polyak", "fedavg", "uniform")
-MEDIAN = Robust("median", 0.0, 0)
+RULES = {"polyak": Polyak(0.3), "fedavg": FedAvg(), "uniform": Uniform()}
 
 
 def tensors(client: int) -> dict[str, torch.Tensor]:
@@ -119,7 +118,7 @@ def merge(
         return [Task("", client, *same) for client in clients]
 
     strategy = MergeStrategy(
-        {name: make_rule(name, beta=0.3) for name in RULES} | {"median": MEDIAN},
+        {**RULES, "median": Median()},
         Plan(range(10), 1.0, 0, on_failure, min_clients, max_norm=20.0),
         tasks,
         SIZES,
@@ -137,15 +136,15 @@ def test_survivors_are_merged_as_if_they_were_alone(tmp_path: Path, kind: str, c
     faulty = {(3 * i + count) % 10 for i in range(count)}
     survivors = [client for client in range(10) if client not in faulty]
     strategy = merge(tmp_path, faulty, kind)
-    for name in RULES:
-        alone = Fold(make_rule(name, beta=0.3))
+    for name, rule in RULES.items():
+        alone = Fold(rule)
         for client in survivors:
             alone.add(tensors(client), SIZES[client])
         merged = strategy.merged[name]
         assert merged.clients == survivors
         assert safetensors.torch.save(merged.state) == safetensors.torch.save(alone.result())
     paths = [tmp_path / f"store/u{client}.safetensors" for client in survivors]
-    alone, _ = MEDIAN.merge(paths)
+    alone = trimmed_mean(paths, (len(paths) - 1) // 2)
     assert all(torch.equal(strategy.merged["median"].state[name], alone[name]) for name in alone)
     assert set(strategy.failures) == faulty
     assert all(KINDS[kind] in why for why in strategy.failures.values())

@@ -23,7 +23,7 @@ from fedcats.experiment.server_app import run_folder
 from fedcats.federated import superlink
 from fedcats.federated.foreign import installed_package
 from fedcats.merging.fold import Fold
-from fedcats.merging.rules import make_rule
+from fedcats.merging.rules import Polyak
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_under_flwr_run_too_one_killed_client_is_left_out_and_no_other(
     assert why.startswith("its process ended: killed")
     clients = results["models"]["polyak"]["clients"]
     assert {f"round 1, client {c}" for c in range(3) if c not in clients} == {who}
-    models, fold = tmp_path / "there/models", Fold(make_rule("polyak", beta=0.5))
+    models, fold = tmp_path / "there/models", Fold(Polyak(beta=0.5))
     for survivor in clients:
         fold.add(safetensors.torch.load_file(models / f"submodel-{survivor}.safetensors"), 4)
     merged = safetensors.torch.load_file(models / "polyak.safetensors")
