@@ -23,6 +23,7 @@ KINDS = ("rules", "sources", "partitions")
 
 _NAME = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")
 _registered: dict[tuple[str, str], Any] = {}
+_folders: list[Path] = []
 
 
 def register(kind: str, name: str, thing: Any) -> None:
@@ -70,7 +71,8 @@ def find(kind: str, key: str, name: str) -> Any:
     if not _NAME.fullmatch(name):
         raise UserError(f"{key}={name}: allowed is module:name, such as my_module:my_name")
     module, _, attribute = name.partition(":")
-    search(Path.cwd())
+    here = [str(folder) for folder in (Path.cwd(), *_folders)]
+    sys.path += [folder for folder in here if folder not in sys.path]
     importlib.invalidate_caches()  # the file may be a moment old
     with blamed(f"{key}={name}"):
         try:
@@ -93,9 +95,8 @@ def short_name(name: str) -> str:
 
 
 def search(folder: Path) -> None:
-    """Look for modules in this folder, too, after all others."""
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
+    """Look for the modules of ``module:name`` in this folder, too, after all others."""
+    _folders.append(folder)
 
 
 def check_call(key: str, function: Callable[..., Any], *given: Any, **parameters: Any) -> None:

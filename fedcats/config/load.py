@@ -11,7 +11,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fedcats import plugins
 from fedcats.config import paths
-from fedcats.config.schema import GROUPS, HELD_OUT, Config, StrategyConfig
+from fedcats.config.schema import GROUPS, HELD_OUT, Config, StrategyConfig, is_own_rule
 from fedcats.data.catalogue import OwnData
 from fedcats.data.partition import OwnPartition
 from fedcats.errors import UserError
@@ -147,7 +147,7 @@ def _plain(node: Any, where: str) -> dict[str, Any]:
 def _load_option(group: str, node: Any) -> Any:
     """A group that has a schema for each ``name``, or something of the user's own."""
     plain, options = _plain(node, group), GROUPS[group]
-    name = plain.get("name")
+    name = str(plain.get("name"))
     if name in options:
         if "name" not in {item.name for item in fields(options[name])}:
             del plain["name"]
@@ -156,7 +156,8 @@ def _load_option(group: str, node: Any) -> Any:
     if own is None or not plugins.is_own(kind, name):
         more = ", module:name" if own else ""
         raise UserError(f"{group}.name={name}: allowed are {', '.join(options)}{more}")
-    thing = plugins.find(kind, f"{group}.name", plain.pop("name"))
+    del plain["name"]
+    thing = plugins.find(kind, f"{group}.name", name)
     ours = {item.name for item in fields(own)} & {*plain} - {"parameters", "thing"}
     given = {key: plain.pop(key) for key in ours}
     parameters = plugins.without_unknown_nulls(thing, plain)
@@ -176,7 +177,7 @@ def _load_strategy(
     lists = [one for one in (plain.get("rules"), merge.get("rules")) if isinstance(one, list)]
     taken: dict[str, Any] = {}
     for name in dict.fromkeys(one for one in itertools.chain(*lists) if isinstance(one, str)):
-        if name not in RULES and plugins.is_own("rules", name):
+        if is_own_rule(name):
             short = plugins.short_name(name)
             if isinstance(plain.get(short), dict):
                 taken[short] = plain[short]

@@ -33,6 +33,8 @@ MODES = ("compare", "federated", "centralized", "merge")
 HELD_OUT = 0.2  # hold_out=null means this share where something is chosen
 CHOSEN = ("soup", "best")  # need held-out images to choose on
 SAVED = ("all", "merged", "none")
+MERGES = (*FOLDS, *CHOSEN, "ensemble")
+MODELS = (*RULES, *CHOSEN, "ensemble", "centralized")  # names that stay the package's
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class StrategyConfig(Limited):
     where = "strategy."
     rules: list[str] = checked(
         f"a list of {', '.join(RULES)}, module:name, each once",
-        lambda v: _is_list(v, lambda one: one in RULES or is_own("rules", one)),
+        lambda v: _is_list(v, lambda one: one in RULES or is_own_rule(one)),
     )
     order: Any = checked(
         "partition | reversed | shuffled | a list of all clients", lambda v: _is_order(v)
@@ -91,10 +93,8 @@ class MergeConfig(Limited):
 
     where = "merge."
     rules: list[str] = checked(
-        f"a list of {', '.join(FOLDS)}, {', '.join(CHOSEN)}, ensemble, module:name, each once",
-        lambda v: _is_list(
-            v, lambda one: one in (*FOLDS, *CHOSEN, "ensemble") or is_own("rules", one)
-        ),
+        f"a list of {', '.join(MERGES)}, module:name, each once",
+        lambda v: _is_list(v, lambda one: one in MERGES or is_own_rule(one)),
     )
     betas: list[float] = checked(
         "a list of different numbers from 0 to 1",
@@ -206,6 +206,11 @@ class Config(Limited):
         if self.hold_out is None:
             return HELD_OUT if self.choice else 0.0
         return self.hold_out
+
+
+def is_own_rule(name: Any) -> bool:
+    """Whether a name stands for a rule of the user's own."""
+    return name not in MODELS and is_own("rules", name)
 
 
 def _is_list(values: Any, allowed: Callable[[Any], bool]) -> bool:

@@ -15,22 +15,18 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from fedcats import plugins
 from fedcats.config.compose import hydra_error
 from fedcats.config.paths import literal, needed, quote
-from fedcats.config.schema import CHOSEN
+from fedcats.config.schema import MODELS
 from fedcats.environment import fail
 from fedcats.errors import RunError, UserError
 from fedcats.locks import try_lock
-from fedcats.merging.rules import RULES
 
 _held: dict[Path, int] = {}
 
-_OWN_RULE = r"[^\W\d]\w*@[\w.]*"
-
 # Exactly what a run writes: a folder may hold the user's own files too.
-_RULE = rf"(?:{'|'.join([*RULES, *CHOSEN, 'ensemble', _OWN_RULE])})(?:-[\w.-]+)?"
-_MODEL = rf"(?:centralized|submodel-\d+|{_RULE})"
+_RULES = "|".join(name for name in MODELS if name != "centralized")
+_MODEL = rf"(?:centralized|submodel-\d+|(?:{_RULES}|[^\W\d]\w*@[\w.]*)(?:-[\w.-]+)?)"
 _FIGURE = (
     "scores|difference|confusion|confusion_submodels|loss|weights|who-has-what|by-client|rounds|"
     "sweep|heat|dots"
@@ -95,10 +91,10 @@ def _fix(config: DictConfig, kind: str) -> Path:
 
 def file_stem(model: str) -> str:
     """What a model's files are called: a rule of the user's own is ``name@module``."""
-    if ":" in model or model in plugins.names("rules"):
-        module, _, name = model.rpartition(":")
-        return f"{name}@{module}"
-    return model.replace("/", "-")
+    if model in MODELS or model.startswith("submodel/"):
+        return model.replace("/", "-")
+    module, _, name = model.rpartition(":")
+    return f"{name}@{module}"
 
 
 def make(folder: Path, key: str = "hydra.run.dir") -> None:

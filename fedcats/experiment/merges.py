@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fedcats.data import Images
+from fedcats.errors import RunError
 from fedcats.experiment.folders import file_stem
 from fedcats.experiment.predictions import (
     Parts,
@@ -50,8 +51,10 @@ class SubModels:
 
     def parts(self, point: Point) -> Parts:
         """What the point's merge is the fold of."""
-        keys = tuple(self.keys[client] for client in point.clients)
-        return Parts(keys, tuple(point.steps(self.examples)))
+        keys, steps = [self.keys[client] for client in point.clients], point.steps(self.examples)
+        if steps[0] != 1.0:
+            raise RunError(f"{point.rule.name}: its first step is {steps[0]:g}; a grid needs 1")
+        return Parts(tuple(keys), tuple(steps))
 
 
 def test_points(

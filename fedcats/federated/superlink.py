@@ -190,7 +190,7 @@ def submit(
         "overrides": shlex.join(overrides),
         "home": str(home or ""),
         "ticket": str(ticket or ""),
-        "modules": str(Path.cwd()),
+        "modules": "" if re.search("[\udc80-\udcff]", str(Path.cwd())) else str(Path.cwd()),
     }
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.toml"
