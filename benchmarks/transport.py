@@ -27,14 +27,14 @@ from fedcats.federated.strategy import MergeStrategy
 from fedcats.federated.transport import ByReference
 from fedcats.merging.fold import Fold, check_update
 from fedcats.merging.plan import Plan
-from fedcats.merging.rules import make_rule
+from fedcats.merging.rules import Polyak
 from fedcats.models.weights import initial_weights
 from fedcats.storage import Store
 from fedcats.training.recipe import Recipe
 from fedcats.training.update import Task, Update, get_weights, put_weights, read
 
 RECIPE = Recipe(1, 4, 0.001, 0.0, False, 0.0, 0, 1.0, False)
-POLYAK = make_rule("polyak", beta=0.5)
+POLYAK = Polyak(beta=0.5)
 app = ClientApp()
 
 

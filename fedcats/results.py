@@ -103,6 +103,7 @@ class Model(Tested):
     key: NotRequired[
         Annotated[str | None, "of its weights in the store; null: `store.enabled=false`", _TRAINED]
     ]
+    title: NotRequired[Annotated[str, "the rule with its parameters, for a reader", _MERGED]]
     clients: NotRequired[
         Annotated[list[int], "who was merged in the last round, in that order", _MERGED]
     ]

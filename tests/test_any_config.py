@@ -10,7 +10,6 @@ import os
 import random
 import sys
 import traceback
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,10 +26,6 @@ from fedcats.errors import UserError
 from fedcats.experiment import baseline_process
 from fedcats.experiment import run as experiment_run
 from fedcats.experiment.inputs import deal_out
-from fedcats.experiment.train import make_merge
-from fedcats.merging.robust import Robust
-from fedcats.merging.server_optimizer import ServerOptimizer
-from fedcats.training.recipe import Recipe
 
 GROUPS = {
     path.name: sorted(file.stem for file in path.glob("*.yaml"))
@@ -89,17 +84,11 @@ def draw(chance: random.Random, keys: list[str]) -> list[str]:
 
 def build(config: Config) -> None:
     """All that a run makes of its configuration before it reads an image."""
-    recipe = Recipe(**asdict(config.train))
-    assert recipe.lr_at(0) > 0
-    beta = 0.5 if config.strategy.beta == "auto" else float(config.strategy.beta)
-    for name in config.strategy.rules:
-        rule = make_merge(config, name, beta, frozenset())
-        if isinstance(rule, Robust):
-            assert rule.label
-        elif isinstance(rule, ServerOptimizer):
-            assert rule.lr > 0
-        else:
-            assert 0 <= rule(2, 3, 6) <= 1
+    assert config.train.lr_at(0) > 0
+    for rule in [*config.rules.values(), *config.grid]:
+        assert rule.label
+        for one in rule.choices([0.5]) if rule.is_fold else []:
+            assert 0 <= one.step(2, 3, 6) <= 1
     if config.partition.name != "sites" and config.partition.num_shards <= 1000:
         labels = np.repeat([0, 1], [60, 70])
         shards = deal_out(config, SimpleNamespace(train=SimpleNamespace(labels=labels)))  # type: ignore[arg-type]

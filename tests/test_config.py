@@ -2,18 +2,14 @@
 
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from fedcats.config.compose import compose_config, conf_dir
 from fedcats.config.load import load
-from fedcats.data import make_partition
 from fedcats.errors import UserError
-from fedcats.experiment.train import make_merge
 from fedcats.models import build
-from fedcats.training.recipe import Recipe
 
 ROOT = ["data.root=photos"]
 EXTRA = {
@@ -52,9 +48,9 @@ def test_every_option_composes_and_builds(option: str) -> None:
     group, name = option.split("/")
     config = load(compose_config([f"{group}={name}", *EXTRA.get(option, [])]))
     assert build.build(config.model.name, 2)
-    assert Recipe(**vars(config.train)).epochs >= 1
-    assert [make_merge(config, rule, 0.5, frozenset()) for rule in config.strategy.rules]
-    shards = make_partition(labels=[0, 1] * 15_000, seed=0, **asdict(config.partition))
+    assert config.train.epochs >= 1
+    assert [rule.name for rule in config.rules.values()] == config.strategy.rules
+    shards = config.partition([0, 1] * 15_000, seed=0)
     assert len(shards) == 10
 
 
@@ -78,7 +74,8 @@ def test_defaults_are_the_papers() -> None:
     assert (config.partition.num_shards, config.partition.per_class) == (10, 99)
     train = config.train
     assert (train.lr, train.batch_size, train.epochs, train.momentum) == (0.001, 4, 10, 0.0)
-    assert (config.strategy.beta, config.rounds, config.model.name) == (0.5, 1, "alexnet")
+    assert (config.rules["polyak"].record, config.rounds) == ({"beta": 0.5}, 1)
+    assert config.model.name == "alexnet"
     assert config.strategy.rules == ["polyak", "fedavg"]
 
 

@@ -19,7 +19,7 @@ from fedcats.federated.local import LocalGrid
 from fedcats.federated.strategy import MergeStrategy
 from fedcats.federated.transport import ByReference
 from fedcats.merging.plan import Plan, merge_order
-from fedcats.merging.rules import make_rule
+from fedcats.merging.rules import FedAvg, Polyak
 from fedcats.storage import Store
 from fedcats.training.update import Task
 
@@ -80,7 +80,7 @@ def merge(
         return [(Task(f"client {c}", c, *same), f"u{c}") for c in clients]
 
     strategy = MergeStrategy(
-        {name: make_rule(name, beta=0.5) for name in ("polyak", "fedavg")},
+        {"polyak": Polyak(0.5), "fedavg": FedAvg()},
         Plan(order, 1.0, 0, "fail", 1),
         tasks,
         range(1, 100),

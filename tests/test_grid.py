@@ -12,6 +12,7 @@ from fedcats.errors import RunError
 from fedcats.merging import many
 from fedcats.merging.fold import Fold
 from fedcats.merging.many import Point, distinct_points, ensemble, greedy_soup, merge_points
+from fedcats.merging.rules import FedAvg, Polyak, Uniform
 from fedcats.storage import Store
 
 EXAMPLES = {0: 3, 1: 5, 2: 8, 3: 2}
@@ -38,13 +39,14 @@ def test_every_point_has_the_bytes_of_a_fold_of_its_own(
     store, own = Store(tmp_path), submodels()
     for i, model in enumerate(own):
         store.put(f"key{i}", model, {})
-    points = distinct_points(["polyak", "fedavg", "uniform"], [0.0, 0.3, 1.0], ORDERS)
+    rules = [*Polyak("auto").choices([0.0, 0.3, 1.0]), FedAvg(), Uniform()]
+    points = distinct_points(rules, ORDERS)
     assert len(points) == 3 * 2 + 2 + 2  # beta for polyak alone; an order that repeats is dropped
     keys = {i: f"key{i}" for i in range(4)}
     with ThreadPoolExecutor(3) as pool:
         merged = merge_points(store, keys, EXAMPLES, points, pool)
     for point, state in zip(points, merged, strict=True):
-        fold = Fold(point.make_rule())
+        fold = Fold(point.rule)
         for client in point.clients:
             fold.add(own[client], EXAMPLES[client])
         assert point.steps(EXAMPLES) == fold.steps
@@ -55,7 +57,7 @@ def test_every_point_has_the_bytes_of_a_fold_of_its_own(
 
 
 def test_a_submodel_that_is_gone_is_named(tmp_path: Path) -> None:
-    point = Point("uniform", None, "partition", (0,))
+    point = Point(Uniform(), "partition", (0,))
     with ThreadPoolExecutor(1) as pool, pytest.raises(RunError, match="a sub-model is gone"):
         merge_points(Store(tmp_path), {0: "no"}, {0: 1}, [point], pool)
 

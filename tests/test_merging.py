@@ -13,13 +13,13 @@ from fedcats.merging.fold import (
     effective_weights,
     has_outgrown,
 )
-from fedcats.merging.rules import make_rule
+from fedcats.merging.rules import RULES, FedAvg, Polyak, Uniform
 
 NAMES = ("polyak", "fedavg", "uniform")
 
 
 def fold(name: str, values: list[float], examples: list[int], beta: float = 0.5) -> Fold:
-    result = Fold(make_rule(name, beta=beta))
+    result = Fold(Polyak(beta) if name == "polyak" else RULES[name]())
     for value, count in zip(values, examples, strict=True):
         result.add({"w": torch.tensor([value])}, count)
     return result
@@ -94,7 +94,7 @@ def test_merging_equal_models_changes_nothing(
 def test_error_of_the_fold_is_half_a_unit_in_the_last_place() -> None:
     draw = np.random.default_rng(0)
     models = draw.normal(size=(40, 10_000)).astype(np.float32)
-    merged = Fold(make_rule("fedavg", beta=0.5))
+    merged = Fold(FedAvg())
     for model in models:
         merged.add({"w": torch.from_numpy(model)}, 3)
     exact = models.astype(np.longdouble).mean(axis=0)
@@ -104,7 +104,7 @@ def test_error_of_the_fold_is_half_a_unit_in_the_last_place() -> None:
 
 def test_the_update_is_not_changed_and_not_kept() -> None:
     first = {"w": torch.tensor([1.0], dtype=torch.float64)}
-    merged = Fold(make_rule("uniform", beta=0.5))
+    merged = Fold(Uniform())
     merged.add(first, 1)
     merged.add({"w": torch.tensor([3.0], dtype=torch.float64)}, 1)
     assert first["w"].item() == 1.0
@@ -112,7 +112,7 @@ def test_the_update_is_not_changed_and_not_kept() -> None:
 
 
 def test_integer_counters_are_rounded() -> None:
-    merged = Fold(make_rule("polyak", beta=0.5))
+    merged = Fold(Polyak(beta=0.5))
     for count in (10, 13):
         merged.add({"num_batches_tracked": torch.tensor(count)}, 1)
     result = merged.result()["num_batches_tracked"]
@@ -121,7 +121,7 @@ def test_integer_counters_are_rounded() -> None:
 
 
 def test_empty_and_weightless_input_raises() -> None:
-    merged = Fold(make_rule("fedavg", beta=0.5))
+    merged = Fold(FedAvg())
     with pytest.raises(ValueError, match="nothing to merge"):
         merged.result()
     with pytest.raises(ValueError, match="0 examples cannot be merged"):
@@ -163,16 +163,16 @@ def test_an_update_too_far_from_its_start() -> None:
 
 
 def test_a_fold_that_starts_from_the_global_model_by_hand() -> None:
-    fold = Fold(make_rule("polyak", beta=0.5, start="global"), {"w": torch.tensor([8.0])})
+    fold = Fold(Polyak(beta=0.5, start="global"), {"w": torch.tensor([8.0])})
     for value in (4.0, 2.0):
         fold.add({"w": torch.tensor([value])}, 1)
     assert fold.result()["w"].item() == 0.25 * 8 + 0.25 * 4 + 0.5 * 2
     assert fold.effective_weights == [0.25, 0.5]
-    one = Fold(make_rule("polyak", beta=1.0, start="global"), {"w": torch.tensor([8.0])})
+    one = Fold(Polyak(beta=1.0, start="global"), {"w": torch.tensor([8.0])})
     one.add({"w": torch.tensor([4.0])}, 1)
     assert one.result()["w"].item() == 4.0
     with pytest.raises(ValueError, match="needs a model to start from"):
-        Fold(make_rule("polyak", beta=0.5, start="global")).add({"w": torch.zeros(1)}, 1)
+        Fold(Polyak(beta=0.5, start="global")).add({"w": torch.zeros(1)}, 1)
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,7 @@ def fake_run(
             one = model(rule, 2.3 + 0.06 * number + 0.05 * (rule == "fedavg"))
             models[rule] = {
                 **one,
+                "title": {"polyak": "Polyak β = 0.5", "fedavg": "FedAvg"}.get(rule, rule),
                 "effective_weights": weights[rule],
                 "n_eff": 1 / sum(w * w for w in weights[rule]),
             }
@@ -185,7 +186,9 @@ def small(**more: Any) -> dict[str, Any]:
             "centralized": model(0.96, 0.95, 0.97, training=training),
             "submodel/0": model(0.90, 0.91, 0.92),
             "submodel/1": model(0.92, 0.93, 0.94),
-            "polyak": model(0.95, 0.955, 0.94, effective_weights=[0.5, 0.5], n_eff=2.0),
+            "polyak": model(
+                0.95, 0.955, 0.94, title="Polyak β = 0.5", effective_weights=[0.5, 0.5], n_eff=2.0
+            ),
         },
         "comparison": {
             "polyak": {

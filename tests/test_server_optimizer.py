@@ -16,8 +16,8 @@ from flwr.serverapp import strategy as flower
 from fedcats.errors import RunError
 from fedcats.federated.local import LocalGrid
 from fedcats.merging.fold import Fold
-from fedcats.merging.rules import make_rule
-from fedcats.merging.server_optimizer import FedAdam, FedAvgM, Memory, ServerOptimizer
+from fedcats.merging.rules import FedAdam, FedAvg, FedAvgM, ServerOptimizer
+from fedcats.merging.server_optimizer import Memory, server_step
 
 State = dict[str, torch.Tensor]
 Go = Callable[..., tuple[dict[str, Any], Path]]
@@ -42,10 +42,10 @@ def updates(start: State, server_round: int) -> list[State]:
 def merge(
     optimizer: ServerOptimizer, start: State, own: list[State], memory: Memory
 ) -> tuple[State, Memory]:
-    fold = Fold(make_rule("fedavg", beta=0.5))
+    fold = Fold(FedAvg())
     for state, size in zip(own, SIZES, strict=True):
         fold.add(state, size)
-    return optimizer.merge(start, fold.exact(), memory)
+    return server_step(optimizer, start, fold.exact(), memory, KEYS)
 
 
 def flowers(strategy: Any, server_round: int, start: State, own: list[State]) -> State:
@@ -80,7 +80,7 @@ def close(ours: State, theirs: State) -> bool:
 
 @pytest.mark.parametrize(("lr", "momentum"), [(1.0, 0.9), (0.3, 0.5), (0.5, 0.0)])
 def test_fedavgm_is_flowers(lr: float, momentum: float) -> None:
-    ours = FedAvgM(lr=lr, momentum=momentum, parameters=KEYS)
+    ours = FedAvgM(lr=lr, momentum=momentum)
     theirs = flower.FedAvgM(server_learning_rate=lr, server_momentum=momentum)
     start, memory = states(0), {}
     for server_round in (1, 2, 3):
@@ -100,7 +100,7 @@ def test_fedadam_is_flowers_but_for_two_things() -> None:
         own = updates(start, server_round)
         t = server_round + 1  # where Adam has server_round
         lr = 0.02 * math.sqrt(1 - 0.99**t) / (1 - 0.9**t)
-        ours = FedAdam(lr=lr, parameters=KEYS, **settings)
+        ours = FedAdam(lr=lr, **settings)
         merged, memory = merge(ours, start, own, memory)
         assert close(merged, flowers(theirs, server_round, start, own)), server_round
         start = merged
@@ -108,14 +108,14 @@ def test_fedadam_is_flowers_but_for_two_things() -> None:
 
 def test_fedadam_by_hand() -> None:
     """Algorithm 2 of Reddi et al. for one weight and two rounds."""
-    adam = FedAdam(lr=0.5, beta_1=0.8, beta_2=0.75, tau=2.0, parameters=frozenset({"w"}))
+    adam = FedAdam(lr=0.5, beta_1=0.8, beta_2=0.75, tau=2.0)
     w, memory = {"w": torch.tensor([1.0])}, {}
-    w, memory = adam.merge(w, {"w": torch.tensor([5.0]).double()}, memory)
+    w, memory = server_step(adam, w, {"w": torch.tensor([5.0]).double()}, memory, KEYS)
     # m = 0.2 * 4; v = 0.75 * 2^2 + 0.25 * 4^2 = 7
     assert w["w"].item() == np.float32(1 + 0.5 * 0.8 / (math.sqrt(7) + 2))
     assert [value.item() for value in memory["w"]] == pytest.approx([0.8, 7.0])
     before = w["w"].item()
-    w, _ = adam.merge(w, {"w": torch.tensor([before - 2.0]).double()}, memory)
+    w, _ = server_step(adam, w, {"w": torch.tensor([before - 2.0]).double()}, memory, KEYS)
     # m = 0.8 * 0.8 + 0.2 * -2; v = 0.75 * 7 + 0.25 * 2^2 = 6.25
     assert w["w"].item() == np.float32(before + 0.5 * 0.24 / (2.5 + 2))
 
@@ -123,8 +123,8 @@ def test_fedadam_by_hand() -> None:
 @pytest.mark.parametrize(
     "optimizer",
     [
-        FedAvgM(lr=1.0, momentum=0.9, parameters=KEYS),
-        FedAdam(lr=0.1, beta_1=0.9, beta_2=0.99, tau=1e-3, parameters=KEYS),
+        FedAvgM(lr=1.0, momentum=0.9),
+        FedAdam(lr=0.1, beta_1=0.9, beta_2=0.99, tau=1e-3),
     ],
 )
 def test_statistics_are_averaged_only_and_the_memory_is_not_changed(
@@ -134,9 +134,9 @@ def test_statistics_are_averaged_only_and_the_memory_is_not_changed(
     mean = {k: v.double() + 0.25 for k, v in start.items()} | {
         "batches": torch.tensor(9.6).double()
     }
-    one, first = optimizer.merge(start, mean, {})
+    one, first = server_step(optimizer, start, mean, {}, KEYS)
     kept = {k: tuple(v.clone() for v in values) for k, values in first.items()}
-    two, _ = optimizer.merge(one, mean, first)
+    two, _ = server_step(optimizer, one, mean, first, KEYS)
     for merged in (one, two):
         assert torch.equal(merged["variance"], torch.full((2,), 1.25))
         assert merged["batches"] == 10
@@ -146,7 +146,7 @@ def test_statistics_are_averaged_only_and_the_memory_is_not_changed(
 
 
 def test_a_step_that_is_too_long_is_an_error() -> None:
-    huge = FedAvgM(lr=1e42, momentum=0.0, parameters=KEYS)
+    huge = FedAvgM(lr=1e42, momentum=0.0)
     start = states(0)
     with pytest.raises(ValueError, match=r"FedAvgM with lr=1e\+42: w has values that are not fin"):
         merge(huge, start, updates(start, 1), {})

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from fedcats.config.compose import compose_config
 from fedcats.config.load import load
 from fedcats.config.paths import needed
-from fedcats.config.schema import Config, PhotoData
+from fedcats.config.schema import Config
+from fedcats.data.catalogue import Photos
 from fedcats.environment import disk_error, output_lost, settle
 from fedcats.errors import RunError, UserError
 
@@ -71,7 +72,7 @@ def check(config: Config, *, findings: bool) -> Dataset:
     UserError
         When there are more unusable files than ``data.max_bad_fraction`` allows, after printing.
     """
-    if findings and isinstance(config.data, PhotoData):
+    if findings and isinstance(config.data, Photos):
         for line in report(_decoded(config, strict=False).audit):
             print(line)
     dataset = _decoded(config)

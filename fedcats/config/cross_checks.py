@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fedcats.config.schema import HELD_OUT, Config, PhotoData
+from fedcats.config.schema import HELD_OUT, Config
 
 
 def faults(config: Config) -> Iterator[str]:
@@ -64,11 +64,22 @@ def _merge_needs_all(config: Config) -> str | None:
     return None
 
 
-def _start_is_first(config: Config) -> str | None:
-    merge = config.mode == "merge"
-    if config.strategy.start != "first" and (merge or config.choice == "strategy.beta=auto"):
-        what = "mode=merge" if merge else "strategy.beta=auto"
-        return f"strategy.start={config.strategy.start}: {what} knows only first"
+def _grid_is_of_folds(config: Config) -> str | None:
+    for name in config.merge.rules:
+        if name in config.available and not config.available[name].is_fold:
+            return f"merge.rules: {name} is no fold; mode=merge merges by rules with steps"
+    return None
+
+
+def _first_is_whole(config: Config) -> str | None:
+    """What ``mode=merge`` and ``strategy.beta=auto`` merge begins with the first model."""
+    undecided = [rule for rule in config.rules.values() if rule.undecided]
+    tried = config.grid if config.mode == "merge" else undecided if config.choice else []
+    for rule in tried:
+        if rule.choices(config.merge.betas)[0].step(1, 1, 1) != 1.0:
+            what = "mode=merge" if config.mode == "merge" else config.choice
+            key = "strategy.start=global" if rule.name == "polyak" else f"merge.rules: {rule.name}"
+            return f"{key}: {what} knows only first, a first step of 1"
     return None
 
 
@@ -91,33 +102,18 @@ def _sites_keep_photos(config: Config) -> str | None:
     return None
 
 
-def _krum_needs_clients(config: Config) -> str | None:
-    shards, strategy = _shards(config), config.strategy
-    if "krum" not in strategy.rules or shards is None:
+def _rules_have_clients(config: Config) -> str | None:
+    shards = _shards(config)
+    if shards is None or config.mode not in ("compare", "federated"):
         return None
-    need = 2 * strategy.malicious + 3
-    asked = max(1, math.floor(strategy.fraction * shards + 0.5))
-    if asked >= need:
-        return None
-    return (
-        f"strategy.rules: krum with strategy.malicious={strategy.malicious} needs "
-        f"at least {need} clients in a round, there are {asked}"
-    )
+    asked = max(1, math.floor(config.strategy.fraction * shards + 0.5))
+    refused = (rule.refusal(asked) for rule in config.rules.values())
+    return next((f"strategy.rules: {why}" for why in refused if why), None)
 
 
 def _nesterov_needs_momentum(config: Config) -> str | None:
     if config.train.nesterov and config.train.momentum == 0:
         return "train.nesterov=true: needs train.momentum above 0"
-    return None
-
-
-def _limit_or_counts(config: Config) -> str | None:
-    data = config.data
-    if isinstance(data, PhotoData) and data.limit is not None and data.counts is not None:
-        return (
-            f"data.limit={data.limit}: only one of data.limit and data.counts can be set; "
-            "data.counts=null takes the limit"
-        )
     return None
 
 
@@ -127,10 +123,10 @@ _RULES: tuple[Callable[[Config], str | None], ...] = (
     _attackers_exist,
     _merge_is_one_round,
     _merge_needs_all,
-    _start_is_first,
+    _grid_is_of_folds,
+    _first_is_whole,
     _choice_needs_photos,
     _sites_keep_photos,
-    _krum_needs_clients,
+    _rules_have_clients,
     _nesterov_needs_momentum,
-    _limit_or_counts,
 )

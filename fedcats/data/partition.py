@@ -1,20 +1,27 @@
 """Who has which image: the training images dealt out to clients.
 
 A partition is a function of the labels and a seed that returns one array of positions for each
-shard; the arrays are disjoint. `make_partition` finds it by name.
+shard; the arrays are disjoint. Its parameters, with their limits, are a dataclass: `PARTITIONS`
+has each by name. NumPy is imported when images are dealt out: the command line reads the limits.
 """
 
-import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from __future__ import annotations
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from fedcats.errors import UserError
+from fedcats.limits import Limited, number, optional
+from fedcats.plugins import blamed, check_call
 from fedcats.seeding import derive_seed
 
-Shards = list[NDArray[np.int64]]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+    Shards = list[NDArray[np.int64]]
 
 
 def paper_partition(labels: ArrayLike, num_shards: int, per_class: int | None, seed: int) -> Shards:
@@ -43,8 +50,9 @@ def paper_partition(labels: ArrayLike, num_shards: int, per_class: int | None, s
     UserError
         When the images are too few; the message says how many shards, or images, would fit.
     """
+    import numpy as np
+
     labels = np.asarray(labels)
-    _check_num_shards(num_shards)
     positions = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     fewest = min((len(of_class) for of_class in positions), default=0)
     if per_class is None and num_shards > fewest:
@@ -87,227 +95,316 @@ def _what_fits(fewest: int, num_shards: int, per_class: int) -> str:
     return " or ".join(options) + " would fit"
 
 
-def iid_partition(labels: ArrayLike, num_shards: int, seed: int) -> Shards:
-    """Shuffle all images and deal them out; the sizes differ by at most one.
+class Partition(Limited):
+    """A partition with its parameters.
 
-    Parameters
+    Attributes
     ----------
-    labels
-        (n,), the class of each training image; only its length matters.
-    num_shards
-        1 .. n.
-    seed
-        Decides the shuffle.
-
-    Returns
-    -------
-    list of numpy.ndarray
-        `num_shards` arrays of positions, int64, ascending, disjoint, together all images.
-
-    Raises
-    ------
-    UserError
-        When there are more shards than images.
-    """
-    n = len(np.asarray(labels))
-    _check_num_shards(num_shards)
-    if num_shards > n:
-        raise UserError(
-            f"partition.num_shards={num_shards}: there are only {n} training images, "
-            f"at most {n} shards would fit"
-        )
-    rng = np.random.default_rng(derive_seed(seed, "partition", "iid"))
-    return [np.sort(part) for part in np.array_split(rng.permutation(n), num_shards)]
-
-
-# --- shards that are not equal, by flwr-datasets --------------------------------------------------
-
-
-def dirichlet_partition(
-    labels: ArrayLike, num_shards: int, alpha: float, min_size: int, seed: int
-) -> Shards:
-    """Divide each class among the shards in proportions from a Dirichlet distribution.
-
-    Parameters
-    ----------
-    labels
-        (n,), the class of each training image.
+    name
+        In the configuration.
     num_shards
         How many shards.
-    alpha
-        Concentration, above 0: small for very different shards, large for similar ones.
-    min_size
-        Smallest number of images in a shard; the draw is repeated up to ten times to get there.
-    seed
-        Decides the proportions, and which images go where.
-
-    Returns
-    -------
-    list of numpy.ndarray
-        `num_shards` arrays of positions, int64, ascending, disjoint, together all images. A shard
-        may lack a class.
-
-    Raises
-    ------
-    UserError
-        When a shard would be smaller than `min_size`.
     """
-    if not (alpha > 0 and np.isfinite(alpha)):
-        raise UserError(f"partition.alpha={alpha}: must be a number above 0")
-    options = {"partition_by": "label", "alpha": float(alpha), "min_partition_size": 0}
-    return _by_flower("dirichlet", labels, num_shards, min_size, seed, options, attempts=10)
+
+    where = "partition."
+    name: str
+    num_shards: int
+
+    def __call__(self, labels: ArrayLike, seed: int) -> Shards:
+        """Deal out the training images.
+
+        Parameters
+        ----------
+        labels
+            (n,), the class of each training image.
+        seed
+            Decides which images go where, and nothing else.
+
+        Returns
+        -------
+        list of numpy.ndarray
+            `num_shards` arrays of positions in `labels`, int64, ascending, disjoint.
+
+        Raises
+        ------
+        UserError
+            When the images do not suffice.
+        """
+        raise NotImplementedError
 
 
-def pathological_partition(
-    labels: ArrayLike, num_shards: int, classes_per_shard: int, min_size: int, seed: int
-) -> Shards:
-    """Give each shard images of a few classes only (every class is used where that is possible).
+@dataclass(frozen=True)
+class Paper(Partition):
+    """``partition=paper`` and ``equal``: equally many images of each class in each shard.
 
-    Parameters
+    Attributes
     ----------
-    classes_per_shard
-        Classes in each shard, from 1 to the number of classes. The first goes round, shard by
-        shard, the others are drawn.
-    labels, num_shards, min_size, seed
-        As in `dirichlet_partition`.
-
-    Returns
-    -------
-    list of numpy.ndarray
-        As `dirichlet_partition`; images of a class that no shard has are left out.
-
-    Raises
-    ------
-    UserError
-        When there are not so many classes, or a shard would be smaller than `min_size`.
+    per_class
+        As in `paper_partition`.
     """
-    classes = len(np.unique(np.asarray(labels)))
-    if not 1 <= classes_per_shard <= classes:
-        raise UserError(
-            f"partition.classes_per_shard={classes_per_shard}: must be from 1 to {classes}, the "
-            "number of classes"
-        )
-    options = {
-        "partition_by": "label",
-        "num_classes_per_partition": classes_per_shard,
-        "class_assignment_mode": "first-deterministic",
-    }
-    return _by_flower("pathological", labels, num_shards, min_size, seed, options)
+
+    name = "paper"
+    num_shards: int = number(1)
+    per_class: int | None = optional(number(1))
+
+    def __call__(self, labels: ArrayLike, seed: int) -> Shards:
+        """See `paper_partition`."""
+        return paper_partition(labels, self.num_shards, self.per_class, seed)
 
 
-def shard_partition(
-    labels: ArrayLike, num_shards: int, pieces_per_shard: int, min_size: int, seed: int
-) -> Shards:
-    """Sort the images by class, cut them into pieces, and deal out the pieces (McMahan et al.).
+@dataclass(frozen=True)
+class Iid(Partition):
+    """``partition=iid``: all images shuffled and dealt out; the sizes differ by at most one."""
 
-    Parameters
-    ----------
-    pieces_per_shard
-        Pieces of equal size for each shard, from 1. With 2, most shards hold one or two classes.
-    labels, num_shards, min_size, seed
-        As in `dirichlet_partition`.
+    name = "iid"
+    num_shards: int = number(1)
 
-    Returns
-    -------
-    list of numpy.ndarray
-        As `dirichlet_partition`, all of one size; images that fill no piece are left out.
+    def __call__(self, labels: ArrayLike, seed: int) -> Shards:
+        """Together they are all images."""
+        import numpy as np
 
-    Raises
-    ------
-    UserError
-        When a shard would be smaller than `min_size`, or a piece empty.
-    """
-    if pieces_per_shard < 1:
-        raise UserError(f"partition.pieces_per_shard={pieces_per_shard}: must be at least 1")
-    n = len(np.asarray(labels))
-    if num_shards >= 1 and num_shards * pieces_per_shard > n:
-        raise UserError(
-            f"partition.pieces_per_shard={pieces_per_shard}: {num_shards} shards would need "
-            f"{num_shards * pieces_per_shard} pieces, but there are only {n} training images"
-        )
-    options = {"partition_by": "label", "num_shards_per_partition": pieces_per_shard}
-    return _by_flower("shard", labels, num_shards, min_size, seed, options)
+        n = len(np.asarray(labels))
+        if self.num_shards > n:
+            raise UserError(
+                f"partition.num_shards={self.num_shards}: there are only {n} training images, "
+                f"at most {n} shards would fit"
+            )
+        rng = np.random.default_rng(derive_seed(seed, "partition", "iid"))
+        return [np.sort(part) for part in np.array_split(rng.permutation(n), self.num_shards)]
 
 
-def linear_partition(labels: ArrayLike, num_shards: int, min_size: int, seed: int) -> Shards:
-    """Deal out shards of different size: shard i gets i + 1 parts of all images, at random.
-
-    Parameters, result and errors as in `dirichlet_partition`.
-    """
-    return _by_flower("linear", labels, num_shards, min_size, seed, {})
-
-
-def square_partition(labels: ArrayLike, num_shards: int, min_size: int, seed: int) -> Shards:
-    """Deal out as `linear_partition`, but (i + 1) squared parts to shard i."""
-    return _by_flower("square", labels, num_shards, min_size, seed, {})
-
-
-def exponential_partition(labels: ArrayLike, num_shards: int, min_size: int, seed: int) -> Shards:
-    """Deal out as `linear_partition`, but exp(i + 1) parts to shard i: the last has most images."""
-    return _by_flower("exponential", labels, num_shards, min_size, seed, {})
-
-
-def _by_flower(
-    name: str,
-    labels: ArrayLike,
-    num_shards: int,
-    min_size: int,
-    seed: int,
-    options: dict[str, Any],
-    attempts: int = 1,
-) -> Shards:
-    """Deal out by a partitioner of flwr-datasets, over shuffled labels.
+@dataclass(frozen=True)
+class Skewed(Partition):
+    """Shards that are not equal, by the partitioner of flwr-datasets with this name.
 
     Flower's partitioners take the images of a class, or of all, in the order in which they come;
     so they are shuffled before, and the shards do not follow the order of the files.
+
+    Attributes
+    ----------
+    min_size
+        Smallest number of images in a shard; fewer are an error.
+    attempts
+        How often it is drawn to get there.
     """
-    labels = np.asarray(labels)
-    n = len(labels)
-    _check_num_shards(num_shards)
-    if min_size < 1:
-        raise UserError(f"partition.min_size={min_size}: must be at least 1")
-    if num_shards * min_size > n:
+
+    num_shards: int = number(1)
+    min_size: int = number(1)
+    attempts = 1
+    hint = ""
+
+    def options(self, labels: NDArray[np.int64]) -> dict[str, Any]:
+        """What the partitioner takes; UserError for what cannot be done with these labels."""
+        return {}
+
+    def __call__(self, labels: ArrayLike, seed: int) -> Shards:
+        """A shard may lack a class."""
+        import numpy as np
+
+        labels = np.asarray(labels)
+        n, options = len(labels), self.options(labels)
+        if self.num_shards * self.min_size > n:
+            raise UserError(
+                f"partition.num_shards={self.num_shards}: there are only {n} training images, at "
+                f"most {n // self.min_size} shards of partition.min_size={self.min_size} would fit"
+            )
+        rng = np.random.default_rng(derive_seed(seed, "partition", self.name))
+        order = rng.permutation(n)
+        for _ in range(self.attempts):
+            if options:
+                options |= {"partition_by": "label", "seed": int(rng.integers(2**32))}
+                options |= {"shuffle": False}
+            shards = self._load_all(options, labels[order], order)
+            sizes = [len(shard) for shard in shards]
+            if min(sizes) >= self.min_size:
+                return shards
+        smallest = int(np.argmin(sizes))
         raise UserError(
-            f"partition.num_shards={num_shards}: there are only {n} training images, at most "
-            f"{n // min_size} shards of partition.min_size={min_size} would fit"
+            f"partition={self.name}: shard {smallest} would have {sizes[smallest]} of {n} training "
+            f"images, fewer than partition.min_size={self.min_size}; {self.hint}lower "
+            "partition.num_shards or partition.min_size"
         )
-    rng = np.random.default_rng(derive_seed(seed, "partition", name))
-    order = rng.permutation(n)
-    for _ in range(attempts):
-        if "partition_by" in options:
-            options |= {"seed": int(rng.integers(2**32)), "shuffle": False}
-        shards = _load_all(name, options | {"num_partitions": num_shards}, labels[order], order)
-        sizes = [len(shard) for shard in shards]
-        if min(sizes) >= min_size:
-            return shards
-    smallest = int(np.argmin(sizes))
-    alpha = "raise partition.alpha, or " if "alpha" in options else ""
-    raise UserError(
-        f"partition={name}: shard {smallest} would have {sizes[smallest]} of {n} training images, "
-        f"fewer than partition.min_size={min_size}; {alpha}lower partition.num_shards or "
-        "partition.min_size"
-    )
+
+    def _load_all(
+        self, options: dict[str, Any], labels: NDArray[np.int64], order: NDArray[np.int64]
+    ) -> Shards:
+        import datasets  # heavy, and only these partitions need it
+        import numpy as np
+        from flwr_datasets import partitioner as flower
+
+        kind = getattr(flower, f"{self.name.capitalize()}Partitioner")
+        partitioner = kind(num_partitions=self.num_shards, **options)
+        partitioner.dataset = datasets.Dataset.from_dict({"label": labels, "position": order})
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of classes that no shard has; documented
+                parts = [partitioner.load_partition(i) for i in range(self.num_shards)]
+        except ValueError:  # the numbers were checked before, so this is what is left
+            raise UserError(
+                f"partition={self.name}: {len(labels)} training images are too few for "
+                f"{self.num_shards} such shards, some would be empty; lower partition.num_shards"
+            ) from None
+        return [np.sort(np.asarray(part["position"], dtype=np.int64)) for part in parts]
 
 
-def _load_all(
-    name: str, options: dict[str, Any], labels: NDArray[np.int64], order: NDArray[np.int64]
+@dataclass(frozen=True)
+class Linear(Skewed):
+    """``partition=linear``: shard i gets i + 1 parts of all images, at random."""
+
+    name = "linear"
+
+
+@dataclass(frozen=True)
+class Square(Skewed):
+    """``partition=square``: (i + 1) squared parts for shard i."""
+
+    name = "square"
+
+
+@dataclass(frozen=True)
+class Exponential(Skewed):
+    """``partition=exponential``: exp(i + 1) parts for shard i: the last has most images."""
+
+    name = "exponential"
+
+
+@dataclass(frozen=True)
+class Dirichlet(Skewed):
+    """``partition=dirichlet``: each class in proportions from a Dirichlet distribution.
+
+    Attributes
+    ----------
+    alpha
+        Concentration: small for very different shards, large for similar ones.
+    """
+
+    name = "dirichlet"
+    attempts = 10
+    hint = "raise partition.alpha, or "
+    alpha: float = number(0, above=True)
+
+    def options(self, labels: NDArray[np.int64]) -> dict[str, Any]:
+        """The draw is repeated here."""
+        return {"alpha": float(self.alpha), "min_partition_size": 0}
+
+
+@dataclass(frozen=True)
+class Pathological(Skewed):
+    """``partition=pathological``: a few classes only in each shard, all of them where possible.
+
+    Images of a class that no shard has are left out.
+
+    Attributes
+    ----------
+    classes_per_shard
+        The first goes round, shard by shard, the others are drawn.
+    """
+
+    name = "pathological"
+    classes_per_shard: int = number(1)
+
+    def options(self, labels: NDArray[np.int64]) -> dict[str, Any]:
+        """So many classes there must be."""
+        classes = len({*labels.tolist()})
+        if self.classes_per_shard > classes:
+            raise UserError(
+                f"partition.classes_per_shard={self.classes_per_shard}: must be from 1 to "
+                f"{classes}, the number of classes"
+            )
+        return {
+            "num_classes_per_partition": self.classes_per_shard,
+            "class_assignment_mode": "first-deterministic",
+        }
+
+
+@dataclass(frozen=True)
+class Shard(Skewed):
+    """``partition=shard``: images sorted by class, cut into pieces, dealt out (McMahan et al.).
+
+    All shards have one size; images that fill no piece are left out.
+
+    Attributes
+    ----------
+    pieces_per_shard
+        Pieces of equal size for each shard. With 2, most shards hold one or two classes.
+    """
+
+    name = "shard"
+    pieces_per_shard: int = number(1)
+
+    def options(self, labels: NDArray[np.int64]) -> dict[str, Any]:
+        """A piece must not be empty."""
+        pieces = self.num_shards * self.pieces_per_shard
+        if pieces > len(labels):
+            raise UserError(
+                f"partition.pieces_per_shard={self.pieces_per_shard}: {self.num_shards} shards "
+                f"would need {pieces} pieces, but there are only {len(labels)} training images"
+            )
+        return {"num_shards_per_partition": self.pieces_per_shard}
+
+
+PARTITIONS: dict[str, type[Partition]] = {
+    partition.name: partition
+    for partition in (Paper, Iid, Dirichlet, Pathological, Shard, Linear, Square, Exponential)
+}
+"""Every partition of the package, by the name that `partition=` takes."""
+
+
+@dataclass(frozen=True)
+class OwnPartition(Partition):
+    """A user's own: ``thing(labels, num_shards, seed, **parameters)``, whose shards are checked."""
+
+    name: str
+    num_shards: int = number(1)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    thing: Callable[..., Any] = field(repr=False, kw_only=True)
+
+    @property
+    def what(self) -> str:
+        """What it is called in errors."""
+        return f"partition.name={self.name}"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not callable(self.thing):
+            kind = type(self.thing).__name__
+            raise UserError(f"{self.what}: is a {kind}; allowed is a function")
+        check_call(self.what, self.thing, [], self.num_shards, 0, **self.parameters)
+
+    def __call__(self, labels: ArrayLike, seed: int) -> Shards:
+        """As `Partition`; UserError, too, for what the function gives or raises."""
+        import numpy as np
+
+        n = len(np.asarray(labels))
+        with blamed(self.what):
+            given = self.thing(np.array(labels), self.num_shards, seed, **self.parameters)
+            shards = [np.asarray(shard) for shard in given]
+        if len(shards) != self.num_shards:
+            raise UserError(
+                f"{self.what}: gives {len(shards)} shards; partition.num_shards={self.num_shards}"
+            )
+        for i, shard in enumerate(shards):
+            if shard.ndim != 1 or shard.dtype.kind not in "iu" or not len(shard):
+                raise UserError(
+                    f"{self.what}: shard {i} is {shard.dtype} {shard.shape}; allowed are whole "
+                    "numbers in one dimension, at least one"
+                )
+        together = np.concatenate(shards).astype(np.int64)
+        if together.min() < 0 or together.max() >= n or len(np.unique(together)) < len(together):
+            raise UserError(
+                f"{self.what}: its shards are not disjoint, or not all from 0 to {n - 1}, the "
+                "positions of the labels"
+            )
+        return [np.sort(shard).astype(np.int64) for shard in shards]
+
+
+def make_partition(
+    name: str, labels: ArrayLike, num_shards: int, seed: int, **parameters: Any
 ) -> Shards:
-    import datasets  # heavy, and only these partitions need it
-    from flwr_datasets import partitioner as flower
-
-    partitioner = getattr(flower, f"{name.capitalize()}Partitioner")(**options)
-    partitioner.dataset = datasets.Dataset.from_dict({"label": labels, "position": order})
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of classes that no shard has; documented above
-            parts = [partitioner.load_partition(i) for i in range(options["num_partitions"])]
-    except ValueError:  # the numbers were checked before, so this is what is left
-        raise UserError(
-            f"partition={name}: {len(labels)} training images are too few for "
-            f"{options['num_partitions']} such shards, some would be empty; lower "
-            "partition.num_shards"
-        ) from None
-    return [np.sort(np.asarray(part["position"], dtype=np.int64)) for part in parts]
+    """Deal out by the partition called `name`, one of `PARTITIONS`; see `Partition`."""
+    if name not in PARTITIONS:
+        raise UserError(f"partition.name={name}: must be one of {', '.join(PARTITIONS)}")
+    return PARTITIONS[name](num_shards=num_shards, **parameters)(labels, seed)  # type: ignore[call-arg]
 
 
 def hold_out(
@@ -337,6 +434,8 @@ def hold_out(
     UserError
         When `fraction` is out of range.
     """
+    import numpy as np
+
     if not 0 <= fraction < 1:
         raise UserError(f"partition.hold_out={fraction}: must be from 0 to below 1")
     labels = np.asarray(labels)
@@ -351,52 +450,3 @@ def hold_out(
         held_out.append(held)
         training.append(np.setdiff1d(shard, held))
     return training, held_out
-
-
-def _check_num_shards(num_shards: int) -> None:
-    if num_shards < 1:
-        raise UserError(f"partition.num_shards={num_shards}: must be at least 1")
-
-
-PARTITIONS: dict[str, Callable[..., Shards]] = {
-    "paper": paper_partition,
-    "iid": iid_partition,
-    "dirichlet": dirichlet_partition,
-    "pathological": pathological_partition,
-    "shard": shard_partition,
-    "linear": linear_partition,
-    "square": square_partition,
-    "exponential": exponential_partition,
-}
-"""Every partition, by the name that `partition=` takes."""
-
-
-def make_partition(
-    name: str, labels: Sequence[int] | ArrayLike, num_shards: int, seed: int, **params: Any
-) -> Shards:
-    """Deal out the training images by the partition called `name`.
-
-    Parameters
-    ----------
-    name
-        One of `PARTITIONS`.
-    labels
-        (n,), the class of each training image.
-    num_shards, seed
-        As the partition takes them.
-    **params
-        What the partition takes beyond these, such as `per_class`.
-
-    Returns
-    -------
-    list of numpy.ndarray
-        One array of positions for each shard.
-
-    Raises
-    ------
-    UserError
-        For an unknown name, and when the images do not suffice.
-    """
-    if name not in PARTITIONS:
-        raise UserError(f"partition.name={name}: must be one of {', '.join(PARTITIONS)}")
-    return PARTITIONS[name](labels, num_shards=num_shards, seed=seed, **params)

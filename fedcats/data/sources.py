@@ -1,6 +1,6 @@
 """Where images come from: a list of items with labels, and a way to read each.
 
-A source lists and reads; nothing is decoded before `fedcats.data.prepare.prepare`.
+A source lists and reads; nothing is decoded before `fedcats.data.preparing.prepare`.
 """
 
 from collections.abc import Callable, Mapping, Sequence

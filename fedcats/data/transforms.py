@@ -1,6 +1,6 @@
 """The paper's transforms, the part that runs per batch: flip, scale, normalise.
 
-Resizing is done once, when the images enter the cache (`fedcats.data.prepare`). What comes out
+Resizing is done once, when the images enter the cache (`fedcats.data.preparing`). What comes out
 of both together equals torchvision's pipeline bit by bit.
 """
 

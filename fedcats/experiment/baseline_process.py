@@ -7,11 +7,9 @@ heavy is imported here.
 import atexit
 import contextlib
 import hashlib
-import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from fedcats.config.schema import Config
@@ -44,8 +42,7 @@ def _keeps_baseline(config: Config) -> bool:
 
 def _trained(config: Config) -> Path:
     parts = ("data", "partition", "centralized", "model", "train", "runner", "seed", "rounds")
-    kept = {name: value for name, value in asdict(config).items() if name in (*parts, "hold_out")}
-    text = json.dumps(kept, sort_keys=True, default=str)
+    text = repr([getattr(config, part) for part in (*parts, "hold_out")])
     return home() / "trained" / hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -3,13 +3,13 @@
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import cast
 
 import numpy as np
 
 from fedcats.config.schema import Config
 from fedcats.errors import RunError
+from fedcats.experiment.folders import file_stem
 from fedcats.experiment.inputs import Inputs
 from fedcats.experiment.predictions import Candidate, Parts, Predictor, Probabilities
 from fedcats.experiment.results import training_record
@@ -17,7 +17,6 @@ from fedcats.experiment.tasks import TEST
 from fedcats.experiment.train import Trained
 from fedcats.merging.fold import effective_number
 from fedcats.merging.plan import Merged
-from fedcats.merging.server_optimizer import OPTIMIZERS
 from fedcats.metrics import NOT_FINITE, compare, write_predictions
 from fedcats.report import Progress
 from fedcats.results import Comparison, Model, Results, Round, RoundScores, Scores, Traffic
@@ -104,7 +103,7 @@ def _record(
     None for a client's model without finite answers: a robust merge goes on in spite of it.
     """
     inputs, (on_test, *on_held) = predictor.inputs, predicted
-    test, classes, file = inputs.dataset.test, inputs.dataset.classes, name.replace("/", "-")
+    test, classes, file = inputs.dataset.test, inputs.dataset.classes, file_stem(name)
     if not all(np.isfinite(one).all() for one in predicted):
         if name.startswith("submodel/"):
             return None
@@ -130,7 +129,7 @@ def _record(
         model["training"] = training_record(update)
         model["key"] = update.key if inputs.config.store.enabled else None
     else:
-        _record_merge(model, inputs.config, trained, name)
+        _record_merge(model, trained, name)
     return model
 
 
@@ -141,7 +140,7 @@ def _is_saved(config: Config, model: str) -> bool:
     return config.save_models == "all" or not model.startswith("submodel/")
 
 
-def _record_merge(model: Model, config: Config, trained: Trained, name: str) -> None:
+def _record_merge(model: Model, trained: Trained, name: str) -> None:
     """What results.json says of how a model was merged."""
     merged = trained.merged[name]
     model["clients"] = merged.clients
@@ -153,12 +152,11 @@ def _record_merge(model: Model, config: Config, trained: Trained, name: str) -> 
             model["global_weight"] = 1.0 - sum(weights)
             weights = [model["global_weight"], *weights]
         model["n_eff"] = effective_number(weights)
-    if name in OPTIMIZERS:
-        model["optimizer"] = asdict(getattr(config.strategy, name))
-    if name == "polyak":
-        model["beta"] = trained.beta
-        if trained.betas:
-            model["beta_chosen_from"] = trained.betas
+    rule = trained.rules[name]
+    model["title"] = rule.label
+    model.update(cast(Model, rule.record))
+    if name in trained.chosen:
+        model["beta_chosen_from"] = trained.chosen[name]
 
 
 def _traffic(merged: Merged) -> Traffic:
@@ -170,7 +168,7 @@ def _rounds(
 ) -> list[Round]:
     """The scores of each rule's merge after each round; ``earlier``: of all rounds but the last."""
     scored = iter(earlier)
-    files = ("file", "predictions")
+    files = ("file", "predictions", "title")
     rows: list[Round] = []
     for number, merges in enumerate(trained.earlier, 1):
         row: Round = {"round": number}

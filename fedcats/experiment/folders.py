@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedcats.config.compose import hydra_error
 from fedcats.config.paths import literal, needed, quote
-from fedcats.config.schema import CHOSEN, RULES
+from fedcats.config.schema import MODELS
 from fedcats.environment import fail
 from fedcats.errors import RunError, UserError
 from fedcats.locks import try_lock
@@ -25,8 +25,8 @@ from fedcats.locks import try_lock
 _held: dict[Path, int] = {}
 
 # Exactly what a run writes: a folder may hold the user's own files too.
-_RULE = rf"(?:{'|'.join([*RULES, *CHOSEN, 'ensemble'])})(?:-[\w.-]+)?"
-_MODEL = rf"(?:centralized|submodel-\d+|{_RULE})"
+_RULES = "|".join(name for name in MODELS if name != "centralized")
+_MODEL = rf"(?:centralized|submodel-\d+|(?:{_RULES}|[^\W\d]\w*@[\w.]*)(?:-[\w.-]+)?)"
 _FIGURE = (
     "scores|difference|confusion|confusion_submodels|loss|weights|who-has-what|by-client|rounds|"
     "sweep|heat|dots"
@@ -87,6 +87,14 @@ def _fix(config: DictConfig, kind: str) -> Path:
     make(folder, key)
     hold(folder, key)
     return folder
+
+
+def file_stem(model: str) -> str:
+    """What a model's files are called: a rule of the user's own is ``name@module``."""
+    if model in MODELS or model.startswith("submodel/"):
+        return model.replace("/", "-")
+    module, _, name = model.rpartition(":")
+    return f"{name}@{module}"
 
 
 def make(folder: Path, key: str = "hydra.run.dir") -> None:

@@ -4,7 +4,7 @@ import random
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from flwr.serverapp import Grid
 
-from fedcats.config.schema import Config, PhotoData
+from fedcats.config.schema import Config
 from fedcats.data import (
     Dataset,
     Images,
     Source,
     catalogue,
     hold_out,
-    make_partition,
     prepare,
     shared_between_shards,
 )
@@ -205,21 +204,15 @@ def make_source(config: Config, progress: Progress) -> Source:
         state = "done" if there == total else "loading"
         progress.update("download, MB", there // 10**6, total // 10**6, None, state)
 
-    params = asdict(config.data)
-    name = params.pop("name")
-    for key in ("max_bad_fraction", "keep_duplicates"):  # of the decoding
-        params.pop(key, None)
-    seed = derive_seed(config.seed, "drawings" if name == "synthetic" else "split")
-    downloads = home() / "downloads"
-    return catalogue.make_source(
-        name, seed=seed, downloads=downloads, on_download=on_download, **params
-    )
+    seed = derive_seed(config.seed, config.data.stream)
+    source: Source = config.data.open(seed, home() / "downloads", on_download)
+    return source
 
 
 def decoded(config: Config, source: Source, progress: Progress, *, strict: bool = True) -> Dataset:
     """The images in the cache; says what the check of the files found, and fails if ``strict``."""
     options: dict[str, Any] = {}
-    if isinstance(config.data, PhotoData):
+    if isinstance(config.data, catalogue.Photos):
         options["max_bad_fraction"] = config.data.max_bad_fraction
         options["keep_duplicates"] = config.data.keep_duplicates
     if not strict:
@@ -298,14 +291,9 @@ def _test_source(config: Config, progress: Progress) -> Source:
 
 def deal_out(config: Config, dataset: Dataset) -> Shards:
     """For each client, positions in ``dataset.train``, int64."""
-    partition = asdict(config.partition)
-    return make_partition(
-        partition.pop("name"),
-        dataset.train.labels,
-        partition.pop("num_shards"),
-        derive_seed(config.seed, "partition"),
-        **partition,
-    )
+    seed = derive_seed(config.seed, "partition")
+    shards: list[np.ndarray[Any, np.dtype[np.int64]]] = config.partition(dataset.train.labels, seed)
+    return shards
 
 
 def class_counts(images: Images, classes: Sequence[str]) -> dict[str, int]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from fedcats.data import Images
 from fedcats.errors import RunError
+from fedcats.experiment.folders import file_stem
 from fedcats.experiment.predictions import Candidate, Parts, Predictor, Probabilities
 from fedcats.merging.many import Point, distinct_points, ensemble, greedy_soup, merge_points
 from fedcats.merging.plan import Merged, merge_order
-from fedcats.merging.rules import RULES
+from fedcats.merging.rules import Rule, Uniform
 from fedcats.metrics import NOT_FINITE, write_predictions
 from fedcats.report.estimate import LAST, Work
 from fedcats.results import GridRow, MergeGrid, Scores
@@ -40,8 +41,10 @@ class SubModels:
 
     def parts(self, point: Point) -> Parts:
         """What the point's merge is the fold of."""
-        keys = tuple(self.keys[client] for client in point.clients)
-        return Parts(keys, tuple(point.steps(self.examples)))
+        keys, steps = [self.keys[client] for client in point.clients], point.steps(self.examples)
+        if steps[0] != 1.0:
+            raise RunError(f"{point.rule.name}: its first step is {steps[0]:g}; a grid needs 1")
+        return Parts(tuple(keys), tuple(steps))
 
 
 def test_points(
@@ -73,35 +76,36 @@ def _merge(predictor: Predictor, own: SubModels, points: Sequence[Point]) -> lis
         return merge_points(predictor.store, own.keys, own.examples, points, pool)
 
 
-def choose_beta(
-    predictor: Predictor, own: SubModels, clients: Sequence[int]
-) -> tuple[float, dict[str, float], Merged]:
+def choose(
+    predictor: Predictor, own: SubModels, rule: Rule, server_round: Merged
+) -> tuple[Rule, dict[str, float], Merged]:
     """``strategy.beta=auto``: the beta whose merge is best on the held-out training images.
 
     Parameters
     ----------
-    clients
+    rule
+        Of which a parameter is undecided.
+    server_round
         Who is merged, in order.
 
     Returns
     -------
-    (beta, accuracies, merged)
+    (rule, accuracies, merged)
         The one of ``merge.betas`` with the highest accuracy there, of equal ones that with the
         lower loss; the accuracy of each; its merge.
     """
-    order = [("strategy.order", clients)]
+    order = [("strategy.order", server_round.clients)]
     this = predictor.inputs
-    points = distinct_points(["polyak"], this.config.merge.betas, order)
+    points = distinct_points(rule.choices(this.config.merge.betas), order)
     tested = [one for (one,) in test_points(predictor, own, points, [this.validation])]
     scored = [predictor.scores(this.validation, one) for one in tested]
-    best = max(range(len(points)), key=lambda i: _rank(scored[i]))
-    point = points[best]
+    point = points[max(range(len(points)), key=lambda i: _rank(scored[i]))]
     (state,) = _merge(predictor, own, [point])
-    parts = own.parts(point)
-    merged = Merged(state, list(clients), list(parts.keys), list(parts.steps))
-    assert point.beta is not None
-    accuracies = {f"{p.beta:g}": s["accuracy"] for p, s in zip(points, scored, strict=True)}
-    return point.beta, accuracies, merged
+    merged = replace(server_round, state=state, steps=list(own.parts(point).steps))
+    accuracies = {
+        f"{p.rule.record['beta']:g}": s["accuracy"] for p, s in zip(points, scored, strict=True)
+    }
+    return point.rule, accuracies, merged
 
 
 def merge_grid(predictor: Predictor, own: SubModels, progress: Progress) -> MergeGrid:
@@ -121,15 +125,14 @@ def merge_grid(predictor: Predictor, own: SubModels, progress: Progress) -> Merg
     for order in config.orders:
         whole = merge_order(order, len(this.shards), this.config.seed)
         orders.append((_name(order), [client for client in whole if client in own.keys]))
-    singles = [Point("uniform", None, "", (client,)) for client in clients]
+    singles = [Point(Uniform(), "", (client,)) for client in clients]
     held = len(this.validation) > 0
     sets = [this.dataset.test, *([this.validation] if held else [])]
     alone = test_points(predictor, own, singles, sets)
     for client, predicted in zip(clients, alone, strict=True):
         if not all(np.isfinite(one).all() for one in predicted):
             raise RunError(f"client {client} cannot be merged: {NOT_FINITE}")
-    rules = [rule for rule in config.rules if rule in RULES]
-    points = distinct_points(rules, config.betas, orders)
+    points = distinct_points(this.config.grid, orders)
     name = f"test {len(points)} merges"
     progress.expect({name: Work(sum(map(len, sets)) / 3 / this.workers, len(points), LAST, 1)})
     tested = test_points(
@@ -141,7 +144,7 @@ def merge_grid(predictor: Predictor, own: SubModels, progress: Progress) -> Merg
     )
     progress.update(name, len(points), len(points), None, "done")
     rows = [
-        _row(predictor, point.rule, point.beta, point.order, list(point.clients), *predicted)
+        _row(predictor, point.rule, point.order, list(point.clients), *predicted)
         for point, predicted in zip(points, tested, strict=True)
     ]
     if {"best", "soup"} & set(config.rules):
@@ -149,37 +152,39 @@ def merge_grid(predictor: Predictor, own: SubModels, progress: Progress) -> Merg
         rank = {c: _rank(predictor.scores(this.validation, one[1])) for c, one in by_client.items()}
         ranked = sorted(clients, key=lambda client: rank[client], reverse=True)
         if "best" in config.rules:
-            rows.append(_row(predictor, "best", None, None, ranked[:1], *by_client[ranked[0]]))
+            rows.append(_row(predictor, "best", None, ranked[:1], *by_client[ranked[0]]))
         if "soup" in config.rules:
 
             def score(chosen: Sequence[int]) -> tuple[float, float]:
-                point = Point("uniform", None, "", tuple(chosen))
+                point = Point(Uniform(), "", tuple(chosen))
                 ((on_validation,),) = test_points(predictor, own, [point], [this.validation])
                 return _rank(predictor.scores(this.validation, on_validation))
 
             chosen = greedy_soup(ranked, score)
-            soup = Point("uniform", None, "", tuple(chosen))
+            soup = Point(Uniform(), "", tuple(chosen))
             (predicted,) = test_points(predictor, own, [soup], sets)
-            rows.append(_row(predictor, "soup", None, None, chosen, *predicted))
+            rows.append(_row(predictor, "soup", None, chosen, *predicted))
     if "ensemble" in config.rules:
         together = [ensemble([one[i] for one in alone]) for i in range(len(sets))]
-        rows.append(_row(predictor, "ensemble", None, None, clients, *together))
-    count = sum(len(config.betas) * len(orders) for _ in rules) + len(config.rules) - len(rules)
+        rows.append(_row(predictor, "ensemble", None, clients, *together))
+    folds = [name for name in config.rules if name in this.config.available]
+    count = len(folds) * len(config.betas) * len(orders) + len(config.rules) - len(folds)
     return {"points": count, "rows": rows}
 
 
 def _row(
     predictor: Predictor,
-    model: str,
-    beta: float | None,
+    rule: Rule | str,
     order: str | None,
     clients: list[int],
     on_test: Probabilities,
     on_validation: Probabilities | None = None,
 ) -> GridRow:
     test, classes = predictor.inputs.dataset.test, predictor.inputs.dataset.classes
-    words = [model, *([f"beta{beta:g}"] if beta is not None else []), *([order] if order else [])]
-    file = f"predictions/{'-'.join(words)}.csv"
+    model = rule if isinstance(rule, str) else rule.name
+    beta = None if isinstance(rule, str) else rule.record.get("beta")
+    words = [file_stem(model), "" if beta is None else f"beta{beta:g}", order]
+    file = f"predictions/{'-'.join(filter(None, words))}.csv"
     path = predictor.inputs.folder / file
     write_predictions(path, test.files, test.labels, on_test, classes)
     scored = predictor.scores(test, on_test)

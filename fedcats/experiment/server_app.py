@@ -25,17 +25,21 @@ from fedcats.experiment.run import run
 from fedcats.federated.foreign import refuse_foreign
 from fedcats.federated.simulation import watched
 from fedcats.home import home
+from fedcats.plugins import search
 
 app = ServerApp()
+_SETTINGS = ("overrides", "home", "ticket", "modules")
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Compose, run, and say where the results are; an error fails the run."""
-    settings = {key: str(context.run_config[key]) for key in ("overrides", "home", "ticket")}
+    settings = {key: str(context.run_config[key]) for key in _SETTINGS}
     simulated = isinstance(grid, InMemoryGrid)
     try:
         refuse_foreign()
+        if settings["modules"]:
+            search(Path(settings["modules"]))
         raw = configuration(settings, simulated=simulated)
         folder = run_folder(settings["ticket"], context.run_id)
         print(f"fedcats: run folder: {folder}", flush=True)

@@ -1,6 +1,6 @@
 """What each training of a run does, and the weights that it starts from."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from fedcats import tensors
 from fedcats.experiment.inputs import Inputs, Positions
@@ -9,7 +9,6 @@ from fedcats.report.estimate import LAST
 from fedcats.storage import Store
 from fedcats.tensors import State
 from fedcats.training.attack import Attack
-from fedcats.training.recipe import Recipe
 from fedcats.training.update import Task, put_weights, weights_key
 
 TEST = "test on the same images"
@@ -104,7 +103,7 @@ class Tasks:
             start=start,
             data=str(inputs.dataset.path),
             indices=tuple(indices.tolist()),
-            recipe=Recipe(**asdict(config.train)),
+            recipe=config.train,
             threads=config.runner.threads,
             # A site decides by its own machine.
             device=inputs.device if inputs.sites is None else config.runner.device,

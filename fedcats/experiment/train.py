@@ -2,21 +2,19 @@
 
 import contextlib
 import json
-import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
-from fedcats.config.schema import Config
 from fedcats.experiment.baseline import Baseline
 from fedcats.experiment.inputs import cluster_address
-from fedcats.experiment.merges import SubModels, choose_beta
+from fedcats.experiment.merges import SubModels, choose
 from fedcats.experiment.predictions import Predictor
 from fedcats.experiment.tasks import Tasks
 from fedcats.federated.in_order import InOrderGrid
@@ -25,11 +23,8 @@ from fedcats.federated.simulation import RayGrid, kill_stopped_actors, run_on_ra
 from fedcats.federated.strategy import MergeStrategy
 from fedcats.federated.transport import ByReference, Transport
 from fedcats.federated.wire import OnTheWire
-from fedcats.merging.names import ROBUST
 from fedcats.merging.plan import Merged
-from fedcats.merging.robust import Robust
-from fedcats.merging.rules import Rule, make_rule
-from fedcats.merging.server_optimizer import OPTIMIZERS, Memory, ServerOptimizer
+from fedcats.merging.rules import Rule
 from fedcats.report import Progress
 from fedcats.training.update import Task, Update, append_events, read, report_done, weights_key
 
@@ -38,8 +33,8 @@ from fedcats.training.update import Task, Update, append_events, read, report_do
 class Trained:
     """What training gave: keys in the store, and the merges of the last round by rule.
 
-    ``beta`` is polyak's; with ``strategy.beta=auto`` ``betas`` has the accuracy of each candidate
-    on the held-out images.
+    ``rules`` are what was merged by. ``chosen`` has, by rule, what ``results.json`` says of a
+    choice on the held-out images.
     """
 
     updates: dict[str, Update] = field(default_factory=dict)
@@ -47,8 +42,8 @@ class Trained:
     earlier: list[dict[str, Merged]] = field(default_factory=list)
     history: list[tuple[str, int, Update]] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
-    beta: float = math.nan
-    betas: dict[str, float] = field(default_factory=dict)
+    rules: dict[str, Rule] = field(default_factory=dict)
+    chosen: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def add(self, model: str, server_round: int, update: Update) -> None:
         """Remember an update without its tensors: they are in the store."""
@@ -136,35 +131,11 @@ def _federate(
         )
 
 
-def make_merge(
-    config: Config, name: str, beta: float, parameters: frozenset[str]
-) -> Rule | Robust | ServerOptimizer:
-    """The rule ``name`` as the configuration has it.
-
-    Parameters
-    ----------
-    beta
-        Polyak's, where ``strategy.beta`` is ``auto``.
-    parameters
-        State-dict keys that a server optimizer moves.
-    """
-    strategy = config.strategy
-    if name in ROBUST:
-        return Robust(name, strategy.trim, strategy.malicious)
-    if name in OPTIMIZERS:
-        settings = asdict(getattr(strategy, name))
-        return OPTIMIZERS[name](parameters=parameters, **settings)
-    return make_rule(name, beta=beta, start=strategy.start)
-
-
 def serve(tasks: Tasks, predictor: Predictor, trained: Trained, grid: Grid) -> None:
     """The server: all rules share the first round's training, then each goes its own way."""
     this, store, config = tasks.inputs, tasks.store, tasks.inputs.config
-    auto = config.strategy.beta == "auto" and "polyak" in config.strategy.rules
-    beta = 0.5 if config.strategy.beta == "auto" else float(config.strategy.beta)
-    rules = {
-        name: make_merge(config, name, beta, this.parameters) for name in config.strategy.rules
-    }
+    rules = {} if config.mode == "merge" else config.rules
+    undecided = [name for name, rule in rules.items() if rule.undecided]
     clients = len(this.shards)
     hangs: float | None = config.strategy.timeout
     if this.sites is None and isinstance(grid, LocalGrid):
@@ -190,7 +161,7 @@ def serve(tasks: Tasks, predictor: Predictor, trained: Trained, grid: Grid) -> N
     # A client that hangs ends its own process; this is for one that cannot even do that.
     patience = None if hangs is None else hangs * (config.train.epochs + 1) * clients
 
-    memory: dict[str, Memory] = {}
+    memory: dict[Rule, Any] = {}
 
     def strategy(names: Sequence[str], first_round: int, rule: str = "") -> MergeStrategy:
         prefix = f"{rule}/" if rule else ""
@@ -214,7 +185,7 @@ def serve(tasks: Tasks, predictor: Predictor, trained: Trained, grid: Grid) -> N
                 report_done(task, update, append_events(this.events))
 
         return MergeStrategy(
-            {name: rules[name] for name in names},
+            {name: trained.rules.get(name, rules[name]) for name in names},
             this.plan,
             make_tasks,
             this.sizes,
@@ -223,20 +194,22 @@ def serve(tasks: Tasks, predictor: Predictor, trained: Trained, grid: Grid) -> N
             on_update,
             predictor.answers,
             first_round,
+            this.parameters,
             memory,
         )
 
-    shared = strategy(list(rules), 1)
+    shared = strategy([name for name in rules if name not in undecided], 1)
     start = ArrayRecord(tasks.state)
     shared.start(in_order, start, num_rounds=1, timeout=cast(float, patience))
-    trained.merged = dict(shared.merged)
     trained.failures = {f"round 1, client {c}": why for c, why in shared.failures.items()}
-    if auto and config.mode != "merge":
-        old = trained.merged["polyak"]
-        beta, trained.betas, best = choose_beta(predictor, trained.own(), old.clients)
-        trained.merged["polyak"] = replace(best, down=old.down, up=old.up)
-        rules["polyak"] = make_rule("polyak", beta=beta)  # in the rounds to come, too
-    trained.beta = beta
+    trained.rules = dict(rules)
+    chosen: dict[str, Merged] = {}
+    for name in undecided:
+        best = choose(predictor, trained.own(), rules[name], shared.round)
+        # In the rounds to come, too.
+        trained.rules[name], trained.chosen[name], chosen[name] = best
+    merged = {**shared.merged, **chosen}
+    trained.merged = {name: merged[name] for name in rules}
     trained.earlier = [dict(trained.merged)]
     for server_round in range(2, config.rounds + 1):
         trained.earlier.append({})

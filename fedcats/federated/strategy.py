@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any, cast
 
 from flwr.app import (
     ArrayRecord,
@@ -18,11 +18,9 @@ from fedcats.errors import RunError
 from fedcats.federated.flower_words import reason
 from fedcats.federated.received import printable, read_reply
 from fedcats.federated.transport import Transport
-from fedcats.merging.fold import Fold, check_update, distance, has_outgrown
+from fedcats.merging.fold import check_update, distance, has_outgrown
 from fedcats.merging.plan import Merged, Plan
-from fedcats.merging.robust import Robust
-from fedcats.merging.rules import Rule, fedavg
-from fedcats.merging.server_optimizer import Memory, ServerOptimizer
+from fedcats.merging.rules import Round, Rule
 from fedcats.metrics import NOT_FINITE
 from fedcats.storage import Store
 from fedcats.tensors import State, digest
@@ -31,12 +29,12 @@ from fedcats.training.update import Task, Update, put_weights, read
 
 @dataclass
 class MergeStrategy(Strategy):
-    """Merges by one or more rules from one training; see `Fold`, `Robust`, `ServerOptimizer`.
+    """Merges by any number of rules from one training.
 
     Attributes
     ----------
     rules
-        By name; the first one's merge is what ``start`` returns.
+        By name; the first one's merge is what ``start`` returns (without rules, where it began).
     make_tasks
         ``make_tasks(clients, round, digest of the weights to start from)``: for each client its
         task, and the key of the task's update.
@@ -52,13 +50,16 @@ class MergeStrategy(Strategy):
         Whether a model with these tensors gives answers at all.
     first_round
         Number of ``start``'s first round, for runs that go on.
+    parameters
+        State-dict keys that are no buffers.
     memory
-        What server optimizers remember, by rule; replaced in each round.
-    merged, failures
-        Results of the last round: the merges by rule, and the reason by client left out.
+        What rules keep from round to round.
+    round, merged, failures
+        Results of the last round: who was merged, as a `Merged` without a model, the merges by
+        rule, and the reason by client left out.
     """
 
-    rules: Mapping[str, Rule | Robust | ServerOptimizer]
+    rules: Mapping[str, Rule]
     plan: Plan
     make_tasks: Callable[[Sequence[int], int, str], Sequence[tuple[Task, str]]]
     sizes: Sequence[int]
@@ -67,7 +68,9 @@ class MergeStrategy(Strategy):
     on_update: Callable[[int, int, Update], None] = lambda _client, _round, _update: None
     usable: Callable[[State], bool] = lambda _: True
     first_round: int = 1
-    memory: dict[str, Memory] = field(default_factory=dict)
+    parameters: frozenset[str] = frozenset()
+    memory: dict[Rule, Any] = field(default_factory=dict)
+    round: Merged = field(default_factory=lambda: Merged({}, [], [], []))
     merged: dict[str, Merged] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
 
@@ -94,12 +97,8 @@ class MergeStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Fold the replies, which come in the order of the merge (see `InOrderGrid`)."""
         server_round += self.first_round - 1
-        # By rule, so that FedAvg and the server optimizers on top of it share one.
-        folds = {
-            rule: Fold(rule, self._start)
-            for rule in map(_fold_rule, self.rules.values())
-            if rule is not None
-        }
+        now = Round(self._start, self.parameters, self.memory)
+        begun = {name: now.begin(rule) for name, rule in self.rules.items()}
         clients, keys, self.failures = [], [], {}
         for (client, (task, key)), reply in zip(self._asked, replies, strict=True):
             try:
@@ -113,8 +112,7 @@ class MergeStrategy(Strategy):
                     ) from error
                 self.failures[client] = why
                 continue
-            for fold in folds.values():
-                fold.add(update.tensors, update.examples)
+            now.add(update.tensors, update.examples, self.store.path(update.key))
             clients.append(client)
             keys.append(update.key)
             self.on_update(client, server_round, update)
@@ -125,20 +123,11 @@ class MergeStrategy(Strategy):
             )
         size = sum(value.nbytes for value in self._start.values())
         down, up = size * len(self._asked), size * len(clients)
+        self.round = Merged({}, clients, keys, [], down=down, up=up)
         self.merged = {}
-        for name, rule in self.rules.items():
-            steps: list[float] = []
+        for name, accumulator in begun.items():
             try:
-                if isinstance(rule, Robust):
-                    state, steps = rule.merge([self.store.path(key) for key in keys])
-                    what = rule.label
-                elif isinstance(rule, ServerOptimizer):
-                    mean = folds[fedavg].exact()
-                    old = self.memory.get(name, {})
-                    state, self.memory[name] = rule.merge(self._start, mean, old)
-                    what = f"{name} {digest(state)}"
-                else:
-                    state, steps, what = folds[rule].result(), folds[rule].steps, ""
+                state, steps, what = accumulator.finish()
             except ValueError as error:
                 raise RunError(f"round {server_round}: {error}") from error
             if not self.usable(state):
@@ -147,9 +136,11 @@ class MergeStrategy(Strategy):
                     f"round {server_round}: {name}'s merge: {NOT_FINITE}; client {client}'s update "
                     "is the furthest from where it started"
                 )
-            self.merged[name] = Merged(state, clients, keys, steps, what, down, up)
-        first = next(iter(self.merged.values()))
-        return ArrayRecord(first.state), MetricRecord({"clients": len(clients)})
+            if not (steps or what):
+                what = f"{name} {digest(state)}"
+            self.merged[name] = replace(self.round, state=state, steps=list(steps), rule=what)
+        first = next((merged.state for merged in self.merged.values()), self._start)
+        return ArrayRecord(first), MetricRecord({"clients": len(clients)})
 
     def _open(self, reply: Message, task: Task, key: str, size: int) -> Update:
         """The checked update of a reply; ValueError for whatever is wrong with it."""
@@ -160,7 +151,7 @@ class MergeStrategy(Strategy):
         if update is None:
             raise ValueError("its update is not in the store")
         check_update(update.tensors, self._start, self.plan.max_norm)
-        robust = all(isinstance(rule, Robust) for rule in self.rules.values())
+        robust = bool(self.rules) and all(rule.is_robust for rule in self.rules.values())
         large = not robust and has_outgrown(update.tensors, self._start)
         if large and not self.usable(update.tensors):
             raise ValueError(f"its weights are far too large: {NOT_FINITE}")
@@ -187,10 +178,3 @@ class MergeStrategy(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
         """Nothing to aggregate."""
-
-
-def _fold_rule(rule: Rule | Robust | ServerOptimizer) -> Rule | None:
-    """The rule of the fold that a merge needs, if it needs one."""
-    if isinstance(rule, ServerOptimizer):
-        return fedavg
-    return None if isinstance(rule, Robust) else rule

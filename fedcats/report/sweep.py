@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedcats.merging.rules import RULES
+from fedcats.plugins import short_name
 from fedcats.report import page, view
 from fedcats.report.page import render
 from fedcats.report.sweep_figures import curves, dots, heat
@@ -45,14 +47,7 @@ _NO_BEARING = {
     "centralized": ("strategy.", "partition.", "attack"),
     "best_submodel": ("strategy.",),
 }
-_READ_BY = {  # keys that only one rule reads
-    "strategy.beta": "polyak",
-    "strategy.start": "polyak",
-    "strategy.trim": "trimmed_mean",
-    "strategy.malicious": "krum",
-    "strategy.fedavgm": "fedavgm",
-    "strategy.fedadam": "fedadam",
-}
+_READ_BY = {key: name for name, rule in RULES.items() for key in rule.reads()}
 
 
 def sweep_rows(jobs: Iterable[tuple[Mapping[str, Any], Results]]) -> list[dict[str, Any]]:
@@ -83,7 +78,10 @@ def sweep_rows(jobs: Iterable[tuple[Mapping[str, Any], Results]]) -> list[dict[s
             # after a first round a sub-model starts from a merge, and so depends on its rule
             without = () if several and name == "best_submodel" else _NO_BEARING.get(name)
             if without is None:
-                without = tuple(key for key, rule in _READ_BY.items() if rule != name)
+                read_by = _READ_BY | {
+                    f"strategy.{short_name(one)}.": one for one in models if one not in RULES
+                }
+                without = tuple(key for key, rule in read_by.items() if rule != name)
             kept = {
                 key: None if key.startswith(("runner.", *without)) else value
                 for key, value in parameters.items()

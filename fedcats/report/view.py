@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from fedcats.merging.rules import RULES
 from fedcats.results import (
     Difference,
     Measure,
@@ -27,15 +28,8 @@ SIGNIFICANT = 0.05  # p below this is called more than chance
 MINUS = "\N{MINUS SIGN}"
 
 TITLES = {
+    **{name: rule.title for name, rule in RULES.items()},
     "centralized": "centralized",
-    "polyak": "Polyak",
-    "fedavg": "FedAvg",
-    "uniform": "plain mean",
-    "fedavgm": "FedAvgM",
-    "fedadam": "FedAdam",
-    "median": "coordinate median",
-    "trimmed_mean": "trimmed mean",
-    "krum": "Krum",
     "soup": "greedy soup",
     "best_submodel": "best sub-model",
     "best": "best sub-model, chosen",
@@ -78,16 +72,8 @@ def title(results: Results, name: str) -> str:
     """Return what a reader calls a model: "centralized", "Polyak β = 0.5", "sub-model 3"."""
     if name.startswith("submodel/"):
         return f"sub-model {name.removeprefix('submodel/')}"
-    if name == "polyak":
-        beta = results["config"].get("strategy", {}).get("beta")
-        if name in results["models"]:
-            beta = results["models"][name].get("beta", beta)
-        return "Polyak" if beta is None else f"Polyak β = {beta}"
-    if name in ("fedavgm", "fedadam"):
-        settings = results["models"][name].get("optimizer", {})
-        momentum = f", β = {settings['momentum']:g}" if "momentum" in settings else ""
-        return f"{TITLES[name]} η = {settings['lr']:g}{momentum}" if settings else TITLES[name]
-    return TITLES.get(name, name)
+    said = results["models"][name].get("title") if name in results["models"] else None
+    return said or TITLES.get(name, name)
 
 
 def clients(model: Model) -> list[int]:

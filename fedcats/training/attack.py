@@ -1,15 +1,23 @@
 """Simulated attacks: what a hostile client does to its labels or to its update."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from fedcats.limits import Limited, number, one_of
 
-from fedcats.data import Images
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedcats.data import Images
+
+ATTACKS = ("label_flip", "scale", "sign_flip")
 
 
 @dataclass(frozen=True)
-class Attack:
+class Attack(Limited):
     """An attack.
 
     Attributes
@@ -22,8 +30,9 @@ class Attack:
         Above 0; not used by ``label_flip``.
     """
 
-    name: str
-    factor: float
+    where = "attack."
+    name: str = one_of(*ATTACKS)
+    factor: float = number(0, above=True)
 
     @property
     def on_update(self) -> bool:

@@ -1,17 +1,22 @@
 """What a training is: its recipe, and what it leaves behind."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from fedcats.limits import FLOAT32, Limited, number, switch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VERSION = 6
 """Of the computation in `train`: raise it when the same input gives other weights."""
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a client trains (the paper's Section on training: SGD, lr 0.001, batch 4, 10 epochs).
+class Recipe(Limited):
+    """``train``: how a client trains (the paper: SGD, lr 0.001, batch 4, 10 epochs).
 
     Attributes
     ----------
@@ -26,16 +31,17 @@ class Recipe:
         client does not drift far from where it started. 0 is none of it, bit by bit.
     """
 
-    epochs: int
-    batch_size: int
-    lr: float
-    momentum: float
-    nesterov: bool
-    weight_decay: float
-    step_size: int
-    gamma: float
-    drop_last: bool
-    proximal_mu: float = 0.0
+    where = "train."
+    epochs: int = number(1)
+    batch_size: int = number(1)
+    lr: float = number(0, FLOAT32, above=True)
+    momentum: float = number(0, 1)
+    nesterov: bool = switch()
+    weight_decay: float = number(0, FLOAT32)
+    step_size: int = number(0)
+    gamma: float = number(0, 1, above=True)
+    drop_last: bool = switch()
+    proximal_mu: float = number(0, FLOAT32, default=0.0)
 
     def lr_at(self, epoch: int) -> float:
         """Learning rate in an epoch (from 0)."""

@@ -11,11 +11,13 @@ import pytest
 from PIL import Image
 from torchvision.datasets import OxfordIIITPet
 
+from fedcats.config.compose import compose_config
+from fedcats.config.load import load
 from fedcats.data import (
+    SOURCES,
     downloaded,
     folder_source,
     hub_source,
-    make_source,
     oxford_pets_source,
     prepare,
     synthetic_source,
@@ -218,7 +220,7 @@ def test_oxford_pets_downloaded_once(tmp_path, monkeypatch):
     monkeypatch.setattr(downloaded, "OXFORD_URL", f"file://{tmp_path}/host/")
     monkeypatch.setattr(downloaded, "OXFORD_MD5", sums)
     for _ in range(2):
-        source = make_source("oxford_pets", seed=0, downloads=tmp_path / "down", root=None)
+        source = SOURCES["oxford_pets"](root=None).open(0, tmp_path / "down")
         assert len(source.train) == 12
         monkeypatch.setattr(downloaded, "OXFORD_URL", "file:///nowhere/")
 
@@ -244,9 +246,7 @@ def test_petimages_downloaded(tmp_path, monkeypatch):
     sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
     monkeypatch.setattr(downloaded, "PETIMAGES_SHA256", sha256)
     counts = {"train": [2, 3], "test": [1, 1]}
-    source = make_source(
-        "petimages", seed=0, downloads=tmp_path / "down", test_fraction=0.5, counts=counts
-    )
+    source = SOURCES["petimages"](test_fraction=0.5, counts=counts).open(0, tmp_path / "down")
     assert source.name == "petimages"
     assert source.classes == ("Cat", "Dog")
     data = prepare(source, tmp_path / "cache", size=8)
@@ -254,20 +254,16 @@ def test_petimages_downloaded(tmp_path, monkeypatch):
 
 
 def test_sources_by_name(tmp_path):
-    drawn = make_source(
-        "synthetic", seed=3, downloads=tmp_path, train_per_class=2, test_per_class=1
-    )
+    drawn = SOURCES["synthetic"](train_per_class=2, test_per_class=1).open(3, tmp_path)
     assert drawn == synthetic_source(2, 1, 3)
     for kind in ("cat", "dog"):
         (tmp_path / "photos" / kind).mkdir(parents=True)
         for n in range(3):
             (tmp_path / "photos" / kind / f"{n}.jpg").write_bytes(jpeg(n))
-    photos = make_source(
-        "folder", seed=3, downloads=tmp_path, root=tmp_path / "photos", test_fraction=0.4
-    )
+    photos = SOURCES["folder"](root=tmp_path / "photos", test_fraction=0.4).open(3, tmp_path)
     assert photos == folder_source(tmp_path / "photos", 0.4, 3)
-    with pytest.raises(UserError, match=r"data.name=nope: must be one of synthetic, folder, peti"):
-        make_source("nope", seed=0, downloads=tmp_path)
+    with pytest.raises(UserError, match=r"data.name=nope: allowed are synthetic, folder, peti"):
+        load(compose_config(["data.name=nope"]))
 
 
 def test_a_hub_folder_by_any_path_without_strangers(tmp_path, monkeypatch):

@@ -152,7 +152,7 @@ def nobody(monkeypatch):
 )
 def test_a_host_out_of_reach_is_one_line_with_advice(nobody, tmp_path, name, params, message):
     with pytest.raises(UserError, match=message) as error:
-        catalogue.make_source(name, seed=0, downloads=tmp_path, **params)
+        catalogue.SOURCES[name](**params).open(0, tmp_path)
     assert "\n" not in str(error.value)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcats.data import hold_out, iid_partition, make_partition, paper_partition
+from fedcats.data import hold_out, make_partition, paper_partition
 from fedcats.errors import UserError
 
 LABELS = np.array([0] * 25 + [1] * 31)
@@ -74,13 +74,13 @@ def test_paper_sizes_of_the_paper():
         (26, 5, r"25 training images: partition.num_shards=5 would fit"),
         (30, 30, r"not even one image of each class per shard; at most 25 shards would fit"),
         (26, None, r"num_shards=26: the smallest class has only 25 .* at most 25 shards"),
-        (0, 1, r"partition.num_shards=0: must be at least 1"),
-        (2, 0, r"partition.per_class=0: must be at least 1"),
+        (0, 1, r"partition.num_shards=0: allowed is a number from 1"),
+        (2, 0, r"partition.per_class=0: allowed is null or a number from 1"),
     ],
 )  # fmt: skip
 def test_paper_says_what_would_fit(num_shards, per_class, message):
     with pytest.raises(UserError, match=message):
-        paper_partition(LABELS, num_shards, per_class, seed=0)
+        make_partition("paper", LABELS, num_shards, seed=0, per_class=per_class)
 
 
 def test_what_fits_really_fits():
@@ -94,9 +94,9 @@ def test_iid_deals_out_everything_evenly(n, num_shards, seed):
     labels = np.zeros(n, dtype=np.int64)
     if num_shards > n:
         with pytest.raises(UserError, match=f"only {n} training images, at most {n} shards"):
-            iid_partition(labels, num_shards, seed)
+            make_partition("iid", labels, num_shards, seed)
         return
-    shards = iid_partition(labels, num_shards, seed)
+    shards = make_partition("iid", labels, num_shards, seed)
     sizes = [len(shard) for shard in shards]
     assert len(sizes) == num_shards
     assert max(sizes) - min(sizes) <= 1
@@ -104,7 +104,7 @@ def test_iid_deals_out_everything_evenly(n, num_shards, seed):
 
 
 def test_iid_is_shuffled():
-    shards = iid_partition(np.repeat([0, 1], 500), 2, seed=0)
+    shards = make_partition("iid", np.repeat([0, 1], 500), 2, seed=0)
     share = LABELS_OF_HALVES[shards[0]].mean()
     assert 0.4 < share < 0.6
 
@@ -202,12 +202,12 @@ def test_dirichlet_goes_from_unlike_to_alike():
     [
         ("dirichlet", 4, {"alpha": 0.01, "min_size": 20}, r"fewer than partition.min_size=20; "
          r"raise partition.alpha, or lower partition.num_shards or partition.min_size"),
-        ("dirichlet", 4, {"alpha": 0.0, "min_size": 1}, r"partition.alpha=0.0: must be a number"),
-        ("dirichlet", 4, {"alpha": float("nan"), "min_size": 1}, r"partition.alpha=nan: must be"),
+        ("dirichlet", 4, {"alpha": 0.0, "min_size": 1}, r"partition.alpha=0.0: allowed is a"),
+        ("dirichlet", 4, {"alpha": float("nan"), "min_size": 1}, r"partition.alpha=nan: allowed"),
         ("pathological", 4, {"classes_per_shard": 3, "min_size": 1}, r"classes_per_shard=3: must "
          r"be from 1 to 2, the number of classes"),
         ("pathological", 4, {"classes_per_shard": 1, "min_size": 26}, r"at most 3 shards of"),
-        ("shard", 4, {"pieces_per_shard": 0, "min_size": 1}, r"pieces_per_shard=0: must be at lea"),
+        ("shard", 4, {"pieces_per_shard": 0, "min_size": 1}, r"pieces_per_shard=0: allowed is a n"),
         ("shard", 4, {"pieces_per_shard": 26, "min_size": 1}, r"would need 104 pieces, but there "
          r"are only 100 training images"),
         ("exponential", 9, {"min_size": 1}, r"partition=exponential: 100 training images are "
@@ -216,8 +216,8 @@ def test_dirichlet_goes_from_unlike_to_alike():
          r"than partition.min_size=2; lower partition.num_shards or partition.min_size"),
         ("linear", 101, {"min_size": 1}, r"num_shards=101: there are only 100 training images, at "
          r"most 100 shards of partition.min_size=1 would fit"),
-        ("square", 4, {"min_size": 0}, r"partition.min_size=0: must be at least 1"),
-        ("linear", 0, {"min_size": 1}, r"partition.num_shards=0: must be at least 1"),
+        ("square", 4, {"min_size": 0}, r"partition.min_size=0: allowed is a number from 1"),
+        ("linear", 0, {"min_size": 1}, r"partition.num_shards=0: allowed is a number from 1"),
     ],
 )  # fmt: skip
 def test_uneven_shards_that_cannot_be(name, num_shards, params, message):

@@ -32,15 +32,14 @@ from fedcats.federated.strategy import MergeStrategy
 from fedcats.federated.transport import ByReference
 from fedcats.merging.fold import Fold
 from fedcats.merging.plan import Plan
-from fedcats.merging.robust import Robust
-from fedcats.merging.rules import make_rule
+from fedcats.merging.robust import trimmed_mean
+from fedcats.merging.rules import FedAvg, Median, Polyak, Uniform
 from fedcats.storage import Store
 from fedcats.training.update import Task, compute
 
 Go = Callable[..., tuple[dict[str, Any], Path]]
 SIZES = [3 + client for client in range(10)]
-RULES = ("polyak", "fedavg", "uniform")
-MEDIAN = Robust("median", 0.0, 0)
+RULES = {"polyak": Polyak(0.3), "fedavg": FedAvg(), "uniform": Uniform()}
 
 
 def tensors(client: int) -> dict[str, torch.Tensor]:
@@ -125,7 +124,7 @@ def merge(
         return [(Task("", client, *same), f"u{client}") for client in clients]
 
     strategy = MergeStrategy(
-        {name: make_rule(name, beta=0.3) for name in RULES} | {"median": MEDIAN},
+        {**RULES, "median": Median()},
         Plan(range(10), 1.0, 0, on_failure, min_clients, max_norm=20.0),
         tasks,
         SIZES,
@@ -143,16 +142,16 @@ def test_survivors_are_merged_as_if_they_were_alone(tmp_path: Path, kind: str, c
     faulty = {(3 * i + count) % 10 for i in range(count)}
     survivors = [client for client in range(10) if client not in faulty]
     strategy = merge(tmp_path, faulty, kind)
-    for name in RULES:
-        alone = Fold(make_rule(name, beta=0.3))
+    for name, rule in RULES.items():
+        alone = Fold(rule)
         for client in survivors:
             alone.add(tensors(client), SIZES[client])
         merged = strategy.merged[name]
         assert merged.clients == survivors
         assert safetensors.torch.save(merged.state) == safetensors.torch.save(alone.result())
     paths = [tmp_path / f"store/u{client}.safetensors" for client in survivors]
-    middle, _ = MEDIAN.merge(paths)
-    assert all(torch.equal(strategy.merged["median"].state[name], middle[name]) for name in middle)
+    alone = trimmed_mean(paths, (len(paths) - 1) // 2)
+    assert all(torch.equal(strategy.merged["median"].state[name], alone[name]) for name in alone)
     assert set(strategy.failures) == faulty
     assert all(KINDS[kind] in why for why in strategy.failures.values())
 

@@ -23,7 +23,7 @@ from fedcats.experiment.server_app import run_folder
 from fedcats.federated import superlink
 from fedcats.federated.foreign import installed_package
 from fedcats.merging.fold import Fold
-from fedcats.merging.rules import make_rule
+from fedcats.merging.rules import Polyak
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +116,17 @@ def start(simulator: dict[str, str], *overrides: str, cwd: Path) -> subprocess.P
     )
 
 
-def test_the_flwr_runner_brings_the_results_back(simulator: dict[str, str], tmp_path: Path) -> None:
+def test_the_flwr_runner_brings_the_results_back(
+    simulator: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a rule in a file beside which the command was given."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("mine_under_flwr.py").write_text(
+        "def last(updates, examples, start):\n    return {k: updates[-1][k] for k in start}\n"
+    )
     three = ["partition.num_shards=3", "partition.per_class=2", "train.lr=0.002"]
+    three += ["strategy.rules=[polyak,mine_under_flwr:last]"]
     options = [*TINY, *three, "save_models=true", "hydra.run.dir=there"]
     process = start(simulator, *options, cwd=tmp_path)
     out, err = process.communicate(timeout=300)
@@ -126,7 +135,9 @@ def test_the_flwr_runner_brings_the_results_back(simulator: dict[str, str], tmp_
     assert "client 2: done" in err
     assert "INFO" not in err
     here = simulation(tmp_path / "here", *three)
-    assert len(compare_models(here, tmp_path / "there")) == 4
+    names = compare_models(here, tmp_path / "there")
+    assert len(names) == 5
+    assert "last@mine_under_flwr.safetensors" in names
     for file in ("results.json", "report.html", "shards.csv", "predictions/polyak.csv"):
         assert (tmp_path / "there" / file).is_file()
     assert not list((tmp_path / "there").glob(".run-*"))
@@ -185,7 +196,7 @@ def test_under_flwr_run_too_one_killed_client_is_left_out_and_no_other(
     assert why.startswith("its process ended: killed")
     clients = results["models"]["polyak"]["clients"]
     assert {f"round 1, client {c}" for c in range(3) if c not in clients} == {who}
-    models, fold = tmp_path / "there/models", Fold(make_rule("polyak", beta=0.5))
+    models, fold = tmp_path / "there/models", Fold(Polyak(beta=0.5))
     for survivor in clients:
         fold.add(safetensors.torch.load_file(models / f"submodel-{survivor}.safetensors"), 4)
     merged = safetensors.torch.load_file(models / "polyak.safetensors")
