@@ -18,6 +18,7 @@ from fedcats.experiment.baseline import Baseline
 from fedcats.experiment.inputs import Run, cluster_address, trainable_part
 from fedcats.experiment.merges import SubModels, choose_beta
 from fedcats.experiment.predictions import outputs_are_finite
+from fedcats.federated.flower_patches import allow_arrays
 from fedcats.federated.in_order import InOrderGrid
 from fedcats.federated.local import LocalGrid, run_local
 from fedcats.federated.simulation import RayGrid, kill_stopped_actors, run_on_ray
@@ -169,6 +170,7 @@ def serve(this: Run, trained: Trained, grid: Grid) -> None:
     if this.sites is not None:
         nodes = [site.node for site in this.sites]
         limit = int(config.store.max_gb * 1e9)
+        allow_arrays(max(value.nbytes for value in this.initial.state.values()))
         transport = OnTheWire(
             this.store,
             nodes,

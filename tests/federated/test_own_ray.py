@@ -32,9 +32,11 @@ def test_nobody_else_can_reach_a_default_run_and_its_files_go(
 
     def trains() -> bool:
         seen.update(listening([process, *process.children(recursive=True)]))
-        return events.is_file() and '"task": "client' in events.read_text()
+        # Ray's agents are the last to listen.
+        agents = {name for name, _, _ in seen if name.startswith("ray::") and "Agent" in name}
+        return len(agents) == 2 and '"task": "client' in events.read_text()
 
-    wait_until(trains)
+    wait_until(trains, 300.0)
     assert {"gcs_server", "raylet"} <= {name for name, _, _ in seen}
     assert reachable(seen) == []
     started = process.children(recursive=True)
