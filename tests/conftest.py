@@ -68,7 +68,7 @@ def listening(processes: Iterable[psutil.Process]) -> set[tuple[str, str, int]]:
 
 def reachable(sockets: Iterable[tuple[str, str, int]]) -> list[tuple[str, str, int]]:
     """Those of `listening` to which other machines can speak."""
-    return [one for one in sockets if not ip_address(one[1]).is_loopback]
+    return [one for one in sockets if not ip_address(one[1].removeprefix("::ffff:")).is_loopback]
 
 
 def run_tiny(folder: Path, *overrides: str) -> tuple[Results, Path]:

@@ -95,11 +95,14 @@ def test_robust_rules_go_on_beside_a_huge_update(run: Run, factor: str) -> None:
 
 
 @pytest.mark.parametrize("factor", ["1e10", "1e30"])
-def test_a_linear_rule_stops_at_a_huge_update_or_leaves_it_out(run: Run, factor: str) -> None:
+def test_a_linear_rule_stops_at_a_huge_update_or_leaves_it_out(
+    run: Run, factor: str, tmp_path: Path
+) -> None:
     huge = [*FOUR, *HUGE, f"attack.factor={factor}", "strategy.rules=[fedavg,median]"]
     why = "its weights are far too large: the model's outputs are not finite"
     with pytest.raises(RunError, match=f"client 2 failed in round 1: {why}"):
         run(*huge)
+    assert not (tmp_path / "run/progress.jsonl").exists()
     results, _ = run(*huge, "strategy.on_failure=survivors", folder="survivors")
     assert results["failures"] == {"round 1, client 2": why}
     assert results["models"]["fedavg"]["clients"] == [0, 1, 3]

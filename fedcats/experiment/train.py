@@ -17,6 +17,7 @@ from fedcats.experiment.inputs import cluster_address
 from fedcats.experiment.merges import SubModels, choose
 from fedcats.experiment.predictions import Predictor
 from fedcats.experiment.tasks import Tasks
+from fedcats.federated.flower_patches import allow_arrays
 from fedcats.federated.in_order import InOrderGrid
 from fedcats.federated.local import LocalGrid, run_local
 from fedcats.federated.simulation import RayGrid, kill_stopped_actors, run_on_ray
@@ -145,6 +146,7 @@ def serve(tasks: Tasks, predictor: Predictor, trained: Trained, grid: Grid) -> N
     if this.sites is not None:
         nodes = [site.node for site in this.sites]
         limit = int(config.store.max_gb * 1e9)
+        allow_arrays(max(value.nbytes for value in this.initial.state.values()))
         transport = OnTheWire(
             store,
             nodes,

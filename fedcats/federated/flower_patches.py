@@ -1,6 +1,7 @@
 """Flower's simulation where its own handling falls short: Ray's actors, messages to them."""
 
 import functools
+import json
 import os
 import sys
 import threading
@@ -10,13 +11,15 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Array, Message
 from flwr.clientapp import ClientApp
 
 from fedcats.federated import own_ray
 
 _END_SECONDS = 10.0
+_HEADER = 4096  # bytes that NumPy may put before an array's own
 
+_allowed = [0]  # bytes of an array
 _backends: list[Any] = []  # those that run: one, or none
 
 
@@ -107,6 +110,35 @@ def use_own_parts() -> None:
             return list(self.pool._future_to_actor.values() if busy else self.pool.pool)
 
     raybackend.RayBackend = Backend  # type: ignore[misc]
+
+
+def allow_arrays(size: int) -> None:
+    """Refuse received arrays of more than ``size`` bytes before they are put together.
+
+    Flower's are made of chunks, of which one may be named any number of times: a kilobyte of names
+    and one chunk are terabytes. Where this was never called, arrays are as long as they like.
+    """
+    _bound_arrays()
+    _allowed[0] = size + _HEADER if size else 0
+
+
+@functools.cache
+def _bound_arrays() -> None:
+    from flwr.supercore.inflatable import inflatable_object as inflatable
+
+    inflate = Array.inflate
+
+    def bounded(
+        cls: type[Array], object_content: bytes, children: dict[str, Any] | None = None
+    ) -> Array:
+        names = inflatable.get_object_children_ids_from_object_content(object_content)
+        said = json.loads(inflatable.get_object_body(object_content, cls))
+        chunks = [(children or {})[names[i]] for i in said["arraychunk_ids"]]
+        if sum(len(chunk.data) for chunk in chunks) > _allowed[0]:
+            raise ValueError(f"an array is longer than the {_allowed[0]} bytes that are allowed")
+        return inflate(object_content, children)
+
+    Array.inflate = classmethod(bounded)  # type: ignore[assignment,method-assign]
 
 
 def speak_as_server() -> None:

@@ -37,8 +37,7 @@ def start(arguments: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True)
         folder.chmod(0o777)  # as Ray makes it: other users' sessions are in it, too
-    for mark in folder.glob("fedcats-*.lock"):
-        _remove_ended(mark)
+    remove_ended(folder)
     # Before there is anything to remove. Ray names a session after its driver's process.
     mark = folder / f"fedcats-{os.getpid()}.lock"
     if mark not in _held:
@@ -60,13 +59,15 @@ def remove_files() -> None:
         os.close(descriptor)
 
 
-def _remove_ended(mark: Path) -> None:
-    with contextlib.suppress(OSError, RunError, ValueError):
-        own = mark.stat().st_uid == os.getuid()
-        if own and not psutil.pid_exists(_process(mark)):
-            with locked_now(mark) as ended:
-                if ended:
-                    _remove(mark)
+def remove_ended(folder: Path) -> None:
+    """Remove what this user's runs that were killed have left; nothing of other programs' Ray."""
+    for mark in folder.glob("fedcats-*.lock"):
+        with contextlib.suppress(OSError, RunError, ValueError):
+            own = mark.stat().st_uid == os.getuid()
+            if own and not psutil.pid_exists(_process(mark)):
+                with locked_now(mark) as ended:  # not so in another container
+                    if ended:
+                        _remove(mark)
 
 
 def _remove(mark: Path) -> None:

@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from fedcats.data import Dataset, prepare
 from fedcats.data.sources import part_source
 from fedcats.errors import UserError
+from fedcats.federated.flower_patches import allow_arrays
 from fedcats.federated.in_order import InOrderGrid
 from fedcats.federated.received import between, get, printable, read_counts, record
 from fedcats.home import home
@@ -104,6 +105,7 @@ def find_sites(grid: Grid, classes: tuple[str, ...], max_examples: int) -> list[
     UserError
         When a site is missing, there twice, or cannot take part.
     """
+    allow_arrays(0)  # there is none in a registration
     deadline = time.monotonic() + SITES_TIMEOUT
     sites: dict[int, Site] = {}
     answered: set[int] = set()

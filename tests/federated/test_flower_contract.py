@@ -34,6 +34,7 @@ CALLED = {
     ("flwr.supercore.control", "ControlHttpClient.__init__"): (
         "self, base_url, interceptors, verify, timeout, retry_invoker"
     ),
+    ("flwr.app", "Array.inflate"): "object_content, children",
     ("flwr.serverapp", "Grid.push_messages"): "self, messages",
     ("flwr.serverapp", "Grid.pull_messages"): "self, message_ids",
     ("flwr.serverapp", "Grid.send_and_receive"): "self, messages, timeout",
@@ -75,7 +76,14 @@ READ = {
     "flwr.cli.ls": ['"run-id"', '"status"', '"status-details"'],
     "flwr.common.constant": [f'FINISHED = "{flower_words.FINISHED}"'],
     "flwr.superlink.grid.http_grid": ["inflate_object_from_contents(msg_id, all_object_contents)"],
-    "flwr.supercore.inflatable.inflatable_object": ["class UnexpectedObjectContentError(Exc"],
+    "flwr.app.message.array": [
+        'array_metadata["arraychunk_ids"]',
+        "get_object_body(object_content",
+    ],
+    "flwr.supercore.inflatable.inflatable_object": [
+        "def get_object_children_ids_from_object_content(object_content",
+        "class UnexpectedObjectContentError(Exc",
+    ],
     "ray._private.services": ["if not ray_constants.ENABLE_RAY_CLUSTER:\n", "get_localhost_ip()"],
     "ray._private.ray_constants": ["\nENABLE_RAY_CLUSTER = "],
     "ray._private.node": ['f"session_{date_str}_{os.getpid()}"', "ray.util.get_node_ip_address()"],

@@ -1,17 +1,53 @@
 """The Ray of a default run: who can reach it, and what it leaves behind."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 from conftest import TINY, TINY_DRAWINGS, listening, reachable, wait_until
+
+from fedcats.federated import own_ray
+from fedcats.locks import locked_now
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder for Ray's files, with a name that is short enough for its sockets."""
+    folder = Path(f"/tmp/fc{os.getpid()}")
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_only_files_of_killed_runs_go(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    alive, other = os.getpid(), gone.pid + 1
+    for process in (gone.pid, alive, other):
+        (tmp_path / f"session_2026-01-01_00-00-00_000000_{process}" / "logs").mkdir(parents=True)
+    marks = [tmp_path / f"fedcats-{name}.lock" for name in (gone.pid, alive, "no-number")]
+    for mark in marks:
+        mark.touch()
+    (tmp_path / "session_latest").symlink_to(f"session_2026-01-01_00-00-00_000000_{gone.pid}")
+    with locked_now(marks[0]):  # as the run itself does
+        own_ray.remove_ended(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 7
+    own_ray.remove_ended(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"session_2026-01-01_00-00-00_000000_{alive}",
+        f"session_2026-01-01_00-00-00_000000_{other}",
+        *(mark.name for mark in marks[1:]),
+    }
 
 
 def begin(folder: Path, temporary: Path, *overrides: str) -> psutil.Popen:
-    """A default run (but for its size), with Ray's files in a folder of the test's own."""
+    """A default run, but for its size."""
     command = [sys.executable, "-m", "fedcats.cli", *TINY, *TINY_DRAWINGS, *overrides]
     return psutil.Popen(
         [*command, f"hydra.run.dir={folder}"],
@@ -22,31 +58,32 @@ def begin(folder: Path, temporary: Path, *overrides: str) -> psutil.Popen:
 
 
 def test_nobody_else_can_reach_a_default_run_and_its_files_go(
-    tmp_path: Path,
+    tmp_path: Path, temporary: Path
 ) -> None:
-    folder, temporary = tmp_path / "run", Path(f"/tmp/fc{os.getpid()}")  # short, for Ray's sockets
-    temporary.mkdir()
-    process = begin(folder, temporary, "train.epochs=3000", "seed=31")
-    events = folder / "progress.jsonl"
+    process = begin(tmp_path, temporary, "train.epochs=3000", "seed=31")
+    events = tmp_path / "progress.jsonl"
     seen: set[tuple[str, str, int]] = set()
 
-    def trains() -> bool:
+    def everything_listens() -> bool:
+        assert process.is_running()
         seen.update(listening([process, *process.children(recursive=True)]))
-        return events.is_file() and '"task": "client' in events.read_text()
+        # Ray's agents are the last; a client trains before.
+        agents = {name for name, _, _ in seen if name.startswith("ray::") and "Agent" in name}
+        return len(agents) == 2 and '"task": "client' in events.read_text()
 
-    wait_until(trains)
-    assert {"gcs_server", "raylet"} <= {name for name, _, _ in seen}
-    assert reachable(seen) == []
-    started = process.children(recursive=True)
-    assert [path.name for path in (temporary / "ray").glob("session_2*")] != []
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    try:
+        wait_until(everything_listens, 300.0)
+        assert {"gcs_server", "raylet"} <= {name for name, _, _ in seen}
+        assert reachable(seen) == []
+        assert list((temporary / "ray").glob("session_2*")) != []
+    finally:
+        started = process.children(recursive=True)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     psutil.wait_procs(started, timeout=120)
 
-    again = begin(folder, temporary, "train.epochs=1", "seed=31")
+    again = begin(tmp_path, temporary, "train.epochs=1", "seed=31")
     _, err = again.communicate(timeout=600)
     assert again.returncode == 0, err
     assert list((temporary / "ray").iterdir()) == []
     assert not events.exists()
-    (temporary / "ray").rmdir()
-    temporary.rmdir()

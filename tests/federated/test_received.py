@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from fedcats.errors import UserError
 from fedcats.federated import sites
+from fedcats.federated.flower_patches import allow_arrays
 from fedcats.federated.in_order import InOrderGrid
 from fedcats.federated.local import LocalGrid
 from fedcats.federated.received import printable
@@ -63,6 +64,7 @@ class OneHostile(LocalGrid):
             return Message(content, reply_to=message)
 
         super().__init__(app, len(SIZES))
+        allow_arrays(max(value.nbytes for value in START.values()))
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         for message in super().pull_messages(message_ids):
@@ -257,6 +259,20 @@ def test_bytes_that_are_no_reply_are_the_sites_failure(
     tmp_path: Path, garble: Callable[[bytes], bytes]
 ) -> None:
     check(merge(tmp_path, OneHostile(lambda _: None, garble)))
+
+
+def test_a_chunk_that_is_named_a_thousand_times_takes_no_memory(tmp_path: Path) -> None:
+    names = b'"arraychunk_ids": [0]'
+    strategy = merge(
+        tmp_path,
+        OneHostile(
+            lambda _: None, lambda content: content.replace(names, names[:-1] + b", 0" * 999 + b"]")
+        ),
+    )
+    assert strategy.failures == {
+        HOSTILE: "its reply cannot be read: ValueError('an array is longer than the 4144 bytes "
+        "that are allowed')"
+    }
 
 
 def test_an_honest_reply_is_merged(tmp_path: Path) -> None:
