@@ -41,6 +41,17 @@ RANDOM_SEED = os.environ.get("FEDCATS_SEED", "0")
 T = TypeVar("T")
 
 
+# What a fixture starts, its tests start.
+STARTS = {"federation": "flower", "broken": "ray"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of such fixtures."""
+    for item in items:
+        for name in STARTS.keys() & {*getattr(item, "fixturenames", ())}:
+            item.add_marker(STARTS[name])
+
+
 def pytest_report_header() -> str:
     """What it takes to repeat a run of the tests."""
     return f"random trials: FEDCATS_RANDOM={RANDOM} FEDCATS_SEED={RANDOM_SEED}"

@@ -183,6 +183,7 @@ def finish(chance: random.Random, arguments: list[str]) -> int:
     return code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
 def test_no_command_ends_in_a_traceback_whatever_the_environment(
     part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

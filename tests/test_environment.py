@@ -23,6 +23,8 @@ from fedcats.experiment.baseline import Baseline
 from fedcats.federated.own_ray import temporary_folder
 from fedcats.storage import Store
 
+pytestmark = pytest.mark.slow
+
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 PROGRAM = f"{sys.executable} -m fedcats.cli"
 

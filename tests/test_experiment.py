@@ -29,6 +29,8 @@ from fedcats.results import Results
 from fedcats.storage import Store
 from fedcats.training.loop import predict
 
+pytestmark = pytest.mark.slow
+
 Go = Callable[..., tuple[dict[str, Any], Path]]
 LOCAL = "runner=local"
 
@@ -58,6 +60,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
     return run_tiny(tmp_path_factory.mktemp("three"), *overrides)
 
 
+@pytest.mark.ray
 def test_ray_with_one_worker_two_workers_and_no_ray_give_the_same_bytes(run: Go) -> None:
     off = ["store.enabled=false", "partition.num_shards=3"]  # so that every run trains
     two, first = run("runner.workers=2", *off, folder="two")

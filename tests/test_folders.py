@@ -13,6 +13,8 @@ from conftest import TINY, TINY_DRAWINGS
 from fedcats.errors import RunError, UserError
 from fedcats.experiment.folders import claimed, clear, hold, is_job
 
+pytestmark = pytest.mark.slow
+
 Go = Callable[..., tuple[dict[str, Any], Path]]
 HOLDER = """
 import sys, pathlib

@@ -52,6 +52,7 @@ def test_forward_gives_one_score_a_class(name: str) -> None:
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
 
 
+@pytest.mark.slow
 def test_the_compiler_is_imported_only_when_it_is_needed() -> None:
     """It is half of what a process that trains would import."""
     code = """
@@ -72,6 +73,7 @@ assert sys.modules["torch._dynamo.utils"].__file__
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_torchvisions_stand_in_gives_way_to_the_compiler() -> None:
     code = """
 import builtins, sys

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import nbformat
+import pytest
 from conftest import TINY, TINY_DRAWINGS
 from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "paper.ipynb"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     (parameters,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]

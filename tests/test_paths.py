@@ -48,14 +48,13 @@ def root(*overrides: str) -> str:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_folder_that_exists_can_be_named(here: Path, name: str) -> None:
     (here / name).mkdir()
-    for given_as in (name, str(here / name), f"~/{name}"):
-        expected = given_as.replace("~/", f"{here}/") if given_as[:1] == "~" else given_as
-        assert root(f"data.root={given_as}") == root(f"++data.root={given_as}") == expected
-        read = paths.read(f"data.root={given_as}")
-        assert root(read) == expected  # a second reading changes nothing
+    assert root(f"data.root={name}") == root(f"++data.root={name}") == name
+    assert root(paths.read(f"data.root={name}")) == name  # a second reading changes nothing
+    assert root(f"data.root={here / name}") == root(f"data.root=~/{name}") == str(here / name)
 
 
 def test_what_hydra_understands_stays_hydras(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,6 +195,7 @@ def test_every_recipe(recipe, last, trainable, threads, whole):
         linear.BLOCK_BATCH = before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(family):
     """Two steps of a recipe that is drawn for each; how many threads is the test's above."""
@@ -212,6 +213,7 @@ def test_every_family(family):
     check(build.build(family, 2), Noise(size + 1, FAMILIES[family]), recipe, "all")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "trainable"),
     [("mobilenet_v2", "head"), *((name, "classifier") for name in FAMILIES if name not in LARGE)],
@@ -238,6 +240,7 @@ def test_a_frozen_part_worked_out_once_changes_nothing(family, trainable):
         assert apart(split.state_dict(), whole.state_dict(), start) <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_put_around_given_tensors(family):
     """Nothing is left without memory, and one step would be possible."""

@@ -409,6 +409,7 @@ def test_the_papers_numbers_follow_from_its_matrices():
 ALL = {"scores", "difference", "confusion", "loss", "weights", "confusion_submodels"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -477,6 +478,7 @@ def test_figures_are_the_same_bytes_again(tmp_path: Path):
     assert b"<dc:date>" not in b"".join(written[0].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("k", "clients"), [(2, 1000), (7, 40), (37, 3), (300, 2), (300, 100)])
 def test_many_classes_and_clients_are_few_shapes(tmp_path: Path, k: int, clients: int):
     classes = [f"{c:03d}. a rather long name of a class" for c in range(k)]

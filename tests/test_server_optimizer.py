@@ -161,6 +161,7 @@ def weights(folder: Path, name: str) -> State:
     return safetensors.torch.load_file(folder / f"models/{name}.safetensors")
 
 
+@pytest.mark.slow
 def test_the_memory_lasts_over_the_rounds_and_nothing_is_trained_twice(run: Go) -> None:
     options = [*ADAPTIVE, "mode=federated", "partition.num_shards=3", "strategy.fraction=0.67"]
     results, folder = run(*options, "rounds=2", folder="two")

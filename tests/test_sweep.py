@@ -19,6 +19,8 @@ from PIL import Image
 from fedcats.metrics import read_predictions
 from fedcats.results import Results
 
+pytestmark = pytest.mark.slow
+
 Go = Callable[..., tuple[dict[str, Any], Path]]
 
 
@@ -60,6 +62,7 @@ def test_a_sweep_trains_each_model_once_and_reports(tmp_path: Path) -> None:
     assert done.stdout.rstrip().endswith(str(tmp_path))
 
 
+@pytest.mark.ray
 def test_parallel_jobs_share_one_training(tmp_path: Path) -> None:
     done = sweep(
         tmp_path, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=32",

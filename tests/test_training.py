@@ -266,6 +266,7 @@ def test_models_that_share_a_frozen_part_predict_the_same_bits(
         assert np.array_equal(frozen.predict(trained), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "trainable"), [("alexnet", "head"), ("alexnet", "classifier"), ("resnet18", "head")]
 )

@@ -11,6 +11,8 @@ from ray.cluster_utils import Cluster
 from fedcats.errors import UserError
 from fedcats.federated import cluster as cluster_module
 
+pytestmark = pytest.mark.ray
+
 Go = Callable[..., tuple[dict[str, Any], Path]]
 OPTIONS = ["mode=federated", "partition.num_shards=3", "store.enabled=false"]
 

@@ -300,6 +300,7 @@ def interrupt_the_group_of(process: psutil.Process) -> None:
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize(
     ("end", "code", "line"),
     [
@@ -343,6 +344,7 @@ def test_workers_that_die_of_ray_are_no_failed_clients(tmp_path: Path) -> None:
     assert lost.is_set()
 
 
+@pytest.mark.ray
 def test_a_run_cut_short_while_ray_starts_ends_and_says_so(tmp_path: Path) -> None:
     process = begin_a_long_run(tmp_path, "seed=25")
     started = wait_until(lambda: [p for p in process.children() if p.name() == "gcs_server"])

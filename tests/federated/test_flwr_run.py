@@ -25,6 +25,8 @@ from fedcats.federated.foreign import installed_package
 from fedcats.merging.fold import Fold
 from fedcats.merging.rules import Polyak
 
+pytestmark = pytest.mark.flower
+
 
 @pytest.fixture(scope="module")
 def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
