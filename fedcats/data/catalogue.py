@@ -153,7 +153,7 @@ class OxfordPets(Photos):
     root: str | None
 
 
-SOURCES: dict[str, type[Data]] = {
+SOURCES: dict[str, Any] = {  # classes of Data
     source.name: source for source in (Synthetic, Folder, PetImages, OxfordPets, Hub)
 }
 """Every source of the package, by the name that ``data.name`` has."""

@@ -150,8 +150,8 @@ def test_survivors_are_merged_as_if_they_were_alone(tmp_path: Path, kind: str, c
         assert merged.clients == survivors
         assert safetensors.torch.save(merged.state) == safetensors.torch.save(alone.result())
     paths = [tmp_path / f"store/u{client}.safetensors" for client in survivors]
-    alone = trimmed_mean(paths, (len(paths) - 1) // 2)
-    assert all(torch.equal(strategy.merged["median"].state[name], alone[name]) for name in alone)
+    middle = trimmed_mean(paths, (len(paths) - 1) // 2)
+    assert all(torch.equal(strategy.merged["median"].state[name], middle[name]) for name in middle)
     assert set(strategy.failures) == faulty
     assert all(KINDS[kind] in why for why in strategy.failures.values())
 

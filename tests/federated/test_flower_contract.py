@@ -133,7 +133,8 @@ def test_a_ray_actor_can_be_made_to_restart() -> None:
 
     own_ray.start({"num_cpus": 1, "object_store_memory": 100 * 2**20, "log_to_driver": False})
     try:
-        actor = ray.remote(max_restarts=-1)(ClientAppActor).remote()
+        actor: Any = ray.remote(max_restarts=-1)(ClientAppActor)  # type: ignore[call-overload]
+        actor = actor.remote()
         assert ray.get(actor.run.remote()) == flower_words.CLIENT_PROCESS
         said = []
         for method in ("die", "run"):

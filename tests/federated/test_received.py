@@ -26,8 +26,7 @@ from fedcats.federated.received import printable
 from fedcats.federated.strategy import MergeStrategy
 from fedcats.federated.wire import OnTheWire
 from fedcats.merging.plan import Plan
-from fedcats.merging.robust import Robust
-from fedcats.merging.rules import make_rule
+from fedcats.merging.rules import FedAvg, Median, Polyak
 from fedcats.storage import Store
 from fedcats.tensors import State
 from fedcats.training.update import Task
@@ -79,9 +78,9 @@ def merge(folder: Path, grid: LocalGrid) -> MergeStrategy:
         same = (server_round, 0, "m", 2, "all", start, start, "", (), plain_recipe(), 1, "cpu", 0.0)
         return [(Task("", client, *same), "") for client in clients]
 
-    rules = {name: make_rule(name, beta=0.5) for name in ("polyak", "fedavg")}
+    rules = {"polyak": Polyak(0.5), "fedavg": FedAvg()}
     strategy = MergeStrategy(
-        {**rules, "median": Robust("median", 0.0, 0)},
+        {**rules, "median": Median()},
         Plan(range(3), 1.0, 0, "survivors", 1),
         tasks,
         SIZES,
