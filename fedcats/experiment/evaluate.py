@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -59,8 +59,9 @@ def evaluate(predictor: Predictor, trained: Trained, progress: Progress) -> dict
         "comparison": _comparison(inputs, {name: one for name, (one, *_) in predicted.items()}),
     }
     if len(trained.earlier) > 1:
-        scored = [predictor.scores(test, one) for (one,) in on_test]
-        results["rounds"] = _rounds(trained, scored, models)
+        on_test += [predicted[rule][:1] for rule in trained.earlier[-1]]
+        scored = (predictor.scores(test, one) for (one,) in on_test)
+        results["rounds"] = _rounds(trained, scored)
     return results
 
 
@@ -162,21 +163,13 @@ def _traffic(merged: Merged) -> dict[str, Any]:
     return {"bytes": {"down": merged.down, "up": merged.up}}
 
 
-def _rounds(
-    trained: Trained, earlier: Sequence[dict[str, Any]], models: Mapping[str, dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """The scores of each rule's merge after each round; ``earlier``: of all rounds but the last."""
-    scored = iter(earlier)
-    files = ("file", "key", "predictions")
-    rows: list[dict[str, Any]] = []
-    for number, merges in enumerate(trained.earlier, 1):
-        row: dict[str, Any] = {"round": number}
-        for rule, merged in merges.items():
-            last = {key: v for key, v in models[rule].items() if key not in files}
-            found = next(scored) if number < len(trained.earlier) else last
-            row[rule] = found | _traffic(merged)
-        rows.append(row)
-    return rows
+def _rounds(trained: Trained, scored: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The scores of each rule's merge after each round."""
+    return [
+        {"round": number}
+        | {rule: next(scored) | _traffic(merged) for rule, merged in merges.items()}
+        for number, merges in enumerate(trained.earlier, 1)
+    ]
 
 
 def _comparison(inputs: Inputs, predicted: Mapping[str, Probabilities]) -> dict[str, Any]:
