@@ -136,8 +136,8 @@ class Model(Tested):
     ]
 
 
-class RoundScores(Tested):
-    """A rule's merged model after a round; the held-out images only after the last one."""
+class RoundScores(Scores):
+    """A rule's merged model after a round."""
 
     bytes: Annotated[Traffic, "of the round"]
 

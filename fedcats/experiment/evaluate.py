@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -55,8 +55,8 @@ def evaluate(predictor: Predictor, trained: Trained, results: Results, progress:
     if unscored := [name for name in final if name not in models]:
         results["not_scored"] = dict.fromkeys(unscored, NOT_FINITE)
     if len(trained.earlier) > 1:
-        scored = [predictor.scores(test, one) for (one,) in on_test]
-        results["rounds"] = _rounds(trained, scored, models)
+        on_test += [predicted[rule][:1] for rule in trained.earlier[-1]]
+        results["rounds"] = _rounds(trained, (predictor.scores(test, one) for (one,) in on_test))
 
 
 def _candidates(predictor: Predictor, trained: Trained) -> dict[str, Candidate]:
@@ -163,19 +163,13 @@ def _traffic(merged: Merged) -> Traffic:
     return {"down": merged.down, "up": merged.up}
 
 
-def _rounds(
-    trained: Trained, earlier: Sequence[Scores], models: Mapping[str, Model]
-) -> list[Round]:
-    """The scores of each rule's merge after each round; ``earlier``: of all rounds but the last."""
-    scored = iter(earlier)
-    files = ("file", "predictions", "title")
+def _rounds(trained: Trained, scored: Iterator[Scores]) -> list[Round]:
+    """The scores of each rule's merge after each round."""
     rows: list[Round] = []
     for number, merges in enumerate(trained.earlier, 1):
         row: Round = {"round": number}
         for rule, merged in merges.items():
-            last = {key: v for key, v in models[rule].items() if key not in files}
-            found = next(scored) if number < len(trained.earlier) else last
-            row[rule] = cast(RoundScores, {**found, "bytes": _traffic(merged)})
+            row[rule] = cast(RoundScores, {**next(scored), "bytes": _traffic(merged)})
         rows.append(row)
     return rows
 
