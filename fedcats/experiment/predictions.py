@@ -25,7 +25,7 @@ from fedcats.tensors import State
 from fedcats.training import recipe
 from fedcats.training.frozen import SharedTest, share_test
 from fedcats.training.loop import predict
-from fedcats.training.numerics import full_precision, rounding
+from fedcats.training.numerics import rounding, settle
 
 if TYPE_CHECKING:
     from fedcats.experiment.inputs import Run
@@ -76,8 +76,7 @@ def probabilities(
     found = [kept_probabilities(this, parts, images) for parts, _ in candidates]
     missing = [i for i, kept in enumerate(found) if kept is None]
     if missing:
-        torch.set_num_threads(this.config.runner.threads)
-        full_precision()
+        settle(this.config.runner.threads)
         frozen = _frozen(this, images)
         states = (candidates[i][1]() for i in missing)
         if frozen is None:
