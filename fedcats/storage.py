@@ -246,7 +246,7 @@ class Store:
 
         And what killed processes left: temporary files, locks.
         """
-        for path in (self.root / "locks").iterdir():
+        for path in (self.root / "locks").glob("*"):
             with contextlib.suppress(OSError, RunError), locked_now(path, keep=False):
                 pass
         remove_stale(self.root)
@@ -254,7 +254,7 @@ class Store:
         if limit is None:
             return
         # A run is done by then: where another user's files cannot be opened, nothing is dropped.
-        with contextlib.suppress(RunError), self._locked():
+        with contextlib.suppress(OSError, RunError), self._locked():
             held = self._held_by_all() | {keep}
             sizes = []
             for path in self.root.glob("*.safetensors"):

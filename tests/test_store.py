@@ -440,8 +440,8 @@ def test_the_command_shows_and_clears_decoded_images(
     assert f"2 decoded data sets, 0.00 GB in {tmp_path / 'data'}" in out
     assert store_command(["verify"]) == 1
     out = capsys.readouterr().out
-    assert "damaged, dropped: " in out
-    assert "2 decoded data sets, 0.00 GB read, 1 damaged" in out
+    assert "of no use, dropped: " in out
+    assert "2 decoded data sets, 0.00 GB read, 1 of no use" in out
     pid = fork(lambda: [make(3), time.sleep(60)])
     wait_until(lambda: len(upkeep.decoded(tmp_path / "data")) == 2)
     assert store_command(["clear", "--images"]) == 0
@@ -742,7 +742,8 @@ def test_what_is_set_in_the_process_changes_no_update(store: Store, drawings: Pa
 @pytest.mark.parametrize(
     ("environment", "same"),
     [
-        ({"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "PYTHONHASHSEED": "5"}, True),
+        ({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONHASHSEED": "5"}, True),
+        ({"OMP_DYNAMIC": "true", "OMP_MAX_ACTIVE_LEVELS": "0"}, True),  # fewer threads than asked
         ({"MKL_CBWR": "COMPATIBLE"}, False),
         ({"ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}, False),
     ],
@@ -750,7 +751,7 @@ def test_what_is_set_in_the_process_changes_no_update(store: Store, drawings: Pa
 def test_an_environment_gives_the_same_update_or_another_key(
     store: Store, drawings: Path, tmp_path: Path, environment: dict[str, str], same: bool
 ) -> None:
-    task = make_task(store, drawings)
+    task = make_task(store, drawings, threads=2)
     first = compute(task, store)
     if same:
         store.remove(first.key)
@@ -768,6 +769,21 @@ def test_an_environment_gives_the_same_update_or_another_key(
         again = read(store, answer["key"])
         assert again is not None
         assert tensors.digest(again.tensors) == tensors.digest(first.tensors)
+
+
+def test_fewer_threads_than_asked_for_are_refused(
+    store: Store, drawings: Path, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [*PROGRAM, str(store.root), str(tmp_path / "events"), str(os.getpid())],
+        input=make_task(store, drawings, threads=3).to_json().encode(),
+        env={**os.environ, "OMP_THREAD_LIMIT": "2"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"runner.threads=3: OMP_THREAD_LIMIT allows 2, ")
+    assert [entry.meta["kind"] for entry in store.entries()] == ["weights"]
 
 
 def test_processes_compute_an_update_once(store: Store, drawings: Path) -> None:

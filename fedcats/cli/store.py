@@ -82,12 +82,16 @@ def _verify(store: Store, images: Path) -> int:
             "compared with what they are needed for, and rewritten, when a run needs them"
         )
     print(f"{states.total()} entries read, {states['damaged']} damaged, in {store.root}")
-    decoded = [one for one in upkeep.decoded(images) if one.what != upkeep.UNREADABLE]
+    found = upkeep.decoded(images)
+    for one in found:
+        if one.what == upkeep.UNREADABLE:
+            print(f"kept: {_image_line(one)}")
+    decoded = [one for one in found if one.what != upkeep.UNREADABLE]
     unusable = [one for one in decoded if not _is_whole(one)]
     for one in unusable:
         fate = "dropped" if upkeep.drop(one.path) else "kept, since it is in use or not yours"
-        print(f"damaged, {fate}: {_image_line(one)}")
-    print(f"{_total_images(decoded)} read, {len(unusable)} damaged, in {images}")
+        print(f"of no use, {fate}: {_image_line(one)}")
+    print(f"{_total_images(decoded)} read, {len(unusable)} of no use, in {images}")
     return 1 if states["damaged"] or states["unreadable"] or unusable else 0
 
 

@@ -1,4 +1,4 @@
-"""A decoded data set: images in memory-mapped arrays, with labels and names."""
+"""A decoded data set: images in arrays on the disk, with labels and names."""
 
 import fcntl
 import json

@@ -1,4 +1,4 @@
-"""Every image decoded and resized once, into memory-mapped uint8 arrays that all processes share.
+"""Every image decoded and resized once, into uint8 arrays that all processes read.
 
 A dataset is a folder: ``train.npy`` and ``test.npy``, each (n, 3, size, size) uint8, and
 ``index.json`` with the classes, files, labels, the sha256 of each file and a checksum of each

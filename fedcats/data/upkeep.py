@@ -13,7 +13,7 @@ from pathlib import Path
 from fedcats.errors import RunError
 from fedcats.locks import locked_now, try_lock
 
-UNREADABLE = "another user's, not readable"
+UNREADABLE = "not readable now, or another user's"
 
 _PART = ".part"
 
@@ -71,7 +71,8 @@ def _looked_at(folder: Path) -> Decoded:
         what = f"{index['name']}: {', '.join(index['classes'])}"
         used = (folder / "index.json").stat().st_mtime
     except (OSError, ValueError, KeyError, TypeError) as error:
-        what = UNREADABLE if isinstance(error, PermissionError) else "damaged"
+        refused = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        what = UNREADABLE if refused else "damaged"
         images, used = 0, folder.stat().st_mtime
     return Decoded(folder, size, used, images, what)
 

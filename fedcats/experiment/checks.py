@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from fedcats.errors import UserError
 from fedcats.models import build
+from fedcats.training.numerics import settle
 
 if TYPE_CHECKING:
     from fedcats.experiment.inputs import Inputs
@@ -70,7 +70,7 @@ def check_step(this: Inputs, model: nn.Module) -> None:
         rest = size % train.batch_size
         return rest if rest and not train.drop_last else min(size, train.batch_size)
 
-    torch.set_num_threads(this.config.runner.threads)
+    settle(this.config.runner.threads)
     if not (why := build.refusal(model, 1, side)):
         return  # then it takes more, too
     if always := build.refusal(model, 2, side):

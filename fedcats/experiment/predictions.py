@@ -29,7 +29,7 @@ from fedcats.tensors import State
 from fedcats.training import recipe
 from fedcats.training.frozen import SharedTest, share_test
 from fedcats.training.loop import predict
-from fedcats.training.numerics import full_precision, rounding
+from fedcats.training.numerics import rounding, settle
 
 if TYPE_CHECKING:
     from fedcats.experiment.inputs import Inputs
@@ -137,7 +137,7 @@ class Predictor:
         """
         test = self.inputs.dataset.test
         some = test.subset(range(min(_TRIED, len(test))))
-        full_precision()
+        settle(self.inputs.config.runner.threads)
         (tried,) = predict([self._model(self.inputs.initial.state | state)], some)
         return bool(np.isfinite(tried).all())
 
@@ -169,8 +169,7 @@ class Predictor:
         found = [self._kept(one.parts, images) for one in candidates]
         missing = [i for i, kept in enumerate(found) if kept is None]
         if missing:
-            torch.set_num_threads(self.inputs.config.runner.threads)
-            full_precision()
+            settle(self.inputs.config.runner.threads)
             frozen = self._frozen_part(images)
             states = (candidates[i].state() for i in missing)
             if frozen is None:

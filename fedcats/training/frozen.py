@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fedcats.data import Images, flip_, normalise
+from fedcats.training.numerics import settle
 
 
 @dataclass(frozen=True)
@@ -189,5 +190,5 @@ def share_test(
             return cast(Tensor, model(images.input(batch, device)))
 
     own = torch.get_num_threads()  # of each: a new thread would begin with another number
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(own,)) as pool:
+    with ThreadPoolExecutor(threads, initializer=settle, initargs=(own,)) as pool:
         return SharedTest(part.name, tail, list(pool.map(run, batches)))

@@ -1,22 +1,23 @@
 """What decides how numbers are rounded, beside the code: fixed here, or part of the keys."""
 
+import ctypes
 import os
 from typing import Any
 
 import torch
 
+from fedcats.errors import UserError
+
 # Each chooses among kernels that sum in another order or with another precision: MKL's and
 # oneDNN's developer guides ("conditional numerical reproducibility", "CPU dispatcher control",
-# "floating-point math mode"), the OpenMP specification, PyTorch's ATen/Context.cpp and
-# native/mkldnn/Matmul.cpp. How many threads there are is set by `Task.threads`, whatever
-# OMP_NUM_THREADS and MKL_NUM_THREADS say.
+# "floating-point math mode"), PyTorch's ATen/Context.cpp and native/mkldnn/Matmul.cpp.
 _CPU = (
     *("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE", "MKL_THREADING_LAYER"),
     *("MKL_DYNAMIC", "MKL_DOMAIN_NUM_THREADS", "MKL_NUM_STRIPES", "MKL_DISABLE_FAST_MM"),
     *("ONEDNN_MAX_CPU_ISA", "ONEDNN_CPU_ISA_HINTS", "ONEDNN_DEFAULT_FPMATH_MODE"),
     *("DNNL_MAX_CPU_ISA", "DNNL_CPU_ISA_HINTS", "DNNL_DEFAULT_FPMATH_MODE"),
     *("TORCH_MKLDNN_MATMUL_MIN_DIM", "TORCH_MKLDNN_MATMUL_MIN_SIZE", "USE_EIGEN_FOR_BLAS"),
-    *("OPENBLAS_CORETYPE", "OMP_DYNAMIC", "OMP_THREAD_LIMIT", "KMP_DETERMINISTIC_REDUCTION"),
+    *("OPENBLAS_CORETYPE", "KMP_DETERMINISTIC_REDUCTION"),
 )
 _GPU = (
     *("NVIDIA_TF32_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG", "CUBLASLT_WORKSPACE_SIZE"),
@@ -38,13 +39,35 @@ def rounding(device: str) -> dict[str, Any]:
     return {"device": device, "processor": torch.backends.cpu.get_cpu_capability(), **said}
 
 
-def full_precision() -> None:
-    """The same bits in every run, whatever a library or a user's code has set in this process.
+def settle(threads: int) -> None:
+    """The same bits in every run, whatever was set in this process; for the calling thread.
 
-    No TF32, no kernels chosen by how long they take, no small numbers taken for zero.
+    So many threads of torch, no TF32, no kernels chosen by how long they take, no small numbers
+    taken for zero.
+
+    Raises
+    ------
+    UserError
+        When OpenMP would start fewer threads.
     """
+    _openmp(threads)
+    torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     torch.set_float32_matmul_precision("highest")
     torch.set_flush_denormal(False)
+
+
+def _openmp(threads: int) -> None:
+    """oneDNN leaves out what the threads that it does not get should have done, without a word."""
+    openmp: Any = ctypes.CDLL(None)  # PyTorch's is among the names that all see
+    if not hasattr(openmp, "omp_set_dynamic"):
+        return
+    openmp.omp_set_dynamic(0)
+    openmp.omp_set_max_active_levels(max(1, openmp.omp_get_max_active_levels()))
+    if (limit := openmp.omp_get_thread_limit()) < threads:
+        raise UserError(
+            f"runner.threads={threads}: OMP_THREAD_LIMIT allows {limit}, with which PyTorch gives "
+            f"wrong numbers; allowed are at most {limit}, or OMP_THREAD_LIMIT unset"
+        )

@@ -30,7 +30,7 @@ from fedcats.training import loop, recipe
 from fedcats.training.attack import Attack
 from fedcats.training.fast import keep_freed_memory
 from fedcats.training.frozen import Features, FrozenPart, find_frozen_part, work_out
-from fedcats.training.numerics import full_precision, rounding
+from fedcats.training.numerics import rounding, settle
 from fedcats.training.recipe import Epoch, Recipe, Step
 
 
@@ -314,9 +314,8 @@ def _environment(task: Task, images: Images) -> dict[str, Any]:
 
 def _train(task: Task, images: Images, key: str, store: Store, report: Report) -> Update:
     """Train, from a checkpoint on where there is one, and keep."""
-    torch.set_num_threads(task.threads)
+    settle(task.threads)
     keep_freed_memory()
-    full_precision()
     checkpoint_key = CHECKPOINT + key
     model = _model(task, store).to(task.device)
     names = build.set_trainable(model, task.trainable)

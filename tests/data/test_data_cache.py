@@ -236,6 +236,23 @@ def test_no_changed_bit_is_ever_read(tmp_path_factory, data):
             images.pixels([i])
 
 
+def test_damage_is_said_in_another_process_in_the_same_words():
+    error = DamagedData("the decoded data set is damaged")
+    again = pickle.loads(pickle.dumps(error))
+    assert isinstance(again, RunError)
+    assert str(again) == str(error)
+
+
+def test_locks_of_data_sets_that_are_gone_go_too(root, tmp_path):
+    """As earlier versions left them; one that is held stays."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "left.lock").touch()
+    with locks.locked(cache / "held.lock"):
+        data = prepared(root, cache)
+        assert {path.name for path in cache.iterdir()} == {data.path.name, "held.lock"}
+
+
 def test_what_cannot_be_opened_for_a_moment_is_not_damaged(root, tmp_path):
     data = prepared(root, tmp_path / "cache")
     before = (data.path / "train.npy").stat()
