@@ -63,7 +63,7 @@ def every_key(hint: Any) -> set[str]:
 RUNS = {
     "compare": [
         "rounds=2",
-        "hold_out=0.25",
+        "hold_out=0.5",
         "partition.num_shards=3",
         "strategy.rules=[polyak,fedavg,fedadam,median]",
         "strategy.start=global",
