@@ -63,13 +63,13 @@ def every_key(hint: Any) -> set[str]:
 RUNS = {
     "compare": [
         "rounds=2",
-        "hold_out=0.25",
+        "hold_out=0.5",
         "partition.num_shards=3",
         "strategy.rules=[polyak,fedavg,fedadam,median]",
         "strategy.start=global",
         "attack=scale",
         "attack.clients=[1]",
-        "attack.factor=1e6",
+        "attack.factor=1e9",
         "strategy.max_norm=1000",
         "strategy.on_failure=survivors",
         "paper=cats_dogs",
