@@ -33,7 +33,9 @@ def compare(
       within each true class) under Jeffreys' prior, which has no width of 0 (Agresti and Min,
       Biometrics 61, 2005);
     - more classes: bootstrap samples of one photo less than there are of a class, which gives
-      the variance its size when classes are small (Rao and Wu, JASA 83, 1988).
+      the variance its size when classes are small (Rao and Wu, JASA 83, 1988), from the photos
+      and, of each class, 2 (k - 1) / k^2 that only the one model and as many that only the other
+      gets right: the same prior, so that what no photo shows is not ruled out.
 
     An interval is widened where needed so that the difference lies in it.
 
@@ -179,9 +181,14 @@ def _draws(
     # A draw matters only through how often each triple (true, first, second) occurs in it.
     triples = np.stack([true, first, second], axis=1)
     if k == 2:  # all eight, also those that were not seen
-        triples = np.concatenate([triples, np.indices((2, 2, 2)).reshape(3, -1).T])
-    cells, counts = np.unique(triples, axis=0, return_counts=True)
-    counts -= k == 2
+        unseen = np.indices((2, 2, 2)).reshape(3, -1).T
+    else:  # of each class, that only one of the two is right
+        c = np.unique(true)
+        wrong = (c + 1) % k
+        unseen = np.concatenate([np.stack(one, axis=1) for one in ((c, c, wrong), (c, wrong, c))])
+    cells, of = np.unique(np.concatenate([triples, unseen]), axis=0, return_inverse=True)
+    counts = np.bincount(of[: len(true)], minlength=len(cells))
+    likely = counts + 2 * (k - 1) / k**2 * np.bincount(of[len(true) :], minlength=len(cells))
     sizes = np.bincount(true, minlength=k)
     columns = [np.flatnonzero(cells[:, 0] == label) for label in np.flatnonzero(sizes)]
 
@@ -190,9 +197,10 @@ def _draws(
         for own in columns:
             size = counts[own].sum()
             if k == 2:
-                drawn[:, own] = size * generator.dirichlet(counts[own] + 0.5, times)
+                drawn[:, own] = size * generator.dirichlet(likely[own], times)
             elif size > 1:  # weighed so that a class keeps its share of the photos
-                some = generator.multinomial(size - 1, counts[own] / size, times)
+                shares = likely[own] / likely[own].sum()
+                some = generator.multinomial(size - 1, shares, times)
                 drawn[:, own] = some * (size / (size - 1))
             else:
                 drawn[:, own] = counts[own]

@@ -264,6 +264,15 @@ def test_the_other_intervals_cover_about_what_they_say(sizes, k):
     assert min(hits.values()) >= 0.85 * trials
 
 
+@pytest.mark.parametrize("k", [2, 3, 10])
+def test_models_that_never_differ_are_not_known_to_be_alike(k):
+    labels = np.arange(20) % k
+    p = np.eye(k)[labels]
+    result = compare(labels, p, p, seed=1)
+    for key in ("accuracy", "precision", "recall", "f1"):
+        assert result[key]["low"] < -0.01 and result[key]["high"] > 0.01
+
+
 def test_the_comparison_depends_on_its_seed_alone():
     labels, p = noisy(100, 2, seed=3)
     q = p[::-1]
