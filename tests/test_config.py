@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fedcats import plugins
 from fedcats.config.compose import compose_config, conf_dir
 from fedcats.config.load import load
 from fedcats.errors import UserError
@@ -17,6 +18,8 @@ EXTRA = {
     "data/kaggle": ROOT,
     "data/hub": ["data.repo=photos"],
     "experiment/paper": ROOT,
+    "data/own": ["data.name=some"],
+    "partition/own": ["partition.name=some"],
 }
 PHOTOS = ["data=folder", *ROOT]
 OPTIONS = sorted(
@@ -44,7 +47,10 @@ def test_there_is_a_yaml_for_every_group() -> None:
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_composes_and_builds(option: str) -> None:
+def test_every_option_composes_and_builds(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "_registered", {})
+    plugins.register("sources", "some", lambda seed: None)
+    plugins.register("partitions", "some", lambda _, n, seed: [[i] for i in range(n)])
     group, name = option.split("/")
     config = load(compose_config([f"{group}={name}", *EXTRA.get(option, [])]))
     assert build.build(config.model.name, 2)
