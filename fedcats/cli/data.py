@@ -86,7 +86,7 @@ def check(config: Config, *, findings: bool) -> Dataset:
 
 def report(audit: AuditReport) -> Iterator[str]:
     """Every finding in lines; the first says how many files were looked at."""
-    from fedcats.data.files import shown
+    from fedcats.text import shown
 
     kept = "left out of training" if audit.removed else "kept in training"
     sections = {

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from fedcats.data.files import shown
+from fedcats.text import shown
 
 NEAR = 4
 """Two images are near-duplicates when at most so many of the 64 bits of their hashes differ."""

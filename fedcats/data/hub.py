@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fedcats.data.decoding import BadImage
-from fedcats.data.files import FolderFiles, shown
+from fedcats.data.files import FolderFiles
 from fedcats.data.sources import Source, arrange
 from fedcats.errors import UserError, first_line
+from fedcats.text import shown
 
 Counts = Mapping[str, Sequence[int]]
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from fedcats.data.decoding import decode
-from fedcats.data.files import open_files, shown
+from fedcats.data.files import open_files
 from fedcats.data.layouts import (
     by_class,
     check_classes,
@@ -22,6 +22,7 @@ from fedcats.data.layouts import (
 )
 from fedcats.errors import UserError
 from fedcats.seeding import derive_seed
+from fedcats.text import shown
 
 SPLITS = ("train", "test")
 
@@ -342,8 +343,10 @@ def choose(source: Source, take: Take | None, seed: int) -> Source:
     shuffled = {}
     for split in SPLITS:
         items: list[Item] = []
-        for label in range(len(source.classes)):
-            of_class = [item for item in getattr(source, split) if item.label == label]
+        by_label: list[list[Item]] = [[] for _ in source.classes]
+        for item in getattr(source, split):
+            by_label[item.label].append(item)
+        for label, of_class in enumerate(by_label):
             rng = np.random.default_rng(derive_seed(seed, "choice", split, label))
             items += [of_class[i] for i in rng.permutation(len(of_class))]
         shuffled[split] = tuple(items)

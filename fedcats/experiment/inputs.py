@@ -25,7 +25,6 @@ from fedcats.data import (
     prepare,
     shared_between_shards,
 )
-from fedcats.data.files import shown
 from fedcats.data.sources import part_source
 from fedcats.errors import UserError
 from fedcats.experiment.baseline_process import events_file
@@ -43,6 +42,7 @@ from fedcats.report.estimate import LAST
 from fedcats.seeding import derive_seed
 from fedcats.storage import Store
 from fedcats.tensors import State
+from fedcats.text import shown
 from fedcats.training.attack import Attack
 from fedcats.training.frozen import SharedTest
 from fedcats.training.recipe import Recipe
