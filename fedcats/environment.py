@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 from fedcats.errors import RunError
+from fedcats.text import one_line, shown
 
 _PLAIN = {"−": "-", "–": "-", "…": "...", "·": ".", "Δ": "D", "β": "b"}
 _lost: list[OSError] = []
@@ -50,9 +51,14 @@ def disk_error(error: OSError) -> RunError:
     return RunError(f"{where}{path}: {error.strerror}" if path else str(error))
 
 
-def fail(message: str, code: int, program: str = "fedcats") -> NoReturn:
+def say(line: object, *, error: bool = False, flush: bool = False) -> None:
+    """Print a line in which no name can do harm, to standard output or error."""
+    print(shown(str(line)), file=sys.stderr if error else sys.stdout, flush=flush)
+
+
+def fail(message: object, code: int, program: str = "fedcats") -> NoReturn:
     """Say in one line why, and end."""
-    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    say(f"{program}: {one_line(message)}", error=True)
     sys.exit(code)
 
 
@@ -109,7 +115,7 @@ class _Descriptor(io.FileIO):
             os.close(null)
             if self.fileno() == 1 and error.errno != errno.EPIPE:
                 _lost.append(error)
-                print(f"fedcats: standard output cannot be written: {error}", file=sys.stderr)
+                say(f"fedcats: standard output cannot be written: {error}", error=True)
             return len(data)
         return count
 

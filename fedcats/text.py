@@ -4,8 +4,14 @@ Names of files and classes are anybody's: they may hold escape codes, line ends,
 turn the direction of what follows, bytes that are no UTF-8, or a spreadsheet's formula.
 """
 
+import csv
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+MAX_LINE = 2000
+"""Characters of a message in one line; of a longer one the middle is left out."""
 
 _NO_TEXT = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, formats, surrogates, line and paragraph ends
 _JOINERS = "\u200c\u200d"  # of Persian words, of emoji: they hide nothing
@@ -32,6 +38,14 @@ def lines_shown(text: str) -> str:
     return "\n".join(map(shown, text.split("\n")))
 
 
+def one_line(message: object) -> str:
+    """A message as one line of bearable length, `shown`."""
+    text = shown(" ".join(str(message).split()))
+    if len(text) > MAX_LINE:
+        text = f"{text[: MAX_LINE * 3 // 4]} … {text[-MAX_LINE // 4 :]}"
+    return text
+
+
 def cell(text: str) -> str:
     """Text that no spreadsheet takes for a formula, for a cell of a CSV file.
 
@@ -44,3 +58,11 @@ def cell(text: str) -> str:
 def from_cell(text: str) -> str:
     """The text that `cell` was given."""
     return _GUARDED.sub(r"\1\2", text)
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write a table, in UTF-8 but for the bytes of names that are not; texts as `cell` has them."""
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        for row in rows:
+            writer.writerow([cell(one) if isinstance(one, str) else one for one in row])

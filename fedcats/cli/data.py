@@ -16,7 +16,7 @@ from fedcats.config.compose import compose_config
 from fedcats.config.load import load
 from fedcats.config.paths import needed
 from fedcats.config.schema import Config, PhotoData
-from fedcats.environment import disk_error, output_lost, settle
+from fedcats.environment import disk_error, fail, output_lost, say, settle
 from fedcats.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -53,11 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check(config, findings=chosen.command == "check")
     except (UserError, RunError, OSError) as caught:
         error = disk_error(caught) if isinstance(caught, OSError) else caught
-        print(f"fedcats-data: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
+        fail(error, error.exit_code, "fedcats-data")
     except KeyboardInterrupt:
-        print("fedcats-data: interrupted", file=sys.stderr)
-        return 130
+        fail("interrupted", 130, "fedcats-data")
     sys.stdout.flush()
     return RunError.exit_code if output_lost() else 0
 
@@ -72,22 +70,20 @@ def check(config: Config, *, findings: bool) -> Dataset:
     """
     if findings and isinstance(config.data, PhotoData):
         for line in report(_decoded(config, strict=False).audit):
-            print(line)
+            say(line)
     dataset = _decoded(config)
     if dataset.note:
-        print(f"note: {dataset.note}")
+        say(f"note: {dataset.note}")
     for split in ("train", "test"):
         labels = Counter(getattr(dataset, split).labels.tolist())
         counts = (f"{labels[label]:,} {name}" for label, name in enumerate(dataset.classes))
-        print(f"{split}: {', '.join(counts)}")
-    print(dataset.path)
+        say(f"{split}: {', '.join(counts)}")
+    say(dataset.path)
     return dataset
 
 
 def report(audit: AuditReport) -> Iterator[str]:
     """Every finding in lines; the first says how many files were looked at."""
-    from fedcats.text import shown
-
     kept = "left out of training" if audit.removed else "kept in training"
     sections = {
         "files that cannot be used, left out": map(": ".join, audit.quarantined),
@@ -104,7 +100,7 @@ def report(audit: AuditReport) -> Iterator[str]:
     for what, entries in sections.items():
         if lines := list(entries):
             yield f"{what}: {len(lines)}"
-            yield from (f"  {shown(line)}" for line in lines)
+            yield from (f"  {line}" for line in lines)
     if more := audit.near_duplicates_found - len(audit.near_duplicates):
         yield f"  and {more} more"
 
@@ -129,11 +125,11 @@ def show(config: Config, out: Path) -> None:
         sheet = contact_sheet(images, by_class)
         sheet.save(out / f"shard-{client:0{digits}}.png", optimize=True)
         listed = ", ".join(f"{number} {name}" for name, number in counts[-1]["per_class"].items())
-        print(f"client {client}: {listed}")
+        say(f"client {client}: {listed}")
     data = {"data": {"classes": list(dataset.classes), "shards": counts}}
     caption = "How many training images of each class each client has."
     drawing.write(out, {"who-has-what": (caption, lambda: figures.who_has_what(data, always=True))})
-    print(out.resolve())
+    say(out.resolve())
 
 
 def _decoded(config: Config, *, strict: bool = True) -> Dataset:

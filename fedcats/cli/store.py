@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedcats.environment import disk_error, fail, output_lost, settle
+from fedcats.environment import disk_error, fail, output_lost, say, settle
 from fedcats.errors import RunError
 from fedcats.home import home
 
@@ -44,9 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             code = {"list": _list, "verify": _verify}[chosen.command](store, images)
     except RunError as error:
-        fail(str(error), error.exit_code, "fedcats-store")
+        fail(error, error.exit_code, "fedcats-store")
     except OSError as error:
-        fail(str(disk_error(error)), RunError.exit_code, "fedcats-store")
+        fail(disk_error(error), RunError.exit_code, "fedcats-store")
     sys.stdout.flush()
     return 1 if output_lost() else code
 
@@ -56,11 +56,11 @@ def _list(store: Store, images: Path) -> int:
 
     entries, decoded = store.entries(), upkeep.decoded(images)
     for entry in entries:
-        print(_line(entry))
+        say(_line(entry))
     for one in decoded:
-        print(_image_line(one))
-    print(f"{_total(entries)} in {store.root}")
-    print(f"{_total_images(decoded)} in {images}")
+        say(_image_line(one))
+    say(f"{_total(entries)} in {store.root}")
+    say(f"{_total_images(decoded)} in {images}")
     return 0
 
 
@@ -73,15 +73,15 @@ def _verify(store: Store, images: Path) -> int:
         count += 1
         if not whole:
             damaged.append(entry)
-            print(f"damaged, dropped: {_line(entry)}")
+            say(f"damaged, dropped: {_line(entry)}")
             store.remove(entry.key)
-    print(f"{count} entries read, {len(damaged)} damaged, in {store.root}")
+    say(f"{count} entries read, {len(damaged)} damaged, in {store.root}")
     decoded = [one for one in upkeep.decoded(images) if one.what != upkeep.UNREADABLE]
     unusable = [one for one in decoded if not _is_whole(one)]
     for one in unusable:
         state = "dropped" if upkeep.drop(one.path) else "kept, since it is in use or not yours"
-        print(f"damaged, {state}: {_image_line(one)}")
-    print(f"{_total_images(decoded)} opened, {len(unusable)} damaged, in {images}")
+        say(f"damaged, {state}: {_image_line(one)}")
+    say(f"{_total_images(decoded)} opened, {len(unusable)} damaged, in {images}")
     return 1 if damaged or unusable else 0
 
 
@@ -104,13 +104,13 @@ def _clear(store: Store, images: Path, *, only_images: bool) -> int:
         kept = store.entries()
         gone = {entry.key for entry in before} - {entry.key for entry in kept}
         total = _total([entry for entry in before if entry.key in gone])
-        print(f"{total} dropped from {store.root}")
+        say(f"{total} dropped from {store.root}")
         if kept:
-            print(f"{_total(kept)} kept for running runs, or not yours to remove")
+            say(f"{_total(kept)} kept for running runs, or not yours to remove")
     upkeep.remove_leftovers(images)
-    print(f"{_total_images(upkeep.drop_unused(images))} dropped from {images}")
+    say(f"{_total_images(upkeep.drop_unused(images))} dropped from {images}")
     if left := upkeep.decoded(images):
-        print(f"{_total_images(left)} kept for running runs, or not yours to remove")
+        say(f"{_total_images(left)} kept for running runs, or not yours to remove")
     return 0
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from fedcats.data.decoding import BadImage
 from fedcats.data.files import FolderFiles
+from fedcats.data.layouts import class_names
 from fedcats.data.sources import Source, arrange
 from fedcats.errors import UserError, first_line
-from fedcats.text import shown
 
 Counts = Mapping[str, Sequence[int]]
 
@@ -181,5 +181,5 @@ def _hub_part(tables: _Tables, split: str, label: str) -> _HubPart:
         else:
             rejected.append((path, "no label"))
     return _HubPart(
-        tuple(map(shown, classes)), [by_class[i] for i in range(len(classes))], rejected
+        class_names(classes, "data.label"), [by_class[i] for i in range(len(classes))], rejected
     )

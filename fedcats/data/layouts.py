@@ -1,7 +1,7 @@
 """Where in a folder or an archive the parts and the classes of a data set are."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -242,7 +242,7 @@ def _given_split(files: Files, top: str, train: str, test: str, note: str) -> La
                 f"{called[test]}"
             )
     parts = [by_class(files, folder, classes) for folder in (train, test)]
-    return Layout(_named(classes), parts[0], parts[1], (train, test), note)
+    return Layout(class_names(classes), parts[0], parts[1], (train, test), note)
 
 
 def _class_folders(files: Files, top: str) -> Layout:
@@ -255,7 +255,7 @@ def _class_folders(files: Files, top: str) -> Layout:
         )
     check_classes(files, classes, top)
     folders = tuple(f"{top}{name}/" for name in classes)
-    return Layout(_named(classes), by_class(files, top, classes), None, folders)
+    return Layout(class_names(classes), by_class(files, top, classes), None, folders)
 
 
 def _flat(files: Files, top: str) -> Layout | None:
@@ -291,11 +291,15 @@ def _named_by_class(files: Files, folder: str) -> Layout | None:
         return None
     files.rejected |= dict.fromkeys(nameless, "no class in its name, as in cat.0.jpg")
     classes = sorted(grouped)
-    return Layout(_named(classes), [grouped[name] for name in classes], None, (folder,))
+    return Layout(class_names(classes), [grouped[name] for name in classes], None, (folder,))
 
 
-def _named(folders: Sequence[str]) -> tuple[str, ...]:
-    return tuple(map(shown, folders))
+def class_names(names: Sequence[str], key: str = "data.root") -> tuple[str, ...]:
+    """Names of classes as they are `shown`; UserError where two are then the same."""
+    found = tuple(map(shown, names))
+    if twice := next((name for name, count in Counter(found).items() if count > 1), None):
+        raise UserError(f"{key}: two classes are called {twice!r}; rename one of them")
+    return found
 
 
 def _the_only_folder(files: Files, top: str) -> str | None:

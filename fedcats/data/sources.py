@@ -15,6 +15,7 @@ from fedcats.data.files import open_files
 from fedcats.data.layouts import (
     by_class,
     check_classes,
+    class_names,
     find_layout,
     folders_in,
     part_folder,
@@ -193,7 +194,7 @@ def part_source(root: str | Path, part: str, classes: tuple[str, ...] | None = N
     found = folders_in(files, top)
     if classes is None:
         check_classes(files, found, top)
-        classes = tuple(map(shown, found))
+        classes = class_names(found)
     for name in map(shown, found):
         if name not in classes:
             raise UserError(

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fedcats.environment import settle
+from fedcats.environment import fail, say, settle
 from fedcats.errors import RunError, UserError
 
 _PREPARED = """\
@@ -48,17 +48,18 @@ def main() -> int:
                 days=arguments.days,
             )
             port = arguments.address.rpartition(":")[2]
-            print(_PREPARED.format(folder=folder, nodes=arguments.nodes, port=port))
+            text = _PREPARED.format(folder=folder, nodes=arguments.nodes, port=port)
+            for line in text.splitlines():
+                say(line)
         else:
             from fedcats.deploy.rehearsal import rehearse as rehearse_now
 
-            result = rehearse_now(arguments.overrides, on_line=lambda line: print(f"  {line}"))
-            print(f"simulation: {result['simulation']}")
-            print(f"federation: {result['federation']}")
-            print(f"the same bytes: {', '.join(result['models'])}")
+            result = rehearse_now(arguments.overrides, on_line=lambda line: say(f"  {line}"))
+            say(f"simulation: {result['simulation']}")
+            say(f"federation: {result['federation']}")
+            say(f"the same bytes: {', '.join(result['models'])}")
     except (UserError, RunError) as error:
-        print(f"fedcats.deploy: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
+        fail(error, error.exit_code, "fedcats.deploy")
     return 0
 
 

@@ -73,7 +73,7 @@ def _one_line(config: DictConfig) -> Iterator[None]:
     try:
         yield
     except (UserError, RunError) as error:
-        fail(str(error), error.exit_code)
+        fail(error, error.exit_code)
     except OmegaConfBaseException as error:
         fail(hydra_error(error), UserError.exit_code)
 

@@ -1,10 +1,10 @@
 """What a run writes down."""
 
 import contextlib
-import csv
 import json
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from fedcats.data import shared_between_shards
 from fedcats.experiment.inputs import Run, class_counts
 from fedcats.experiment.train import Trained
 from fedcats.federated.quiet import default_workers
+from fedcats.text import write_csv
 from fedcats.training.update import Update
 
 SCHEMA = 1
@@ -27,17 +28,12 @@ def write_shards(this: Run) -> None:
     """Which file went to which client, with its content hash."""
     if this.sites is not None:
         return  # that is the sites' own business
-    path = this.folder / "shards.csv"
-    # surrogateescape: a file name need not be valid UTF-8
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["client", "file", "label", "sha256"])
-        for client, indices in enumerate(this.shards):
-            images = this.dataset.train.subset(indices)
-            labels = [this.dataset.classes[label] for label in images.labels]
-            writer.writerows(
-                [client, *row] for row in zip(images.files, labels, images.digests, strict=True)
-            )
+    rows: list[Sequence[object]] = [("client", "file", "label", "sha256")]
+    for client, indices in enumerate(this.shards):
+        images = this.dataset.train.subset(indices)
+        labels = [this.dataset.classes[label] for label in images.labels]
+        rows += [(client, *row) for row in zip(images.files, labels, images.digests, strict=True)]
+    write_csv(this.folder / "shards.csv", rows)
 
 
 def training_record(update: Update) -> dict[str, Any]:
@@ -134,12 +130,13 @@ def _processor() -> str:
 
 def write_history(folder: Path, trained: Trained) -> None:
     """Write ``history.csv``: loss and seconds of every epoch."""
-    with (folder / "history.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["model", "round", "epoch", "loss", "seconds"])
-        for name, server_round, update in trained.history:
-            for number, epoch in enumerate(update.epochs, 1):
-                writer.writerow([name, server_round, number, epoch.loss, f"{epoch.seconds:.3f}"])
+    rows: list[Sequence[object]] = [("model", "round", "epoch", "loss", "seconds")]
+    for name, server_round, update in trained.history:
+        rows += [
+            (name, server_round, number, epoch.loss, f"{epoch.seconds:.3f}")
+            for number, epoch in enumerate(update.epochs, 1)
+        ]
+    write_csv(folder / "history.csv", rows)
 
 
 def write_json(path: Path, results: dict[str, Any]) -> None:

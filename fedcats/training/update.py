@@ -20,11 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from fedcats.data import MEAN, STD, Dataset, Images, normalise, open_dataset
+from fedcats.environment import say
 from fedcats.errors import RunError, UserError
 from fedcats.models import build
 from fedcats.seeding import derive_seed
 from fedcats.storage import CHECKPOINT, Store, content_key
 from fedcats.tensors import digest
+from fedcats.text import one_line
 from fedcats.training import loop, recipe
 from fedcats.training.attack import Attack
 from fedcats.training.cuda import full_precision
@@ -424,9 +426,9 @@ def main() -> int:
     try:
         update = compute(Task.from_json(text), store, events)
     except (RunError, UserError) as error:
-        print(error, file=sys.stderr)
+        say(one_line(error), error=True)
         return error.exit_code
-    print(json.dumps({"key": update.key, **update.origin()}))
+    say(json.dumps({"key": update.key, **update.origin()}))
     return 0
 
 
