@@ -105,6 +105,7 @@ class HubData(PhotoData):
     label: str
     train_split: str
     test_split: str | None
+    revision: str | None = None
     test_fraction: float = _share()
 
 

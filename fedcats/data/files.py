@@ -138,7 +138,7 @@ def open_files(root: str | Path) -> Files:
         return FolderFiles(root)
     if not root.exists():
         raise UserError(f"data.root={root}: does not exist")
-    if not zipfile.is_zipfile(root):
+    if not (root.is_file() and zipfile.is_zipfile(root)):  # a pipe would be waited for
         raise UserError(f"data.root={root}: is neither a folder nor a zip archive")
     return ZipFiles(root)
 
