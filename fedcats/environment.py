@@ -10,7 +10,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
-from fedcats.errors import RunError
+from fedcats.errors import RunError, UserError
 from fedcats.text import one_line, shown
 
 _PLAIN = {"−": "-", "–": "-", "…": "...", "·": ".", "Δ": "D", "β": "b"}
@@ -48,7 +48,7 @@ def disk_error(error: OSError) -> RunError:
 
     path = str(error.filename or "")
     where = "FEDCATS_HOME: " if Path(path).is_relative_to(home()) else ""
-    return RunError(f"{where}{path}: {error.strerror}" if path else str(error))
+    return RunError(f"{where}{path}: {error.strerror or error}" if path else str(error))
 
 
 def say(line: object, *, error: bool = False, flush: bool = False) -> None:
@@ -60,6 +60,12 @@ def fail(message: object, code: int, program: str = "fedcats") -> NoReturn:
     """Say in one line why, and end."""
     say(f"{program}: {one_line(message)}", error=True)
     sys.exit(code)
+
+
+def fail_with(error: UserError | RunError | OSError, program: str = "fedcats") -> NoReturn:
+    """End with an error's line and exit code."""
+    known = disk_error(error) if isinstance(error, OSError) else error
+    fail(known, known.exit_code, program)
 
 
 def _occupy_standard_descriptors() -> None:

@@ -114,6 +114,7 @@ def _run(case: dict[str, Any], folder: Path) -> None:
         traceback.print_exc()
     finally:
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 

@@ -16,7 +16,7 @@ from fedcats.config.compose import compose_config
 from fedcats.config.load import load
 from fedcats.config.paths import needed
 from fedcats.config.schema import Config, PhotoData
-from fedcats.environment import disk_error, fail, output_lost, say, settle
+from fedcats.environment import fail, fail_with, output_lost, say, settle
 from fedcats.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -51,9 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show(config, Path(needed("--out", chosen.out)))
         else:
             check(config, findings=chosen.command == "check")
-    except (UserError, RunError, OSError) as caught:
-        error = disk_error(caught) if isinstance(caught, OSError) else caught
-        fail(error, error.exit_code, "fedcats-data")
+    except (UserError, RunError, OSError) as error:
+        fail_with(error, "fedcats-data")
     except KeyboardInterrupt:
         fail("interrupted", 130, "fedcats-data")
     sys.stdout.flush()

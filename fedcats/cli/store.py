@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedcats.environment import disk_error, fail, output_lost, say, settle
+from fedcats.environment import fail_with, output_lost, say, settle
 from fedcats.errors import RunError
 from fedcats.home import home
 
@@ -43,10 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = _clear(store, images, only_images=chosen.images)
         else:
             code = {"list": _list, "verify": _verify}[chosen.command](store, images)
-    except RunError as error:
-        fail(error, error.exit_code, "fedcats-store")
-    except OSError as error:
-        fail(disk_error(error), RunError.exit_code, "fedcats-store")
+    except (RunError, OSError) as error:
+        fail_with(error, "fedcats-store")
     sys.stdout.flush()
     return 1 if output_lost() else code
 

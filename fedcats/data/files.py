@@ -158,7 +158,7 @@ class FolderFiles(Files):
         return content
 
     def _list(self) -> None:
-        own, count, waiting = str(home().resolve()), itertools.count(1), [""]
+        own, count, waiting = os.path.realpath(home()), itertools.count(1), [""]
         while waiting:
             folder = waiting.pop()
             try:

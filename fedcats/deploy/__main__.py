@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fedcats.environment import fail, say, settle
+from fedcats.environment import fail_with, say, settle
 from fedcats.errors import RunError, UserError
 
 _PREPARED = """\
@@ -58,8 +58,8 @@ def main() -> int:
             say(f"simulation: {result['simulation']}")
             say(f"federation: {result['federation']}")
             say(f"the same bytes: {', '.join(result['models'])}")
-    except (UserError, RunError) as error:
-        fail(error, error.exit_code, "fedcats.deploy")
+    except (UserError, RunError, OSError) as error:
+        fail_with(error, "fedcats.deploy")
     return 0
 
 

@@ -142,5 +142,10 @@ def write_history(folder: Path, trained: Trained) -> None:
 def write_json(path: Path, results: dict[str, Any]) -> None:
     """Write the results, or nothing."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        text = json.dumps(results, indent=1, allow_nan=False) + "\n"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 
 from fedcats.config.load import load
 from fedcats.config.schema import Config
-from fedcats.errors import UserError
+from fedcats.environment import disk_error
+from fedcats.errors import RunError, UserError
 from fedcats.experiment.baseline_process import remember_trained
 from fedcats.experiment.evaluate import compare_with_baseline, evaluate
 from fedcats.experiment.folders import claimed
@@ -53,8 +54,11 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> dict[str, An
     if config.runner.name == "flwr" and grid is None:
         raise UserError("runner=flwr: from the command line only; allowed here are ray, local")
     folder = folder.absolute()
-    with claimed(folder, alone=config.runner.name != "flwr"):  # there the submitter has it
-        return _run(config, raw, folder, grid)
+    try:
+        with claimed(folder, alone=config.runner.name != "flwr"):  # there the submitter has it
+            return _run(config, raw, folder, grid)
+    except OSError as error:
+        raise disk_error(error) from error
 
 
 def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> dict[str, Any]:
@@ -78,10 +82,19 @@ def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> di
     results["seconds"] = {**seconds, "total": time.perf_counter() - started}
     write_history(folder, trained)
     write_json(folder / "results.json", results)
-    this.events.unlink(missing_ok=True)
-    write_report(folder, results)
+    problem: OSError | None = None
+    try:
+        this.events.unlink(missing_ok=True)
+        write_report(folder, results)
+    except OSError as error:
+        problem = error
     if config.runner.name != "flwr":  # there, whoever submitted the run prints it
         print_summary(results, folder)
+    if problem:
+        raise RunError(
+            f"{folder / 'results.json'} is complete, the page and its figures are not: "
+            f"{disk_error(problem)}; with room for them the same command draws them"
+        )
     return results
 
 
