@@ -4,7 +4,6 @@ Names of files and classes are anybody's: they may hold escape codes, line ends,
 turn the direction of what follows, bytes that are no UTF-8, or a spreadsheet's formula.
 """
 
-import csv
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ MAX_LINE = 2000
 _NO_TEXT = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, formats, surrogates, line and paragraph ends
 _JOINERS = "\u200c\u200d"  # of Persian words, of emoji: they hide nothing
 
+_QUOTED = re.compile('[,"\r\n]')
 _FORMULA = re.compile("(^|;)('*\\s*[=+\\-@\uff1d\uff0b\uff0d\uff20]|'*[\t\r\n])")
 _GUARDED = re.compile("(^|[;\t])'('*\\s*[=+\\-@\uff1d\uff0b\uff0d\uff20]|'*[\t\r\n])")
 
@@ -63,6 +63,11 @@ def from_cell(text: str) -> str:
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
     """Write a table, in UTF-8 but for the bytes of names that are not; texts as `cell` has them."""
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
         for row in rows:
-            writer.writerow([cell(one) if isinstance(one, str) else one for one in row])
+            file.write(",".join(map(_field, row)) + "\n")
+
+
+def _field(value: object) -> str:
+    text = cell(value) if isinstance(value, str) else str(value)
+    # Not the csv module: with this end of lines it leaves a carriage return unquoted.
+    return '"' + text.replace('"', '""') + '"' if _QUOTED.search(text) else text
