@@ -3,15 +3,34 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-fast test-nightly test-newest docs lint bench clean
+.PHONY: setup demo test test-fast test-nightly test-newest docs lint lock audit bench clean
 PYTEST := -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 setup: $(VENV)/.ready
 
-# Pinned versions, without any address of an index: pip takes its own.
-$(VENV)/.ready: pyproject.toml constraints.txt
+# Every package as it was tested, by the sha256 of its file; without any address of an index: pip
+# takes its own. fedcats' own build takes hatchling from there, too.
+$(VENV)/.ready: pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[dev]'
+		--require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--no-deps --no-build-isolation --editable .
+	touch $@
+
+# After a change of pyproject.toml; `make lock UPGRADE=--upgrade` takes the newest of everything.
+lock: $(VENV)-tools/.ready
+	$(VENV)-tools/bin/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header \
+		--all-extras $(UPGRADE) --output-file requirements.lock pyproject.toml
+
+# Needs the vulnerability database of PyPI, and says so where that cannot be reached.
+audit: $(VENV)-tools/.ready
+	$(VENV)-tools/bin/pip-audit --strict --disable-pip --requirement requirements.lock || { \
+		echo 'make audit: a package above has a known fault, or the database could not be reached for it'; \
+		exit 1; }
+
+$(VENV)-tools/.ready:
+	$(PYTHON) -m venv $(VENV)-tools
+	$(VENV)-tools/bin/python -m pip install --quiet --disable-pip-version-check uv pip-audit
 	touch $@
 
 demo: setup
@@ -35,14 +54,15 @@ docs: setup
 	$(BIN)/python docs/generate.py
 
 # Once a week: everything at its newest, beyond what pyproject.toml allows, to see here first what an
-# upgrade will break. Prints what is newer than constraints.txt.
+# upgrade will break. Prints what is newer than requirements.lock.
 test-newest:
 	$(PYTHON) -m venv --clear $(VENV)-newest
 	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
 		'flwr[simulation]' flwr-datasets hydra-core rich
-	$(VENV)-newest/bin/python -m pip freeze --exclude-editable | tr _ - | \
-		grep --line-regexp --invert-match --ignore-case --fixed-strings --file constraints.txt || true
+	$(VENV)-newest/bin/python -m pip freeze --exclude-editable | tr _ - > $(VENV)-newest/versions
+	grep -oE '^[^ ]+==[^ ]+' requirements.lock | grep --line-regexp --invert-match --ignore-case \
+		--fixed-strings --file - $(VENV)-newest/versions || true
 	$(VENV)-newest/bin/python $(PYTEST)
 
 lint: setup
@@ -57,11 +77,11 @@ bench: setup $(VENV)-pfl/.ready
 	$(BIN)/python benchmarks/suite.py $(ROOT) --pfl $(VENV)-pfl/bin/python $(BENCH)
 
 # pfl wants other versions than Flower, so it has an environment of its own.
-$(VENV)-pfl/.ready: constraints.txt
+$(VENV)-pfl/.ready: requirements.lock
 	$(PYTHON) -m venv $(VENV)-pfl
 	$(VENV)-pfl/bin/python -m pip install --quiet --disable-pip-version-check \
-		'pfl[pytorch]==0.6.0' $$(grep -E '^(torch|torchvision)==' constraints.txt)
+		'pfl[pytorch]==0.6.0' $$(grep -oE '^(torch|torchvision)==[^ ]+' requirements.lock)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-pfl $(VENV)-newest outputs multirun
+	rm -rf $(VENV) $(VENV)-pfl $(VENV)-newest $(VENV)-tools outputs multirun

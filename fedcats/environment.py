@@ -10,7 +10,8 @@ import unicodedata
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
-from fedcats.errors import RunError
+from fedcats.errors import RunError, UserError
+from fedcats.text import one_line, shown
 
 _PLAIN = {"−": "-", "–": "-", "…": "...", "·": ".", "Δ": "D", "β": "b"}
 _lost: list[OSError] = []
@@ -47,13 +48,24 @@ def disk_error(error: OSError) -> RunError:
 
     path = str(error.filename or "")
     where = "FEDCATS_HOME: " if Path(path).is_relative_to(home()) else ""
-    return RunError(f"{where}{path}: {error.strerror}" if path else str(error))
+    return RunError(f"{where}{path}: {error.strerror or error}" if path else str(error))
 
 
-def fail(message: str, code: int, program: str = "fedcats") -> NoReturn:
+def say(line: object, *, error: bool = False, flush: bool = False) -> None:
+    """Print a line in which no name can do harm, to standard output or error."""
+    print(shown(str(line)), file=sys.stderr if error else sys.stdout, flush=flush)
+
+
+def fail(message: object, code: int, program: str = "fedcats") -> NoReturn:
     """Say in one line why, and end."""
-    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    say(f"{program}: {one_line(message)}", error=True)
     sys.exit(code)
+
+
+def fail_with(error: UserError | RunError | OSError, program: str = "fedcats") -> NoReturn:
+    """End with an error's line and exit code."""
+    known = disk_error(error) if isinstance(error, OSError) else error
+    fail(known, known.exit_code, program)
 
 
 def _occupy_standard_descriptors() -> None:
@@ -109,7 +121,7 @@ class _Descriptor(io.FileIO):
             os.close(null)
             if self.fileno() == 1 and error.errno != errno.EPIPE:
                 _lost.append(error)
-                print(f"fedcats: standard output cannot be written: {error}", file=sys.stderr)
+                say(f"fedcats: standard output cannot be written: {error}", error=True)
             return len(data)
         return count
 

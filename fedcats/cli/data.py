@@ -18,7 +18,7 @@ from fedcats.config.load import load
 from fedcats.config.paths import needed
 from fedcats.config.schema import Config
 from fedcats.data.catalogue import Photos
-from fedcats.environment import disk_error, output_lost, settle
+from fedcats.environment import fail, fail_with, output_lost, say, settle
 from fedcats.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -53,13 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show(config, Path(needed("--out", chosen.out)))
         else:
             check(config, findings=chosen.command == "check")
-    except (UserError, RunError, OSError) as caught:
-        error = disk_error(caught) if isinstance(caught, OSError) else caught
-        print(f"fedcats-data: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
+    except (UserError, RunError, OSError) as error:
+        fail_with(error, "fedcats-data")
     except KeyboardInterrupt:
-        print("fedcats-data: interrupted", file=sys.stderr)
-        return 130
+        fail("interrupted", 130, "fedcats-data")
     sys.stdout.flush()
     return RunError.exit_code if output_lost() else 0
 
@@ -74,22 +71,20 @@ def check(config: Config, *, findings: bool) -> Dataset:
     """
     if findings and isinstance(config.data, Photos):
         for line in report(_decoded(config, strict=False).audit):
-            print(line)
+            say(line)
     dataset = _decoded(config)
     if dataset.note:
-        print(f"note: {dataset.note}")
+        say(f"note: {dataset.note}")
     for split in ("train", "test"):
         labels = Counter(getattr(dataset, split).labels.tolist())
         counts = (f"{labels[label]:,} {name}" for label, name in enumerate(dataset.classes))
-        print(f"{split}: {', '.join(counts)}")
-    print(dataset.path)
+        say(f"{split}: {', '.join(counts)}")
+    say(dataset.path)
     return dataset
 
 
 def report(audit: AuditReport) -> Iterator[str]:
     """Every finding in lines; the first says how many files were looked at."""
-    from fedcats.data.files import shown
-
     kept = "left out of training" if audit.removed else "kept in training"
     sections = {
         "files that cannot be used, left out": map(": ".join, audit.quarantined),
@@ -106,7 +101,7 @@ def report(audit: AuditReport) -> Iterator[str]:
     for what, entries in sections.items():
         if lines := list(entries):
             yield f"{what}: {len(lines)}"
-            yield from (f"  {shown(line)}" for line in lines)
+            yield from (f"  {line}" for line in lines)
     if more := audit.near_duplicates_found - len(audit.near_duplicates):
         yield f"  and {more} more"
 
@@ -131,11 +126,11 @@ def show(config: Config, out: Path) -> None:
         sheet = contact_sheet(images, by_class)
         sheet.save(out / f"shard-{client:0{digits}}.png", optimize=True)
         listed = ", ".join(f"{number} {name}" for name, number in counts[-1].items())
-        print(f"client {client}: {listed}")
+        say(f"client {client}: {listed}")
     caption = "How many training images of each class each client has."
     draw = partial(figures.who_has_what, counts, dataset.classes, always=True)
     drawing.write(out, {"who-has-what": (caption, draw)})
-    print(out.resolve())
+    say(out.resolve())
 
 
 def _decoded(config: Config, *, strict: bool = True) -> Dataset:

@@ -25,9 +25,10 @@ from fedcats.config import paths
 from fedcats.config.compose import compose_config, conf_dir, hydra_error
 from fedcats.config.load import load
 from fedcats.config.schema import HELD_OUT
-from fedcats.environment import disk_error, fail, settle
+from fedcats.environment import disk_error, fail, fail_with, say, settle
 from fedcats.errors import RunError, UserError
 from fedcats.experiment import baseline_process
+from fedcats.text import one_line
 
 MAX_CHECKED_JOBS = 1000
 
@@ -71,9 +72,9 @@ def job(raw: DictConfig) -> float | None:
     except (UserError, RunError, OSError) as caught:
         error = disk_error(caught) if isinstance(caught, OSError) else caught
         if sweep:  # the other jobs go on; Hydra raises it when they are done
-            print(f"fedcats: job {hydra_config.job.num}: {error}", file=sys.stderr)
+            say(f"fedcats: job {hydra_config.job.num}: {one_line(error)}", error=True)
             raise error from None
-        fail(str(error), error.exit_code)  # Hydra would print more than the one line
+        fail_with(error)  # Hydra would print more than the one line
     name = raw.strategy.rules[0] if raw.mode != "centralized" else "centralized"
     model = results["models"].get(name)
     return model["validation"]["accuracy"] if model and "validation" in model else None
@@ -97,12 +98,10 @@ def main() -> None:
             report_unfinished()
             raise
         report_unfinished()
-    except (UserError, RunError) as error:
-        fail(str(error), error.exit_code)
+    except (UserError, RunError, OSError) as error:  # such as of Hydra's, on a full disk
+        fail_with(error)
     except (HydraException, OmegaConfBaseException) as error:
         fail(hydra_error(error), UserError.exit_code)
-    except OSError as error:  # such as a disk that is full when Hydra writes what was composed
-        fail(str(disk_error(error)), RunError.exit_code)
     except KeyboardInterrupt:
         fail("interrupted; finished work is kept, the same command goes on from there", 130)
 

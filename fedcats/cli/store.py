@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedcats.environment import disk_error, fail, output_lost, settle
+from fedcats.environment import fail_with, output_lost, say, settle
 from fedcats.errors import RunError
 from fedcats.home import home
 
@@ -44,10 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = _clear(store, images, only_images=chosen.images)
         else:
             code = {"list": _list, "verify": _verify}[chosen.command](store, images)
-    except RunError as error:
-        fail(str(error), error.exit_code, "fedcats-store")
-    except OSError as error:
-        fail(str(disk_error(error)), RunError.exit_code, "fedcats-store")
+    except (RunError, OSError) as error:
+        fail_with(error, "fedcats-store")
     sys.stdout.flush()
     return 1 if output_lost() else code
 
@@ -57,11 +55,11 @@ def _list(store: Store, images: Path) -> int:
 
     entries, decoded = store.entries(), upkeep.decoded(images)
     for entry in entries:
-        print(_line(entry))
+        say(_line(entry))
     for one in decoded:
-        print(_image_line(one))
-    print(f"{_total(entries)} in {store.root}")
-    print(f"{_total_images(decoded)} in {images}")
+        say(_image_line(one))
+    say(f"{_total(entries)} in {store.root}")
+    say(f"{_total_images(decoded)} in {images}")
     return 0
 
 
@@ -72,26 +70,26 @@ def _verify(store: Store, images: Path) -> int:
     for entry, state in store.verify():
         states[state] += 1
         if state == "damaged":
-            print(f"damaged or another's copy, dropped: {_line(entry)}")
+            say(f"damaged or another's copy, dropped: {_line(entry)}")
             store.remove(entry.key, entry.inode)
         elif state == "unreadable":
-            print(f"cannot be read now, kept: {_line(entry)}")
+            say(f"cannot be read now, kept: {_line(entry)}")
     if states["unbound"]:
-        print(
+        say(
             f"{states['unbound']} whole, of a version that did not write the key into an entry: "
             "compared with what they are needed for, and rewritten, when a run needs them"
         )
-    print(f"{states.total()} entries read, {states['damaged']} damaged, in {store.root}")
+    say(f"{states.total()} entries read, {states['damaged']} damaged, in {store.root}")
     found = upkeep.decoded(images)
     for one in found:
         if one.what == upkeep.UNREADABLE:
-            print(f"kept: {_image_line(one)}")
+            say(f"kept: {_image_line(one)}")
     decoded = [one for one in found if one.what != upkeep.UNREADABLE]
     unusable = [one for one in decoded if not _is_whole(one)]
     for one in unusable:
         fate = "dropped" if upkeep.drop(one.path) else "kept, since it is in use or not yours"
-        print(f"of no use, {fate}: {_image_line(one)}")
-    print(f"{_total_images(decoded)} read, {len(unusable)} of no use, in {images}")
+        say(f"of no use, {fate}: {_image_line(one)}")
+    say(f"{_total_images(decoded)} read, {len(unusable)} of no use, in {images}")
     return 1 if states["damaged"] or states["unreadable"] or unusable else 0
 
 
@@ -101,7 +99,7 @@ def _is_whole(one: Decoded) -> bool:
     try:
         open_dataset(one.path).verify()
     except DamagedData as error:
-        print(error)
+        say(error)
         return False
     return True
 
@@ -115,13 +113,13 @@ def _clear(store: Store, images: Path, *, only_images: bool) -> int:
         kept = store.entries()
         gone = {entry.key for entry in before} - {entry.key for entry in kept}
         total = _total([entry for entry in before if entry.key in gone])
-        print(f"{total} dropped from {store.root}")
+        say(f"{total} dropped from {store.root}")
         if kept:
-            print(f"{_total(kept)} kept for running runs, or not yours to remove")
+            say(f"{_total(kept)} kept for running runs, or not yours to remove")
     upkeep.remove_leftovers(images)
-    print(f"{_total_images(upkeep.drop_unused(images))} dropped from {images}")
+    say(f"{_total_images(upkeep.drop_unused(images))} dropped from {images}")
     if left := upkeep.decoded(images):
-        print(f"{_total_images(left)} kept for running runs, or not yours to remove")
+        say(f"{_total_images(left)} kept for running runs, or not yours to remove")
     return 0
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from fedcats.data.files import shown
 from fedcats.results import Audit
+from fedcats.text import shown
 
 NEAR = 4
 """Two images are near-duplicates when at most so many of the 64 bits of their hashes differ."""

@@ -140,6 +140,7 @@ class Hub(Photos):
     label: str
     train_split: str
     test_split: str | None
+    revision: str | None = None
     test_fraction: float = share()
 
 

@@ -15,10 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from fedcats.data.audit import AuditReport
 from fedcats.data.build import FORMAT, checksum, sha256_of
-from fedcats.data.files import shown
 from fedcats.data.sources import SPLITS
 from fedcats.data.transforms import normalise
 from fedcats.errors import RunError
+from fedcats.text import shown
 
 _AT_ONCE = 64  # images read at one time when all are checked
 

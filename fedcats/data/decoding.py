@@ -1,7 +1,9 @@
 """From the bytes of a file to an RGB image, or to the reason why there is none."""
 
 import io
+import itertools
 import re
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +27,14 @@ MAX_PIXELS = 89_478_485
 SCALED = "scaled"
 """In ``Image.info`` of what `decode` returns: its grey was not 8 or 16 bits of full range."""
 
+MAX_PIECES = 65_536
+"""Chunks of a PNG, segments of a JPEG before its pixels and bytes between them, a PNM's header."""
+
+_JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-_JPEG_MARKER = re.compile(rb"\xff+([\x01-\xfe])")
+_PNM_HEADER = re.compile(rb"P[1-7](?:(?:\s|#[^\r\n]*+)*+\d*+){3}")
+_JPEG_MARKER = re.compile(rb"\xff+([\x02-\xcf\xd8-\xfe])")  # without those inside of pixels
 
 
 class BadImage(Exception):
@@ -64,6 +71,7 @@ def decode(content: bytes) -> Image.Image:
     kind = kind_of(content)
     if kind == RAW:  # many begin as a TIFF with a small preview
         raise _unknown(kind)
+    _check_pieces(content)
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_size(image)
@@ -101,6 +109,26 @@ def _check_size(image: Image.Image) -> None:
         raise BadImage(f"decompression bomb: {width} x {height} is more than {MAX_PIXELS} pixels")
 
 
+def _check_pieces(content: bytes) -> None:
+    """Refuse what Pillow would read in so many small pieces that it takes minutes."""
+    if content.startswith(_PNG):
+        steps = sum(1 for _ in itertools.islice(_png_chunks(content), MAX_PIECES))
+    elif content.startswith(_JPEG):
+        steps = at = 0
+        while steps < MAX_PIECES and at < len(content):
+            found = _JPEG_MARKER.search(content, at)
+            # What lies between pieces is read byte by byte.
+            steps += 1 + (found.end() - 2 if found else len(content)) - at
+            if not found or found[1] == b"\xda":
+                break
+            at = _behind(content, found)
+    else:
+        header = _PNM_HEADER.match(content)
+        steps = header.end() if header else 0
+    if steps >= MAX_PIECES:
+        raise BadImage(f"more than {MAX_PIECES} pieces, as no camera or program writes")
+
+
 def _check_end(kind: str | None, content: bytes) -> None:
     """Refuse a JPEG without an end marker after its last scan, and a PNG without its last chunk.
 
@@ -118,14 +146,19 @@ def _jpeg_ends(content: bytes) -> bool:
         return True
     # Behind the end anything may follow, such as a phone's video: go from marker to marker.
     scans = at = 0
-    while found := _JPEG_MARKER.search(content, at):
-        marker, at = found[1][0], found.end()
-        if marker == 0xD9 and scans:
-            return True
-        scans += marker == 0xDA
-        if marker > 0x01 and not 0xD0 <= marker <= 0xD9:  # those stand alone
-            at += int.from_bytes(content[at : at + 2])
+    for _ in range(MAX_PIECES):
+        found = _JPEG_MARKER.search(content, at)
+        if not found or (found[1] == b"\xd9" and scans):
+            return found is not None
+        scans += found[1] == b"\xda"
+        at = _behind(content, found)
     return False
+
+
+def _behind(content: bytes, marker: re.Match[bytes]) -> int:
+    """Where the piece ends that a marker begins; those of start and end stand alone."""
+    alone = marker[1] in b"\xd8\xd9"
+    return marker.end() + (0 if alone else int.from_bytes(content[marker.end() : marker.end() + 2]))
 
 
 def _is_preview(image: Image.Image) -> bool:
@@ -136,13 +169,17 @@ def _is_preview(image: Image.Image) -> bool:
 
 def _without_metadata(png: bytes) -> bytes:
     """Leave out what is neither pixels nor needed for them."""
-    kept, at = [_PNG], len(_PNG)
+    kept = (chunk for kind, chunk in _png_chunks(png) if kind not in _PNG_METADATA)
+    return b"".join((_PNG, *kept))
+
+
+def _png_chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Each chunk's kind, and all of it."""
+    at = len(_PNG)
     while at < len(png):
         end = at + 12 + int.from_bytes(png[at : at + 4])
-        if png[at + 4 : at + 8] not in _PNG_METADATA:
-            kept.append(png[at:end])
+        yield png[at + 4 : at + 8], png[at:end]
         at = end
-    return b"".join(kept)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

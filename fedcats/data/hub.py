@@ -1,6 +1,7 @@
 """Tables of the Hugging Face hub as a source."""
 
 import logging
+import re
 import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fedcats.data.decoding import BadImage
-from fedcats.data.files import FolderFiles, shown
+from fedcats.data.files import MAX_FILES, FolderFiles
+from fedcats.data.layouts import class_names
 from fedcats.data.sources import Source, arrange
 from fedcats.errors import UserError, first_line
 
@@ -26,6 +28,7 @@ def hub_source(
     seed: int,
     limit: int | None = None,
     counts: Counts | None = None,
+    revision: str | None = None,
 ) -> Source:
     """Return a data set of the Hugging Face hub, or a folder in the hub's layout.
 
@@ -41,6 +44,9 @@ def hub_source(
         Names of the parts; without a test part the training part is divided.
     test_fraction, seed, limit, counts
         As in `folder_source`.
+    revision
+        A commit, tag or branch of the hub's; None takes the newest. Which commit it was stands in
+        the source's note.
 
     Returns
     -------
@@ -54,7 +60,9 @@ def hub_source(
     if not repo.strip():
         raise UserError("data.repo=: is empty; allowed is a data set of the hub, or a folder")
     local = Path(repo).expanduser()
-    tables = _Tables(str(local.resolve()) if local.is_dir() else repo, image)
+    if local.is_dir() and revision:
+        raise UserError(f"data.revision={revision}: not of a folder; allowed is null")
+    tables = _Tables(str(local.resolve()) if local.is_dir() else repo, image, revision)
     parts = [_hub_part(tables, split, label) for split in (train_split, test_split) if split]
     classes = parts[0].classes
     if any(part.classes != classes for part in parts):
@@ -64,7 +72,7 @@ def hub_source(
     return arrange(
         Source(
             name="hub",
-            note=local.resolve().name if local.is_dir() else repo,
+            note=local.resolve().name if local.is_dir() else tables.commit() or repo,
             classes=classes,
             train=(),
             test=(),
@@ -83,9 +91,10 @@ def hub_source(
 class _Tables:
     """The splits of a hub data set; reads an image from a path such as ``train/000012``."""
 
-    def __init__(self, repo: str, image: str) -> None:
+    def __init__(self, repo: str, image: str, revision: str | None) -> None:
         self.repo = repo
         self.image = image
+        self.revision = revision
         self.splits: dict[str, Any] = {}
         self._lock = threading.Lock()  # nobody promises that the tables can be read by several
 
@@ -98,11 +107,16 @@ class _Tables:
         level = quiet.level
         quiet.setLevel(logging.ERROR)  # no line for each of its attempts
         try:
-            table = datasets.load_dataset(self.repo, split=split)
+            table = datasets.load_dataset(self.repo, split=split, revision=self.revision)
             if self.image not in table.column_names:
                 raise UserError(
                     f"data.image={self.image}: {self.repo} has the columns "
                     f"{', '.join(table.column_names)}"
+                )
+            if len(table) > MAX_FILES:  # a table of a few kilobytes may say that it has any number
+                raise UserError(
+                    f"data.repo={self.repo}: the split {split!r} has {len(table):,} rows; allowed "
+                    f"are {MAX_FILES:,}"
                 )
             self.splits[split] = table.cast_column(self.image, datasets.Image(decode=False))
             self._refuse_strangers(split)
@@ -117,6 +131,15 @@ class _Tables:
         finally:
             quiet.setLevel(level)
         return self.splits[split]
+
+    def commit(self) -> str:
+        """The repository with the commit that was loaded, ``owner/name@..``; empty if unknown."""
+        address = re.compile(rf"hf://datasets/({re.escape(self.repo)}@[0-9a-f]{{40}})/")
+        for table in self.splits.values():
+            for found in map(address.match, table.info.download_checksums or ()):
+                if found:
+                    return found[1]
+        return ""
 
     def _refuse_strangers(self, split: str) -> None:
         """Of a folder's files take none that `FolderFiles` would not, such as our own figures."""
@@ -180,5 +203,5 @@ def _hub_part(tables: _Tables, split: str, label: str) -> _HubPart:
         else:
             rejected.append((path, "no label"))
     return _HubPart(
-        tuple(map(shown, classes)), [by_class[i] for i in range(len(classes))], rejected
+        class_names(classes, "data.label"), [by_class[i] for i in range(len(classes))], rejected
     )

@@ -1,12 +1,13 @@
 """Where in a folder or an archive the parts and the classes of a data set are."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedcats.data.files import Files, shown
+from fedcats.data.files import Files
 from fedcats.errors import UserError
+from fedcats.text import shown
 
 LAYOUTS = (
     "allowed are train/<class> and test/<class> (or other usual names of the parts), only "
@@ -102,8 +103,7 @@ def by_class(files: Files, folder: str, classes: Sequence[str]) -> list[list[str
 
 def folders_in(files: Files, folder: str) -> list[str]:
     """Names of the folders directly in `folder` ('' or 'some/folder/'), sorted."""
-    names = (path[len(folder) :] for path in files.folders if path.startswith(folder))
-    return sorted(name for name in names if name and "/" not in name)
+    return files.inside[folder].folders
 
 
 def refuse_links(files: Files, folder: str) -> None:
@@ -209,10 +209,11 @@ def _refuse_half(files: Files, top: str, found: dict[str, list[str]]) -> None:
                     f"data.root={files.where}: there are classes in {part} but not in {other}; "
                     f"{LAYOUTS}"
                 )
+            filled = {path[len(top) :].partition("/")[0] for path in files.images}
             beside = [
                 name
                 for name in folders_in(files, top)
-                if not folder.startswith(f"{top}{name}/") and _has_images(files, f"{top}{name}/")
+                if not folder.startswith(f"{top}{name}/") and name in filled
             ]
             if beside:
                 raise UserError(
@@ -241,7 +242,7 @@ def _given_split(files: Files, top: str, train: str, test: str, note: str) -> La
                 f"{called[test]}"
             )
     parts = [by_class(files, folder, classes) for folder in (train, test)]
-    return Layout(_named(classes), parts[0], parts[1], (train, test), note)
+    return Layout(class_names(classes), parts[0], parts[1], (train, test), note)
 
 
 def _class_folders(files: Files, top: str) -> Layout:
@@ -254,7 +255,7 @@ def _class_folders(files: Files, top: str) -> Layout:
         )
     check_classes(files, classes, top)
     folders = tuple(f"{top}{name}/" for name in classes)
-    return Layout(_named(classes), by_class(files, top, classes), None, folders)
+    return Layout(class_names(classes), by_class(files, top, classes), None, folders)
 
 
 def _flat(files: Files, top: str) -> Layout | None:
@@ -280,7 +281,7 @@ def _named_by_class(files: Files, folder: str) -> Layout | None:
     """Find files like ``cat.0.jpg`` directly in `folder`; None when there are not two classes."""
     grouped: dict[str, list[str]] = defaultdict(list)
     nameless = []
-    for path in _images_in(files, folder):
+    for path in files.inside[folder].images:
         match = _NAME_WITH_CLASS.fullmatch(path[len(folder) :])
         if match:
             grouped[match[1]].append(path)
@@ -290,24 +291,18 @@ def _named_by_class(files: Files, folder: str) -> Layout | None:
         return None
     files.rejected |= dict.fromkeys(nameless, "no class in its name, as in cat.0.jpg")
     classes = sorted(grouped)
-    return Layout(_named(classes), [grouped[name] for name in classes], None, (folder,))
+    return Layout(class_names(classes), [grouped[name] for name in classes], None, (folder,))
 
 
-def _named(folders: Sequence[str]) -> tuple[str, ...]:
-    return tuple(map(shown, folders))
+def class_names(names: Sequence[str], key: str = "data.root") -> tuple[str, ...]:
+    """Names of classes as they are `shown`; UserError where two are then the same."""
+    found = tuple(map(shown, names))
+    if twice := next((name for name, count in Counter(found).items() if count > 1), None):
+        raise UserError(f"{key}: two classes are called {twice!r}; rename one of them")
+    return found
 
 
 def _the_only_folder(files: Files, top: str) -> str | None:
     """Path of the folder that all else is in, as archives often have it."""
     below = folders_in(files, top)
-    return f"{top}{below[0]}/" if len(below) == 1 and not _images_in(files, top) else None
-
-
-def _images_in(files: Files, folder: str) -> list[str]:
-    return [
-        path for path in files.images if path.startswith(folder) and "/" not in path[len(folder) :]
-    ]
-
-
-def _has_images(files: Files, folder: str) -> bool:
-    return any(path.startswith(folder) for path in files.images)
+    return f"{top}{below[0]}/" if len(below) == 1 and not files.inside[top].images else None

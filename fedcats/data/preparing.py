@@ -20,10 +20,10 @@ from fedcats.data import upkeep
 from fedcats.data.build import FORMAT, Build, in_order, sha256_of, transform_name, unreadable
 from fedcats.data.dataset import DamagedData, Dataset, open_dataset
 from fedcats.data.decoding import BadImage
-from fedcats.data.files import shown
 from fedcats.data.sources import SPLITS, Item, Source
 from fedcats.errors import RunError, UserError
 from fedcats.locks import locked
+from fedcats.text import shown
 
 
 def prepare(

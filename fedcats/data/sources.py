@@ -11,10 +11,11 @@ import numpy as np
 from PIL import Image
 
 from fedcats.data.decoding import decode
-from fedcats.data.files import open_files, shown
+from fedcats.data.files import open_files
 from fedcats.data.layouts import (
     by_class,
     check_classes,
+    class_names,
     find_layout,
     folders_in,
     part_folder,
@@ -22,6 +23,7 @@ from fedcats.data.layouts import (
 )
 from fedcats.errors import UserError
 from fedcats.seeding import derive_seed
+from fedcats.text import shown
 
 SPLITS = ("train", "test")
 
@@ -192,7 +194,7 @@ def part_source(root: str | Path, part: str, classes: tuple[str, ...] | None = N
     found = folders_in(files, top)
     if classes is None:
         check_classes(files, found, top)
-        classes = tuple(map(shown, found))
+        classes = class_names(found)
     for name in map(shown, found):
         if name not in classes:
             raise UserError(
@@ -342,8 +344,10 @@ def choose(source: Source, take: Take | None, seed: int) -> Source:
     shuffled = {}
     for split in SPLITS:
         items: list[Item] = []
-        for label in range(len(source.classes)):
-            of_class = [item for item in getattr(source, split) if item.label == label]
+        by_label: list[list[Item]] = [[] for _ in source.classes]
+        for item in getattr(source, split):
+            by_label[item.label].append(item)
+        for label, of_class in enumerate(by_label):
             rng = np.random.default_rng(derive_seed(seed, "choice", split, label))
             items += [of_class[i] for i in rng.permutation(len(of_class))]
         shuffled[split] = tuple(items)

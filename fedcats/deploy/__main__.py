@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from fedcats.environment import disk_error, settle
+from fedcats.environment import fail_with, say, settle
 from fedcats.errors import RunError, UserError
 
 _PREPARED = """\
@@ -54,10 +54,8 @@ def main() -> int:
             _renew(arguments)
         else:
             _rehearse(arguments)
-    except (UserError, RunError, OSError) as fault:
-        error = disk_error(fault) if isinstance(fault, OSError) else fault
-        print(f"fedcats.deploy: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
+    except (UserError, RunError, OSError) as error:
+        fail_with(error, "fedcats.deploy")
     return 0
 
 
@@ -66,8 +64,8 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
     folder, nodes, address = arguments.folder.absolute(), arguments.nodes, arguments.address
     day = write_federation(folder, nodes, address, listen=arguments.listen, days=arguments.days)
-    print(_PREPARED.format(folder=folder, nodes=nodes, port=address.rpartition(":")[2]))
-    print(_ENDS.format(day=day, folder=shlex.quote(str(folder))))
+    _say(_PREPARED.format(folder=folder, nodes=nodes, port=address.rpartition(":")[2]))
+    _say(_ENDS.format(day=day, folder=shlex.quote(str(folder))))
 
 
 def _renew(arguments: argparse.Namespace) -> None:
@@ -76,17 +74,22 @@ def _renew(arguments: argparse.Namespace) -> None:
     folder = arguments.folder.absolute()
     day, new = renew(folder, arguments.days)
     ca = "; their old ca.crt is good until it ends" if "ca/ca.crt" in new else ""
-    print(_RENEWED.format(files=", ".join(new), ca=ca))
-    print(_ENDS.format(day=day, folder=shlex.quote(str(folder))))
+    _say(_RENEWED.format(files=", ".join(new), ca=ca))
+    _say(_ENDS.format(day=day, folder=shlex.quote(str(folder))))
 
 
 def _rehearse(arguments: argparse.Namespace) -> None:
     from fedcats.deploy.rehearsal import rehearse
 
-    result = rehearse(arguments.overrides, on_line=lambda line: print(f"  {line}"))
-    print(f"simulation: {result['simulation']}")
-    print(f"federation: {result['federation']}")
-    print(f"the same bytes: {', '.join(result['models'])}")
+    result = rehearse(arguments.overrides, on_line=lambda line: say(f"  {line}"))
+    say(f"simulation: {result['simulation']}")
+    say(f"federation: {result['federation']}")
+    say(f"the same bytes: {', '.join(result['models'])}")
+
+
+def _say(text: str) -> None:
+    for line in text.splitlines():
+        say(line)
 
 
 if __name__ == "__main__":

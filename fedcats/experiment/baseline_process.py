@@ -31,7 +31,7 @@ def remember_trained(config: Config) -> None:
     """Of a run whose training is done: another one with it need not start anything early."""
     if _keeps_baseline(config):
         path = _trained(config)
-        with contextlib.suppress(PermissionError):  # another user's
+        with contextlib.suppress(OSError):  # another user's, or there is no room
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
 

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fedcats.config.compose import hydra_error
 from fedcats.config.paths import literal, needed, quote
 from fedcats.config.schema import MODELS
-from fedcats.environment import fail
+from fedcats.environment import fail, fail_with
 from fedcats.errors import RunError, UserError
 from fedcats.locks import try_lock
 
@@ -72,8 +72,8 @@ def _one_line(config: DictConfig) -> Iterator[None]:
     HydraConfig.instance().set_config(config)  # for ${hydra:..}
     try:
         yield
-    except (UserError, RunError) as error:
-        fail(str(error), error.exit_code)
+    except (UserError, RunError, OSError) as error:
+        fail_with(error)
     except OmegaConfBaseException as error:
         fail(hydra_error(error), UserError.exit_code)
 

@@ -22,7 +22,6 @@ from fedcats.data import (
     prepare,
     shared_between_shards,
 )
-from fedcats.data.files import shown
 from fedcats.data.partition import Shards
 from fedcats.data.sources import part_source
 from fedcats.errors import UserError
@@ -39,6 +38,7 @@ from fedcats.models.weights import InitialWeights
 from fedcats.report import Progress
 from fedcats.seeding import derive_seed
 from fedcats.storage import Store
+from fedcats.text import shown
 
 Positions = np.ndarray[Any, np.dtype[np.int64]]
 

@@ -1,12 +1,11 @@
 """What a run writes down."""
 
 import contextlib
-import csv
 import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import cast
@@ -22,6 +21,7 @@ from fedcats.experiment.train import Trained
 from fedcats.federated.quiet import default_workers
 from fedcats.report import write_report
 from fedcats.results import Paper, Results, Shard, Training
+from fedcats.text import write_csv
 from fedcats.training.update import Update
 
 SCHEMA = 1
@@ -39,17 +39,12 @@ def write_shards(this: Inputs) -> None:
     """Which file went to which client, with its content hash."""
     if this.sites is not None:
         return  # that is the sites' own business
-    path = this.folder / "shards.csv"
-    # surrogateescape: a file name need not be valid UTF-8
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["client", "file", "label", "sha256"])
-        for client, indices in enumerate(this.shards):
-            images = this.dataset.train.subset(indices)
-            labels = [this.dataset.classes[label] for label in images.labels]
-            writer.writerows(
-                [client, *row] for row in zip(images.files, labels, images.digests, strict=True)
-            )
+    rows: list[Sequence[object]] = [("client", "file", "label", "sha256")]
+    for client, indices in enumerate(this.shards):
+        images = this.dataset.train.subset(indices)
+        labels = [this.dataset.classes[label] for label in images.labels]
+        rows += [(client, *row) for row in zip(images.files, labels, images.digests, strict=True)]
+    write_csv(this.folder / "shards.csv", rows)
 
 
 def training_record(update: Update) -> Training:
@@ -150,23 +145,36 @@ def _processor() -> str:
 
 def write_history(folder: Path, trained: Trained) -> None:
     """Write ``history.csv``: loss and seconds of every epoch."""
-    with (folder / "history.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["model", "round", "epoch", "loss", "seconds"])
-        for name, server_round, update in trained.history:
-            for number, epoch in enumerate(update.epochs, 1):
-                writer.writerow([name, server_round, number, epoch.loss, f"{epoch.seconds:.3f}"])
+    rows: list[Sequence[object]] = [("model", "round", "epoch", "loss", "seconds")]
+    for name, server_round, update in trained.history:
+        rows += [
+            (name, server_round, number, epoch.loss, f"{epoch.seconds:.3f}")
+            for number, epoch in enumerate(update.epochs, 1)
+        ]
+    write_csv(folder / "history.csv", rows)
 
 
-def write_results(folder: Path, results: Results) -> None:
-    """Write ``results.json`` and what shows it; it says ``complete`` when all of that is there."""
+def write_results(folder: Path, results: Results) -> OSError | None:
+    """Write ``results.json`` and what shows it; it says ``complete`` when all of that is there.
+
+    Returns what was wrong with the disk when only the report was to be written.
+    """
     _write_json(folder / "results.json", results | {"status": "without its report"})
-    write_report(folder, results)
-    _write_json(folder / "results.json", results)
+    try:
+        write_report(folder, results)
+        _write_json(folder / "results.json", results)
+    except OSError as error:
+        return error
+    return None
 
 
 def _write_json(path: Path, results: Results) -> None:
     """Write the results, or nothing."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        text = json.dumps(results, indent=1, allow_nan=False) + "\n"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

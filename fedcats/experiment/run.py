@@ -8,7 +8,8 @@ from omegaconf import DictConfig
 
 from fedcats.config.load import load
 from fedcats.config.schema import Config
-from fedcats.errors import UserError
+from fedcats.environment import disk_error
+from fedcats.errors import RunError, UserError
 from fedcats.experiment.baseline_process import remember_trained
 from fedcats.experiment.evaluate import evaluate
 from fedcats.experiment.folders import claimed
@@ -51,8 +52,11 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> Results:
     if config.runner.name == "flwr" and grid is None:
         raise UserError("runner=flwr: from the command line only; allowed here are ray, local")
     folder = folder.absolute()
-    with claimed(folder, alone=config.runner.name != "flwr"):  # there the submitter has it
-        return _run(config, raw, folder, grid)
+    try:
+        with claimed(folder, alone=config.runner.name != "flwr"):  # there the submitter has it
+            return _run(config, raw, folder, grid)
+    except OSError as error:
+        raise disk_error(error) from error
 
 
 def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> Results:
@@ -78,7 +82,12 @@ def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> Re
                 results["grid"] = merge_grid(predictor, trained.own(), progress)
     results["seconds"] = cast(Seconds, seconds)
     write_history(folder, trained)
-    write_results(folder, results)
+    problem = write_results(folder, results)
     if config.runner.name != "flwr":  # there, whoever submitted the run prints it
         print_summary(results, folder)
+    if problem:
+        raise RunError(
+            f"{folder / 'results.json'} is there, the page and its figures are not: "
+            f"{disk_error(problem)}; with room for them the same command draws them"
+        )
     return results

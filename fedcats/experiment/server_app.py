@@ -20,12 +20,14 @@ from omegaconf import DictConfig, open_dict
 
 from fedcats.config.compose import compose_config
 from fedcats.config.paths import expand
+from fedcats.environment import say
 from fedcats.errors import RunError, UserError
 from fedcats.experiment.run import run
 from fedcats.federated.foreign import refuse_foreign
 from fedcats.federated.simulation import watched
 from fedcats.home import home
 from fedcats.plugins import search
+from fedcats.text import one_line
 
 app = ServerApp()
 _SETTINGS = ("overrides", "home", "ticket", "modules")
@@ -42,14 +44,14 @@ def main(grid: Grid, context: Context) -> None:
             search(Path(settings["modules"]))
         raw = configuration(settings, simulated=simulated)
         folder = run_folder(settings["ticket"], context.run_id)
-        print(f"fedcats: run folder: {folder}", flush=True)
+        say(f"fedcats: run folder: {folder}", flush=True)
         with contextlib.ExitStack() as stack:
             if simulated:
                 grid = stack.enter_context(watched(grid, verbose=bool(raw.verbose)))
             run(raw, folder, grid)
-        print(f"fedcats: finished: {folder}", flush=True)
+        say(f"fedcats: finished: {folder}", flush=True)
     except (UserError, RunError) as error:
-        print(f"fedcats: error {error.exit_code}: {' '.join(str(error).split())}", flush=True)
+        say(f"fedcats: error {error.exit_code}: {one_line(error)}", flush=True)
         raise error.with_traceback(None) from None
 
 

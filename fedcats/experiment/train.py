@@ -234,17 +234,18 @@ def followed(events: Path, progress: Progress) -> Iterator[None]:
     stop = threading.Event()
 
     def follow() -> None:
-        with events.open(encoding="utf-8") as file:
+        with contextlib.suppress(OSError), events.open(encoding="utf-8") as file:
             rest = ""
             while True:
                 last = stop.is_set()
                 rest += file.read()
                 *lines, rest = rest.split("\n")
                 for line in lines:
-                    event = json.loads(line)
-                    event.pop("round")
-                    ago = min(max(time.time() - event.pop("time"), 0.0), 1.0)  # clocks differ
-                    progress.update(**event, ago=ago)
+                    with contextlib.suppress(ValueError):  # cut off by a full disk
+                        event = json.loads(line)
+                        event.pop("round")
+                        ago = min(max(time.time() - event.pop("time"), 0.0), 1.0)  # clocks differ
+                        progress.update(**event, ago=ago)
                 if last:
                     return
                 stop.wait(0.2)

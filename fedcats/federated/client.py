@@ -12,6 +12,7 @@ from typing import Any
 from flwr.client import NumPyClient
 from flwr.common import NDArrays, Scalar
 
+from fedcats.environment import say
 from fedcats.storage import Store
 from fedcats.training.update import Report, Task, append_events, compute
 
@@ -98,7 +99,7 @@ def _print(event: Mapping[str, Any]) -> None:
     """A line into the log of the site."""
     loss = "" if event["loss"] is None else f", loss {event['loss']:.4f}"
     epoch = f"epoch {event['epoch']} of {event['epochs']}"
-    print(
+    say(
         f"fedcats: round {event['round']}, {event['task']}: {event['state']}, {epoch}{loss}",
         flush=True,
     )

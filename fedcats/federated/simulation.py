@@ -15,6 +15,7 @@ import psutil
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
+from fedcats.environment import say
 from fedcats.errors import RunError
 from fedcats.federated import own_ray
 from fedcats.federated.client_app import app as client_app
@@ -166,7 +167,7 @@ def _end_busy_actors(over: threading.Event, ended: threading.Event, lost: thread
     """
     over.wait()
     if lost.is_set() and not ended.wait(5.0):
-        print(f"fedcats: {_LOST}", file=sys.stderr, flush=True)
+        say(f"fedcats: {_LOST}", error=True)
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 process.kill()

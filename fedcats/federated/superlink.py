@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 
 from fedcats.config import paths
 from fedcats.config.load import load
+from fedcats.environment import say
 from fedcats.errors import RunError, UserError
 from fedcats.federated.flower_words import FINISHED, OWN_LINES, no_superlink
 from fedcats.federated.quiet import default_workers
@@ -34,6 +35,7 @@ RUN_FOLDER = "fedcats: run folder: "
 """What the ServerApp prints before the folder of a run."""
 
 _ERROR = re.compile(r"fedcats: error (\d): (.*)")
+_COLOURS = re.compile(r"\x1b\[[\d;]*m")
 _FIRST_CONTACT = 60.0
 _GIVE_UP = 300.0  # seconds without a SuperLink
 
@@ -113,7 +115,7 @@ def run_on_superlink(raw: DictConfig, overrides: Sequence[str], folder: Path) ->
         if line.startswith("fedcats: "):
             running = line.startswith(RUN_FOLDER)  # after an error there are only tracebacks
         elif config.verbose or (running and not OWN_LINES.match(line)):
-            print(line, file=sys.stderr, flush=True)
+            say(_COLOURS.sub("", line), error=True)
 
     try:
         run_id = submit(
@@ -124,7 +126,7 @@ def run_on_superlink(raw: DictConfig, overrides: Sequence[str], folder: Path) ->
             supernodes=getattr(config.partition, "num_shards", None),
             workers=workers,
         )
-        print(f"run {run_id} on runner.superlink={link}", file=sys.stderr, flush=True)
+        say(f"run {run_id} on runner.superlink={link}", error=True)
         try:
             outcome = follow(run_id, link, show)
         except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from fedcats.errors import UserError
 from fedcats.metrics.scores import Labels, Probabilities, checked
+from fedcats.text import from_cell, write_csv
 
 
 class Predictions(NamedTuple):
@@ -64,16 +66,14 @@ def write_predictions(
     if len(files) != len(y) or len(classes) != p.shape[1]:
         raise ValueError(f"{len(files)} files, {len(classes)} classes: probabilities are {p.shape}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # surrogateescape: a file name need not be valid UTF-8
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["file", "label", "prediction", *(f"p_{name}" for name in classes)])
-        # As Python's numbers: NumPy's, one at a time, take several times as long.
-        guesses = p.argmax(axis=1).tolist()
-        writer.writerows(
-            [file, classes[label], classes[guess], *(f"{v:.9g}" for v in row)]
-            for file, label, guess, row in zip(files, y.tolist(), guesses, p.tolist(), strict=True)
-        )
+    header = ["file", "label", "prediction", *(f"p_{name}" for name in classes)]
+    # As Python's numbers: NumPy's, one at a time, take several times as long.
+    guesses = p.argmax(axis=1).tolist()
+    rows = (
+        [file, classes[label], classes[guess], *(f"{v:.9g}" for v in row)]
+        for file, label, guess, row in zip(files, y.tolist(), guesses, p.tolist(), strict=True)
+    )
+    write_csv(path, itertools.chain([header], rows))
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -86,7 +86,7 @@ def read_predictions(path: Path) -> Predictions:
     """
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            header, *rows = list(csv.reader(stream))
+            header, *rows = [list(map(from_cell, row)) for row in csv.reader(stream)]
         if header[:3] != ["file", "label", "prediction"] or len(header) < 5:
             raise ValueError(f"its columns are {','.join(header)}")
         classes = [name.removeprefix("p_") for name in header[3:]]

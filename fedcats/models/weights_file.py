@@ -20,6 +20,7 @@ from torch import Tensor
 from fedcats.errors import UserError
 from fedcats.tensors import State
 
+_MAX_DEPTH = 32  # of dictionaries in dictionaries, and of a name's parts
 _WITHOUT_EFFECT = "num_batches_tracked"  # files of old versions do not have it
 _STATISTICS = ("running_mean", "running_var")
 
@@ -83,7 +84,7 @@ def read_weights(
     if not best:
         names = [key for _, tensors in _state_dicts(loaded) for key in tensors]
         if not names:
-            raise UserError(f"{path}: holds no tensor")
+            raise UserError(f"{path}: holds no tensor by name within {_MAX_DEPTH} levels")
         raise UserError(
             f"{path}: not weights of {model}: none of its {len(names)} tensors is one of that "
             f"model, e.g. {names[0]}, where {first} is expected"
@@ -170,6 +171,8 @@ def _load(path: Path) -> object:
     """What the file holds: tensors and plain containers; never runs anything of it."""
     if path.is_dir():
         raise UserError(f"{path}: is a folder, not a file of weights")
+    if path.exists() and not path.is_file():  # a pipe would be waited for, a device has no end
+        raise UserError(f"{path}: is not a regular file")
     try:
         with path.open("rb") as file:
             start = file.read(9)
@@ -204,15 +207,22 @@ def _reason(error: Exception) -> str:
     return re.split(r"\. (?=[A-Z])", line)[0].rstrip(".")
 
 
-def _state_dicts(loaded: object, where: str = "") -> Iterator[tuple[str, State]]:
-    """Everything in the file that has tensors by name, with its place ("model.", "" the top)."""
-    if not isinstance(loaded, Mapping):
-        return
-    tensors = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
-    if tensors:
-        yield where, tensors
-    for key, value in loaded.items():
-        yield from _state_dicts(value, f"{where}{key}.")
+def _state_dicts(loaded: object) -> Iterator[tuple[str, State]]:
+    """Everything in the file that has tensors by name, with its place ("model.", "" the top).
+
+    Each dictionary once, and none that is deeper than any checkpoint's: it may hold itself.
+    """
+    waiting, seen = [("", loaded, 0)], set[int]()
+    while waiting:
+        where, found, depth = waiting.pop()
+        if not isinstance(found, Mapping) or depth > _MAX_DEPTH or id(found) in seen:
+            continue
+        seen.add(id(found))
+        tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+        if tensors:
+            yield where, tensors
+        inside = [(f"{where}{key}.", value, depth + 1) for key, value in found.items()]
+        waiting += reversed(inside)
 
 
 def _prefixes(
@@ -221,6 +231,8 @@ def _prefixes(
     """How many of the names are the model's, and behind which prefix (several, if as many)."""
     counts: Counter[str] = Counter()
     for key in tensors:
+        if key.count(".") > _MAX_DEPTH:
+            continue
         ends = [0, *(found.end() for found in re.finditer(r"\.", key))]
         counts.update(key[:end] for end in ends if key[end:] in expected)
     most = max(counts.values(), default=0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fedcats.report import page, tables
+from fedcats.text import lines_shown
 
 if TYPE_CHECKING:
     from fedcats.report.drawing import Drawn
@@ -202,7 +203,10 @@ def render(template: str, drawn: list[Drawn], **values: Any) -> str:
         return Markup(tables.to_html(table))
 
     environment = Environment(
-        loader=DictLoader({"base.html": page.BASE}), autoescape=True, undefined=StrictUndefined
+        loader=DictLoader({"base.html": page.BASE}),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: lines_shown(value) if type(value) is str else value,
     )
     # so that a section can ask for a figure that this run does not have
     figures = _Missing({one.name: one for one in drawn})

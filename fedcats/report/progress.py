@@ -43,10 +43,11 @@ class Progress:
         every: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        from rich.console import Console
         from rich.live import Live
 
-        self.console = Console(stderr=True) if console is None else console
+        from fedcats.report.console import SafeConsole
+
+        self.console = SafeConsole(stderr=True) if console is None else console
         self._lock = threading.RLock()
         self._tasks: dict[str, Task] = {}
         self.expect(tasks)

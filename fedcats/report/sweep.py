@@ -8,7 +8,6 @@ that has no bearing on a model, such as beta on the centralized one, is left out
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +34,7 @@ from fedcats.report.varied import (
 )
 from fedcats.report.view import MEASURES, points
 from fedcats.results import Results
+from fedcats.text import write_csv
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -120,7 +120,7 @@ def write_sweep_report(folder: Path, rows: Sequence[Row], *, warnings: Sequence[
     from fedcats.report import drawing
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_csv(folder / "sweep.csv", rows)
+    write_sweep_csv(folder / "sweep.csv", rows)
     what = "dashed: centralized, dotted: the best single sub-model, dash-dotted: the plain mean"
     drawn = drawing.write(
         folder / "figures",
@@ -165,10 +165,11 @@ def print_sweep(
     note: str = "",
 ) -> None:
     """Print the points, the answer and, as the last line, the absolute path of the folder."""
-    from rich.console import Console
     from rich.text import Text
 
-    out = Console() if console is None else console
+    from fedcats.report.console import SafeConsole
+
+    out = SafeConsole() if console is None else console
     for warning in warnings:
         out.print(Text(warning, style="yellow"))
     out.print(to_rich(points_table(rows)))
@@ -179,20 +180,10 @@ def print_sweep(
     out.print(str(folder.resolve()), markup=False, highlight=False, soft_wrap=True)
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
+def write_sweep_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows, parameters first; a parameter without bearing is an empty field."""
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        writer = csv.DictWriter(
-            stream,
-            [
-                *varied_parameters(rows),
-                *(key for key in FIXED[1:] if any(key in row for row in rows)),
-            ],
-            lineterminator="\n",
-            extrasaction="ignore",
-        )
-        writer.writeheader()
-        writer.writerows(rows)
+    names = [*varied_parameters(rows), *(key for key in FIXED[1:] if any(key in r for r in rows))]
+    write_csv(path, [names, *([row.get(name, "") for name in names] for row in rows)])
 
 
 def sweep_verdict(rows: Sequence[Row]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from fedcats.report import view
 from fedcats.report.view import MEASURES, points
 from fedcats.results import Published, Results, Scores, Traffic
+from fedcats.text import shown
 
 if TYPE_CHECKING:
     import rich.table
@@ -48,6 +49,11 @@ class Table:
     text: tuple[int, ...] = (0,)
     note: str = ""
 
+    def __post_init__(self) -> None:
+        """Cells hold names of others: none of them can do harm."""
+        object.__setattr__(self, "header", tuple(map(shown, self.header)))
+        self.rows[:] = [tuple(map(shown, row)) for row in self.rows]
+
 
 def to_rich(table: Table) -> rich.table.Table:
     """Render for the terminal."""
@@ -58,8 +64,8 @@ def to_rich(table: Table) -> rich.table.Table:
     widths = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
     gap = 2 if sum(widths) + 2 * len(widths) <= NARROW else 1
     rendered = RichTable(
-        title=table.title,
-        caption=table.note or None,
+        title=Text(table.title),
+        caption=Text(table.note) if table.note else None,
         title_justify="left",
         caption_justify="left",
         title_style="bold",

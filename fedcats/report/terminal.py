@@ -24,10 +24,11 @@ def print_summary(results: Results, folder: Path, console: Console | None = None
     console
         Where to print; standard output by default.
     """
-    from rich.console import Console
     from rich.text import Text
 
-    out = Console() if console is None else console
+    from fedcats.report.console import SafeConsole
+
+    out = SafeConsole() if console is None else console
     if "grid" in results:
         from fedcats.report.sweep import grid_rows, print_sweep
 
@@ -49,7 +50,7 @@ def print_summary(results: Results, folder: Path, console: Console | None = None
             out.print()
     out.print(Text(" ".join(view.verdict(results)), style="bold"))
     if text := _store_note(results):
-        out.print(text, highlight=False)
+        out.print(text, markup=False, highlight=False)
     # one line whatever the width, so that it can be copied
     out.print(str(folder.resolve()), markup=False, highlight=False, soft_wrap=True)
 

@@ -5,6 +5,7 @@ The centralized baseline is the same function over all training images. As a pro
 process of its own, beside a running federation.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -21,11 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from fedcats.data import MEAN, STD, Dataset, Images, normalise, open_dataset
+from fedcats.environment import disk_error, say
 from fedcats.errors import RunError, UserError
 from fedcats.models import build
 from fedcats.seeding import derive_seed
 from fedcats.storage import CHECKPOINT, Entry, Store, content_key, says
 from fedcats.tensors import digest
+from fedcats.text import one_line
 from fedcats.training import loop, recipe
 from fedcats.training.attack import Attack
 from fedcats.training.fast import keep_freed_memory
@@ -406,15 +409,15 @@ def report_done(task: Task, update: Update, report: Report) -> None:
 
 
 def append_events(path: Path) -> Report:
-    """A report that appends JSON lines to a file, with the time, as several processes may do."""
+    """A report that appends JSON lines to a file, with the time, as several processes may do.
+
+    What cannot be written is not shown; the training goes on.
+    """
 
     def report(event: dict[str, Any]) -> None:
         line = (json.dumps({**event, "time": time.time()}) + "\n").encode()
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            os.write(descriptor, line)  # one write: lines of several processes do not mix
-        finally:
-            os.close(descriptor)
+        with contextlib.suppress(OSError), path.open("ab", buffering=0) as file:
+            file.write(line)  # one write: lines of several processes do not mix
 
     return report
 
@@ -435,10 +438,11 @@ def main() -> int:
     store, events = Store(Path(sys.argv[1])), append_events(Path(sys.argv[2]))
     try:
         update = compute(Task.from_json(text), store, events)
-    except (RunError, UserError) as error:
-        print(error, file=sys.stderr)
+    except (RunError, UserError, OSError) as caught:
+        error = disk_error(caught) if isinstance(caught, OSError) else caught
+        say(one_line(error), error=True)
         return error.exit_code
-    print(json.dumps({"key": update.key, **update.origin()}))
+    say(json.dumps({"key": update.key, **update.origin()}))
     return 0
 
 

@@ -1,6 +1,7 @@
 """Zip archives, hostile ones too, and the layouts of Kaggle and PetImages."""
 
 import io
+import os
 import re
 import stat
 import struct
@@ -185,15 +186,69 @@ def test_members_that_lie(tmp_path, change, reason):
     assert len(data.train) + len(data.test) == 11
 
 
-def test_a_claim_of_too_much_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("limit", "most", "said"),
+    [
+        ("MAX_FILES", 7, "holds more than 7 files and folders; allowed are 7 files"),
+        ("MAX_ARCHIVE_BYTES", 100, r"claims to hold [\d,]+ bytes; allowed are 100"),
+        ("MAX_LIST_BYTES", 300, "its list of files is longer than 300 bytes"),
+    ],
+)
+def test_a_claim_of_too_much_is_refused(tmp_path, monkeypatch, limit, most, said):
     path = zipped(tmp_path / "photos.zip", *class_folders())
-    monkeypatch.setattr(files, "MAX_ARCHIVE_FILES", 7)
-    with pytest.raises(UserError, match=r"the archive claims 8 files of \d+ bytes in all; allowed"):
+    folder_source(path, 0.25, 0)
+    monkeypatch.setattr(files, limit, most)
+    with pytest.raises(UserError, match=said):
         folder_source(path, 0.25, 0)
-    monkeypatch.setattr(files, "MAX_ARCHIVE_FILES", 8)
-    monkeypatch.setattr(files, "MAX_ARCHIVE_BYTES", 100)
-    with pytest.raises(UserError, match="allowed are 8 files and 100 bytes"):
+
+
+@pytest.mark.parametrize("name", ["a/" * 32_000, "a/" * 65, "é" * 1020 + "/", "\\a" * 99])
+def test_names_without_end_are_refused_in_one_line(tmp_path, name):
+    path = zipped(tmp_path / "photos.zip", *class_folders(), f"Cat/{name}x.jpg")
+    with pytest.raises(UserError, match=r"allowed are 1,000,000 files and folders, and paths of"):
         folder_source(path, 0.25, 0)
+
+
+def test_folders_without_end_are_refused_in_one_line(tmp_path, monkeypatch):
+    zipped(tmp_path / "p.zip", *class_folders())
+    with zipfile.ZipFile(tmp_path / "p.zip") as archive:
+        archive.extractall(tmp_path / "p")
+    assert len(folder_source(tmp_path / "p", 0.25, 0).train) == 6
+    monkeypatch.setattr(files, "MAX_FILES", 9)
+    with pytest.raises(UserError, match="more than 9 files"):
+        folder_source(tmp_path / "p", 0.25, 0)
+    monkeypatch.undo()
+    deep = os.open(tmp_path / "p" / "Cat", os.O_RDONLY)
+    for _ in range(1500):  # deeper than a path can name
+        os.mkdir("d", dir_fd=deep)
+        inner = os.open("d", os.O_RDONLY, dir_fd=deep)
+        os.close(deep)
+        deep = inner
+    os.close(deep)
+    with pytest.raises(UserError, match=r"folders more than 64 deep, Cat/d/d/d.*; allowed are"):
+        folder_source(tmp_path / "p", 0.25, 0)
+
+
+def test_listing_takes_time_by_the_file_not_by_the_pair(tmp_path, monkeypatch):
+    """The same work for each file, however many classes there are: counted, not timed."""
+    calls = []
+    look = files._folder_then_name
+    monkeypatch.setattr(files, "_folder_then_name", lambda path: calls.append(1) or look(path))
+    for classes in (20, 200):
+        names = [f"c{i}/{j}.jpg" for i in range(classes) for j in range(2)]
+        calls.clear()
+        source = folder_source(zipped(tmp_path / f"{classes}.zip", *names), 0.5, 0)
+        assert len(source.classes) == classes
+        assert len(calls) <= 6 * classes
+
+
+def test_classes_that_are_shown_alike_are_refused(tmp_path):
+    names = [f"{name}/{n}.jpg" for name in ("a\x1b", "a\\x1b", "b") for n in (1, 2)]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(jpeg(1))
+    with pytest.raises(UserError, match="two classes are called"):
+        folder_source(tmp_path, 0.5, 0)
 
 
 def test_a_bomb_is_not_unpacked_further_than_allowed(tmp_path, monkeypatch):
