@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fedcats.environment import fail_with, say, settle
+from fedcats.environment import say, settle, tell
 from fedcats.errors import RunError, UserError
 
 _PREPARED = """\
@@ -59,7 +59,7 @@ def main() -> int:
             say(f"federation: {result['federation']}")
             say(f"the same bytes: {', '.join(result['models'])}")
     except (UserError, RunError, OSError) as error:
-        fail_with(error, "fedcats.deploy")
+        return tell(error, "fedcats.deploy")
     return 0
 
 
