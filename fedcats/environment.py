@@ -62,10 +62,11 @@ def fail(message: object, code: int, program: str = "fedcats") -> NoReturn:
     sys.exit(code)
 
 
-def fail_with(error: UserError | RunError | OSError, program: str = "fedcats") -> NoReturn:
-    """End with an error's line and exit code."""
+def tell(error: UserError | RunError | OSError, program: str = "fedcats") -> int:
+    """Say an error in one line; its exit code."""
     known = disk_error(error) if isinstance(error, OSError) else error
-    fail(known, known.exit_code, program)
+    say(f"{program}: {one_line(known)}", error=True)
+    return known.exit_code
 
 
 def _occupy_standard_descriptors() -> None:

@@ -18,7 +18,7 @@ from fedcats.config.load import load
 from fedcats.config.paths import needed
 from fedcats.config.schema import Config
 from fedcats.data.catalogue import Photos
-from fedcats.environment import fail, fail_with, output_lost, say, settle
+from fedcats.environment import output_lost, say, settle, tell
 from fedcats.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -54,9 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             check(config, findings=chosen.command == "check")
     except (UserError, RunError, OSError) as error:
-        fail_with(error, "fedcats-data")
+        return tell(error, "fedcats-data")
     except KeyboardInterrupt:
-        fail("interrupted", 130, "fedcats-data")
+        say("fedcats-data: interrupted", error=True)
+        return 130
     sys.stdout.flush()
     return RunError.exit_code if output_lost() else 0
 

@@ -25,7 +25,7 @@ from fedcats.config import paths
 from fedcats.config.compose import compose_config, conf_dir, hydra_error
 from fedcats.config.load import load
 from fedcats.config.schema import HELD_OUT
-from fedcats.environment import disk_error, fail, fail_with, say, settle
+from fedcats.environment import disk_error, fail, say, settle, tell
 from fedcats.errors import RunError, UserError
 from fedcats.experiment import baseline_process
 from fedcats.text import one_line
@@ -74,7 +74,7 @@ def job(raw: DictConfig) -> float | None:
         if sweep:  # the other jobs go on; Hydra raises it when they are done
             say(f"fedcats: job {hydra_config.job.num}: {one_line(error)}", error=True)
             raise error from None
-        fail_with(error)  # Hydra would print more than the one line
+        sys.exit(tell(error))  # Hydra would print more than the one line
     name = raw.strategy.rules[0] if raw.mode != "centralized" else "centralized"
     model = results["models"].get(name)
     return model["validation"]["accuracy"] if model and "validation" in model else None
@@ -99,7 +99,7 @@ def main() -> None:
             raise
         report_unfinished()
     except (UserError, RunError, OSError) as error:  # such as of Hydra's, on a full disk
-        fail_with(error)
+        sys.exit(tell(error))
     except (HydraException, OmegaConfBaseException) as error:
         fail(hydra_error(error), UserError.exit_code)
     except KeyboardInterrupt:

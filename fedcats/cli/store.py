@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedcats.environment import fail_with, output_lost, say, settle
+from fedcats.environment import output_lost, say, settle, tell
 from fedcats.errors import RunError
 from fedcats.home import home
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             code = {"list": _list, "verify": _verify}[chosen.command](store, images)
     except (RunError, OSError) as error:
-        fail_with(error, "fedcats-store")
+        return tell(error, "fedcats-store")
     sys.stdout.flush()
     return 1 if output_lost() else code
 

@@ -182,9 +182,9 @@ class FolderFiles(Files):
             return False
         if entry.is_symlink() and not self._stays_inside(entry.path):
             self.rejected[path] = _LEAVES
-            if entry.is_dir():
+            if os.path.isdir(entry.path):  # noqa: PTH112  (an entry's own way fails on loops)
                 self.linked_folders.add(path)
-        elif entry.is_symlink() and not entry.is_file():
+        elif entry.is_symlink() and not os.path.isfile(entry.path):  # noqa: PTH113
             self.rejected[path] = "link to something that is no file"
         elif entry.is_dir():
             self.folders.add(path)

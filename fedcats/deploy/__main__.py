@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from fedcats.environment import fail_with, say, settle
+from fedcats.environment import say, settle, tell
 from fedcats.errors import RunError, UserError
 
 _PREPARED = """\
@@ -55,7 +55,7 @@ def main() -> int:
         else:
             _rehearse(arguments)
     except (UserError, RunError, OSError) as error:
-        fail_with(error, "fedcats.deploy")
+        return tell(error, "fedcats.deploy")
     return 0
 
 

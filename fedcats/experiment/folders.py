@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fedcats.config.compose import hydra_error
 from fedcats.config.paths import literal, needed, quote
 from fedcats.config.schema import MODELS
-from fedcats.environment import fail, fail_with
+from fedcats.environment import fail, tell
 from fedcats.errors import RunError, UserError
 from fedcats.locks import try_lock
 
@@ -73,7 +74,7 @@ def _one_line(config: DictConfig) -> Iterator[None]:
     try:
         yield
     except (UserError, RunError, OSError) as error:
-        fail_with(error)
+        sys.exit(tell(error))
     except OmegaConfBaseException as error:
         fail(hydra_error(error), UserError.exit_code)
 
