@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from fedcats.data.hub import hub_source as hub_source
     from fedcats.data.partition import PARTITIONS as PARTITIONS
     from fedcats.data.partition import hold_out as hold_out
-    from fedcats.data.partition import make_partition as make_partition
     from fedcats.data.partition import paper_partition as paper_partition
     from fedcats.data.preparing import prepare as prepare
     from fedcats.data.sheet import contact_sheet as contact_sheet
@@ -45,7 +44,7 @@ _WHERE = {
     "downloaded": ("oxford_pets_source", "petimages_source"),
     "drawings.source": ("synthetic_source",),
     "hub": ("hub_source",),
-    "partition": ("PARTITIONS", "hold_out", "make_partition", "paper_partition"),
+    "partition": ("PARTITIONS", "hold_out", "paper_partition"),
     "preparing": ("prepare",),
     "sheet": ("contact_sheet",),
     "sources": ("Item", "Source", "folder_source"),

@@ -398,15 +398,6 @@ class OwnPartition(Partition):
         return [np.sort(shard).astype(np.int64) for shard in shards]
 
 
-def make_partition(
-    name: str, labels: ArrayLike, num_shards: int, seed: int, **parameters: Any
-) -> Shards:
-    """Deal out by the partition called `name`, one of `PARTITIONS`; see `Partition`."""
-    if name not in PARTITIONS:
-        raise UserError(f"partition.name={name}: must be one of {', '.join(PARTITIONS)}")
-    return PARTITIONS[name](num_shards=num_shards, **parameters)(labels, seed)  # type: ignore[call-arg]
-
-
 def hold_out(
     labels: ArrayLike, shards: Sequence[NDArray[np.int64]], fraction: float, seed: int
 ) -> tuple[Shards, Shards]:

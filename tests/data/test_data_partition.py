@@ -8,10 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcats.data import hold_out, make_partition, paper_partition
+from fedcats.data import PARTITIONS, hold_out, paper_partition
 from fedcats.errors import UserError
 
 LABELS = np.array([0] * 25 + [1] * 31)
+
+
+def make_partition(name, labels, num_shards, seed, **parameters):
+    return PARTITIONS[name](num_shards=num_shards, **parameters)(labels, seed)
 
 
 def disjoint(shards):
@@ -120,13 +124,6 @@ def test_same_seed_same_shards(name, params):
     other = make_partition(name, LABELS, 4, 4, **params)
     assert [shard.tolist() for shard in first] == [shard.tolist() for shard in again]
     assert [shard.tolist() for shard in first] != [shard.tolist() for shard in other]
-
-
-def test_unknown_name():
-    with pytest.raises(
-        UserError, match=r"partition.name=nope: must be one of paper, iid, dirichlet"
-    ):
-        make_partition("nope", LABELS, 2, 0)
 
 
 # --- shards that are not equal --------------------------------------------------------------------
