@@ -343,7 +343,7 @@ class Shard(Skewed):
         return {"num_shards_per_partition": self.pieces_per_shard}
 
 
-PARTITIONS: dict[str, type[Partition]] = {
+PARTITIONS: dict[str, Any] = {  # classes of Partition
     partition.name: partition
     for partition in (Paper, Iid, Dirichlet, Pathological, Shard, Linear, Square, Exponential)
 }
