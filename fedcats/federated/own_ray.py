@@ -1,8 +1,9 @@
-"""A Ray of the run's own: only this machine can reach it, and its files go when it has ended."""
+"""A Ray of the run's own: nobody else can use it, and its files go when it has ended."""
 
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,14 +17,16 @@ from fedcats.locks import locked_now, open_lock, try_lock
 _LONGEST = 37  # bytes: with what Ray appends, a socket's name must not exceed 107
 _ROOM = 50 * 10**6  # bytes, for Ray's logs
 
+_token: dict[str, str] = {}  # what of the environment is this module's
 _held: dict[Path, int] = {}  # this process's marks, each with the lock that says that it runs
 
 
 def start(arguments: dict[str, Any]) -> None:
     """Start Ray, and remove the files of earlier ones whose run was killed.
 
-    It listens on the loopback interface only: Ray's own way for systems with a firewall that asks,
-    for which it has a switch but no argument.
+    It listens on the loopback interface only (Ray's own way for systems with a firewall that asks,
+    for which it has a switch but no argument), and there only to who knows a token, which other
+    users of the machine do not. Where ``RAY_AUTH_MODE`` is set, it is left as it is.
 
     Raises
     ------
@@ -43,6 +46,8 @@ def start(arguments: dict[str, Any]) -> None:
     if mark not in _held:
         _held[mark] = open_lock(mark)
         try_lock(_held[mark])
+    if "RAY_AUTH_MODE" not in os.environ:
+        _set_token({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
@@ -53,10 +58,25 @@ def start(arguments: dict[str, Any]) -> None:
 
 def remove_files() -> None:
     """Remove what the Rays that this process has started, and ended, have left."""
+    if _token:
+        _set_token({})
     while _held:
         mark, descriptor = _held.popitem()
         _remove(mark)
         os.close(descriptor)
+
+
+def _set_token(token: dict[str, str]) -> None:
+    """Put these variables into the environment in place of the last ones; Ray reads them again."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    for name in _token:
+        os.environ.pop(name, None)
+    _token.clear()
+    _token.update(token)
+    os.environ.update(token)
+    AuthenticationTokenLoader.instance().reset_cache()
+    Config.initialize("")
 
 
 def remove_ended(folder: Path) -> None:

@@ -86,6 +86,10 @@ READ = {
     ],
     "ray._private.services": ["if not ray_constants.ENABLE_RAY_CLUSTER:\n", "get_localhost_ip()"],
     "ray._private.ray_constants": ["\nENABLE_RAY_CLUSTER = "],
+    "ray._private.authentication_test_utils": [
+        "AuthenticationTokenLoader.instance().reset_cache()",
+        'Config.initialize("")',
+    ],
     "ray._private.node": ['f"session_{date_str}_{os.getpid()}"', "ray.util.get_node_ip_address()"],
     "flwr.cli.constant": ["FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "FLWR_LOCAL_CONTROL_API_PORT"],
 }

@@ -57,6 +57,20 @@ def begin(folder: Path, temporary: Path, *overrides: str) -> psutil.Popen:
     )
 
 
+def stranger(port: int) -> str:
+    """What somebody else on this machine is told who wants to run something there."""
+    code = f"""
+from ray._private import ray_constants
+import ray
+ray_constants.ENABLE_RAY_CLUSTER = False
+ray.init("127.0.0.1:{port}")
+print(ray.get(ray.remote(num_cpus=0)(print).remote("in")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    return done.stderr
+
+
 def test_nobody_else_can_reach_a_default_run_and_its_files_go(
     tmp_path: Path, temporary: Path
 ) -> None:
@@ -67,15 +81,16 @@ def test_nobody_else_can_reach_a_default_run_and_its_files_go(
     def everything_listens() -> bool:
         assert process.is_running()
         seen.update(listening([process, *process.children(recursive=True)]))
-        # Ray's agents are the last; a client trains before.
-        agents = {name for name, _, _ in seen if name.startswith("ray::") and "Agent" in name}
-        return len(agents) == 2 and '"task": "client' in events.read_text()
+        names = {name.partition(".")[0] for name, _, _ in seen}
+        every = {"gcs_server", "raylet", "ray::RuntimeEnvAgent", "ray::ClientAppActor"}
+        return every <= names and '"task": "client' in events.read_text()
 
     try:
         wait_until(everything_listens, 300.0)
-        assert {"gcs_server", "raylet"} <= {name for name, _, _ in seen}
         assert reachable(seen) == []
         assert list((temporary / "ray").glob("session_2*")) != []
+        (gcs,) = [port for name, _, port in seen if name == "gcs_server"]
+        assert "InvalidAuthToken" in stranger(gcs)
     finally:
         started = process.children(recursive=True)
         process.send_signal(signal.SIGKILL)
