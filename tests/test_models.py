@@ -245,6 +245,18 @@ def test_weights_as_people_have_them_are_used_and_it_is_said(tmp_path: Path, kin
     assert len(initial.missing) == (len(state) - len(taken))
 
 
+def _itself(found: dict[str, object]) -> dict[str, object]:
+    return found.setdefault("a", found)
+
+
+def _nested(found: object, levels: int) -> object:
+    return _nested({"a": found}, levels - 1) if levels else found
+
+
+def _doubled(found: object, levels: int) -> object:
+    return _doubled({"a": found, "b": found}, levels - 1) if levels else found
+
+
 REFUSED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     "nan": (
         lambda s: {**s, FIRST: s[FIRST].index_fill(0, torch.tensor(1), float("nan"))},
@@ -279,6 +291,10 @@ REFUSED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     ),
     "list": (lambda s: list(s.values()), "holds no tensor"),
     "no tensors": (lambda s: {"epoch": 3}, "holds no tensor"),
+    "itself": (lambda s: _itself({}), "holds no tensor by name within 32 levels"),
+    "deep": (lambda s: _nested(s, 100), "holds no tensor by name within 32 levels"),
+    "shared": (lambda s: _doubled({}, 60), "holds no tensor"),
+    "dots": (lambda s: {"." * 200_000 + FIRST: s[FIRST]}, "none of its 1 tensors"),
 }
 
 

@@ -22,7 +22,6 @@ from fedcats.data import (
     prepare,
     shared_between_shards,
 )
-from fedcats.data.partition import Shards
 from fedcats.data.sources import part_source
 from fedcats.errors import UserError
 from fedcats.experiment.baseline_process import events_file
@@ -41,6 +40,7 @@ from fedcats.storage import Store
 from fedcats.text import shown
 
 Positions = np.ndarray[Any, np.dtype[np.int64]]
+Shards = list[Positions]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 from fedcats.errors import UserError
 from fedcats.tensors import State
 
+_MAX_DICTIONARIES = 10_000
 _MAX_DEPTH = 32  # of dictionaries in dictionaries, and of a name's parts
 _WITHOUT_EFFECT = "num_batches_tracked"  # files of old versions do not have it
 _STATISTICS = ("running_mean", "running_var")
@@ -210,14 +211,14 @@ def _reason(error: Exception) -> str:
 def _state_dicts(loaded: object) -> Iterator[tuple[str, State]]:
     """Everything in the file that has tensors by name, with its place ("model.", "" the top).
 
-    Each dictionary once, and none that is deeper than any checkpoint's: it may hold itself.
+    None deeper than any checkpoint has them, nor more: a dictionary may hold itself.
     """
-    waiting, seen = [("", loaded, 0)], set[int]()
-    while waiting:
+    waiting, left = [("", loaded, 0)], _MAX_DICTIONARIES
+    while waiting and left:
         where, found, depth = waiting.pop()
-        if not isinstance(found, Mapping) or depth > _MAX_DEPTH or id(found) in seen:
+        if not isinstance(found, Mapping) or depth > _MAX_DEPTH:
             continue
-        seen.add(id(found))
+        left -= 1
         tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
         if tensors:
             yield where, tensors

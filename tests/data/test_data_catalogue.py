@@ -150,6 +150,29 @@ def test_hub_mistakes(hub, change, message):
     assert "\n" not in str(error.value)
 
 
+def test_hub_revision(hub, monkeypatch):
+    """A commit is asked for, and which one it was is noted."""
+    commit, asked = "0123456789" * 4, []
+    load = datasets.load_dataset
+
+    def from_hub(repo, *, split, revision):
+        asked.append((repo, revision))
+        table = load(str(hub), split=split)
+        address = f"hf://datasets/{repo}@{commit}/data/train.parquet"
+        table.info.download_checksums = {address: {"num_bytes": 1, "checksum": None}}
+        return table
+
+    monkeypatch.setattr(datasets, "load_dataset", from_hub)
+    source = hub_source("microsoft/cats_vs_dogs", seed=0, revision="v1", **HUB)
+    assert asked == [("microsoft/cats_vs_dogs", "v1")]
+    assert source.note == f"microsoft/cats_vs_dogs@{commit}"
+    with pytest.raises(UserError, match=r"data.revision=v1: not of a folder"):
+        hub_source(str(hub), seed=0, revision="v1", **HUB)
+    monkeypatch.setattr("fedcats.data.hub.MAX_FILES", 19)
+    with pytest.raises(UserError, match=r"the split 'train' has 20 rows; allowed are 19"):
+        hub_source("microsoft/cats_vs_dogs", seed=0, **HUB)
+
+
 def test_hub_out_of_reach(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -209,3 +209,36 @@ def test_scaled_grey_is_other_data_in_the_stores_keys(tmp_path):
         (tmp_path / "d/a" / f"{n}.tif").write_bytes(tiff((np.roll(GREY, n) * 60000).astype("u2")))
     plain = prepare(folder_source(tmp_path / "d", 0.25, 0), tmp_path / "cache", size=8).train
     assert "scaled" not in plain.transform
+
+
+def _flooded(kind):
+    """A small image with pieces or comments without end."""
+    buffer = io.BytesIO()
+    if kind in ("chunks", "comment"):
+        Image.new("RGB", (9, 9)).save(buffer, "PNG" if kind == "chunks" else "PPM")
+    else:
+        Image.new("RGB", (9, 9)).save(buffer, "JPEG")
+    image = buffer.getvalue()
+    at, piece = {
+        "chunks": (33, struct.pack(">I", 1) + b"tEXtk" + struct.pack(">I", zlib.crc32(b"tEXtk"))),
+        "comment": (3, b"# a comment\n"),
+        "segments": (2, b"\xff\xfe\x00\x02"),
+        "escapes": (2, b"\xff\x00"),
+        "fill": (2, b"\xff"),
+    }[kind]
+    return lambda count: image[:at] + piece * count + image[at:]
+
+
+@pytest.mark.parametrize("kind", ["chunks", "comment", "segments", "escapes", "fill"])
+def test_what_would_be_read_in_tiny_pieces_is_refused(kind):
+    flooded = _flooded(kind)
+    assert decode(flooded(3)).size == (9, 9)
+    with pytest.raises(BadImage, match="more than 65536 pieces"):
+        decode(flooded(70_000))
+
+
+def test_restart_markers_without_end_are_gone_through_at_once():
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(buffer, "JPEG")
+    with pytest.raises(BadImage, match="the end is missing"):
+        decode(buffer.getvalue()[:-2] + b"\xff\xd0" * 500_000)
