@@ -93,6 +93,8 @@ def remove_ended(folder: Path) -> None:
 def _remove(mark: Path) -> None:
     for session in mark.parent.glob(f"session_*_{_process(mark)}"):
         shutil.rmtree(session, ignore_errors=True)
+        if session.exists():  # a process of it is still ending: the next start sees the mark
+            return
     with contextlib.suppress(OSError):
         latest = mark.parent / "session_latest"
         if not latest.exists():
