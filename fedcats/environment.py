@@ -53,7 +53,7 @@ def disk_error(error: OSError) -> RunError:
 
 def say(line: object, *, error: bool = False, flush: bool = False) -> None:
     """Print a line in which no name can do harm, to standard output or error."""
-    print(shown(str(line)), file=sys.stderr if error else sys.stdout, flush=flush)
+    print(shown(str(line)), file=sys.stderr if error else sys.stdout, flush=flush or error)
 
 
 def fail(message: object, code: int, program: str = "fedcats") -> NoReturn:

@@ -76,6 +76,13 @@ RUNS = {
     ],
     "federated": ["strategy.beta=auto", "store.enabled=false"],
     "centralized": [],
+    "federated, an endless update": [
+        "strategy.rules=[median]",
+        "partition.num_shards=3",
+        "attack=scale",
+        "attack.clients=[1]",
+        "attack.factor=1e30",
+    ],
     "merge": ["merge.rules=[polyak,soup,best,ensemble]", "merge.betas=[0.5]"],
 }
 
@@ -83,7 +90,13 @@ RUNS = {
 def test_every_key_is_in_results_of_some_mode_and_no_other(run: Callable[..., Any]) -> None:
     seen: set[str] = set()
     for mode, overrides in RUNS.items():
-        _, folder = run(f"mode={mode}", "runner=local", "train.epochs=1", *overrides, folder=mode)
+        _, folder = run(
+            f"mode={mode.partition(',')[0]}",
+            "runner=local",
+            "train.epochs=1",
+            *overrides,
+            folder=mode,
+        )
         seen |= keys(check_results(folder), Results)
     rare = {f"Copy.{key}" for key in ("client", "file")}  # photos in several shards
     rare |= {f"NearDuplicate.{key}" for key in ("first", "second", "distance", "across")}

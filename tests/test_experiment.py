@@ -143,7 +143,8 @@ def test_equal_merges_are_tested_once(run: Go, monkeypatch: pytest.MonkeyPatch) 
     tested = []
 
     def counted(models: list[torch.nn.Module], images: Images) -> list[np.ndarray]:
-        tested.extend(models)
+        if len(images) > 4:  # so many are only tried on
+            tested.extend(models)
         return predict(models, images)
 
     monkeypatch.setattr(predictions, "predict", counted)
@@ -164,7 +165,7 @@ def test_without_its_report_a_run_is_not_complete(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(results_module, "write_report", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunError, match=r"results.json is there, .*No space"):
         run(LOCAL, "seed=62")
     kept = json.loads((tmp_path / "run" / "results.json").read_text())
     assert kept["status"] == "without its report"

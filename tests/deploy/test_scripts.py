@@ -298,8 +298,10 @@ def test_no_unit_for_a_path_that_means_something_to_systemd(tmp_path: Path) -> N
 # --- what a rehearsal leaves -----------------------------------------------------------------
 
 _REHEARSAL = """
-import sys, time
+import signal, sys, time
 from fedcats.deploy import guard
+for number in (signal.SIGHUP, signal.SIGQUIT):  # which nohup and shells may have switched off
+    signal.signal(number, signal.SIG_DFL)
 with guard.passing_folder("test") as folder:
     (folder / "photos").mkdir()
     (folder / "photos/cat.jpg").write_text("a cat")
