@@ -77,31 +77,33 @@ def test_commands_beside_a_run(go: Faulty, tmp_path: Path, command: list[str]) -
 
 
 def test_a_run(go: Faulty, tmp_path: Path) -> None:
-    """Whose training is in the store: it stays there, and results.json is complete or missing."""
+    """Whose training is in the store: it stays there, and results.json says how far it came."""
     first = go(RUN, tmp_path, **variables(tmp_path))
     assert first["code"] == 0, first["err"]
     store = {path.name for path in (tmp_path / "home" / "store").glob("*.safetensors")}
     kinds = itertools.cycle(KINDS)
     results = tmp_path / "out" / "results.json"
     second = go(RUN, tmp_path, **variables(tmp_path))
-    assert sum(json.loads(results.read_text())["store"]["trained"] == [] for _ in (1,))
+    assert json.loads(results.read_text())["store"]["trained"] == []
     operations = distinct(second["events"])
     assert len(operations) >= 20
     for event, position in operations.items():
         fault = ("", next(kinds), position)
+        before = results.read_bytes() if results.exists() else b""
         found = go(RUN, tmp_path, fault=fault, **variables(tmp_path))
         check(found, (event, fault))
-        if found["code"] and results.exists():
-            assert "results.json is complete" in found["err"], (event, found)
-        if results.exists():
+        if not found["code"]:
             assert json.loads(results.read_text())["status"] == "complete"
+        elif results.exists() and results.read_bytes() != before:
+            assert json.loads(results.read_text())["status"] == "without its report"
+            assert "results.json is there" in found["err"], (event, found)
     last = go(RUN, tmp_path, **variables(tmp_path))
     assert last["code"] == 0, last["err"]
     assert json.loads(results.read_text())["store"]["trained"] == []
     assert store <= {path.name for path in (tmp_path / "home" / "store").glob("*.safetensors")}
 
 
-@pytest.mark.parametrize("most", [0, 100, 60_000, 1_000_000, 4_000_000])
+@pytest.mark.parametrize("most", [100, 60_000, 1_000_000])
 def test_a_disk_that_is_full_after_some_bytes(go: Faulty, tmp_path: Path, most: int) -> None:
     found = go(RUN, tmp_path, bytes=most, **variables(tmp_path))
     check(found, most)

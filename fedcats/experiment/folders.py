@@ -155,9 +155,18 @@ def clear(folder: Path) -> None:
                 f"hydra.run.dir={folder}: holds a results.json that is not of fedcats; name "
                 "another folder"
             )
-    elif not (folder / "progress.jsonl").exists():
+    elif not _has_failed(folder):
         return
     _clear(folder)
+
+
+def _has_failed(folder: Path) -> bool:
+    """Whether a run was here that did not come to its results."""
+    heads = {folder / "shards.csv": b"client,file,label,sha256"}
+    heads |= dict.fromkeys((folder / "predictions").glob("*.csv"), b"file,label,prediction,p_")
+    return (folder / "progress.jsonl").exists() or any(
+        path.is_file() and path.read_bytes().startswith(head) for path, head in heads.items()
+    )
 
 
 def _is_ours(results: Path) -> bool:

@@ -77,6 +77,8 @@ def sweep_rows(jobs: Iterable[tuple[Mapping[str, Any], Results]]) -> list[dict[s
         for name, model in models.items():
             # after a first round a sub-model starts from a merge, and so depends on its rule
             without = () if several and name == "best_submodel" else _NO_BEARING.get(name)
+            if name == "centralized" and _lacks_photos(results):
+                without = ("strategy.", "attack")
             if without is None:
                 read_by = _READ_BY | {
                     f"strategy.{short_name(one)}.": one for one in models if one not in RULES
@@ -93,6 +95,13 @@ def sweep_rows(jobs: Iterable[tuple[Mapping[str, Any], Results]]) -> list[dict[s
             if row not in rows:
                 rows.append(row)
     return rows
+
+
+def _lacks_photos(results: Results) -> bool:
+    """Whether the shards decide which photos the centralized model is trained on."""
+    left_out = results["data"].get("left_out", {}).get("partition", {})
+    same = results["config"].get("centralized", {}).get("photos") == "same"
+    return any(results["data"].get("held_out", {}).values()) or (same and any(left_out.values()))
 
 
 def grid_rows(results: Results) -> list[dict[str, Any]]:
