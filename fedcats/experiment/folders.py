@@ -30,7 +30,7 @@ _RULES = "|".join(name for name in MODELS if name != "centralized")
 _MODEL = rf"(?:centralized|submodel-\d+|(?:{_RULES}|[^\W\d]\w*@[\w.]*)(?:-[\w.-]+)?)"
 _FIGURE = (
     "scores|difference|confusion|confusion_submodels|loss|weights|who-has-what|by-client|rounds|"
-    "sweep|heat|dots"
+    "sweep|heat|dots|seeds"
 )
 _OWN = re.compile(
     r"results\.json|results\.\d+\.tmp|progress\.jsonl|history\.csv|shards\.csv|report\.html|"
@@ -38,6 +38,7 @@ _OWN = re.compile(
     rf"predictions/{_MODEL}\.csv|models/{_MODEL}\.(?:safetensors|json)"
 )
 _PARTS = ("figures", "predictions", "models")
+_SEED = re.compile(r"seed-\d+")  # folder of one of several seeds
 _HYDRA = ("config.yaml", "hydra.yaml", "overrides.yaml")
 
 
@@ -143,6 +144,8 @@ def claimed(folder: Path, *, alone: bool = True) -> Iterator[None]:
 def clear(folder: Path) -> None:
     """Remove what an earlier run wrote, ``results.json`` first, and nothing else.
 
+    Of one with several seeds, their folders, too.
+
     Raises
     ------
     UserError
@@ -155,9 +158,13 @@ def clear(folder: Path) -> None:
                 f"hydra.run.dir={folder}: holds a results.json that is not of fedcats; name "
                 "another folder"
             )
-    elif not (folder / "progress.jsonl").exists():
-        return
-    _clear(folder)
+        _clear(folder)
+    elif (folder / "progress.jsonl").exists():
+        _clear(folder)
+    for path in list(folder.iterdir()):
+        if _SEED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            clear(path)
+            _remove_empty(path)
 
 
 def _is_ours(results: Path) -> bool:

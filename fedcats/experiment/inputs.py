@@ -1,12 +1,14 @@
 """A run's inputs, all decided before anything is trained."""
 
+from __future__ import annotations
+
 import random
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +24,6 @@ from fedcats.data import (
     prepare,
     shared_between_shards,
 )
-from fedcats.data.partition import Shards
 from fedcats.data.sources import part_source
 from fedcats.errors import UserError
 from fedcats.experiment.baseline_process import events_file
@@ -39,6 +40,9 @@ from fedcats.report import Progress
 from fedcats.seeding import derive_seed
 from fedcats.storage import Store
 from fedcats.text import shown
+
+if TYPE_CHECKING:
+    from fedcats.data.partition import Shards
 
 Positions = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -78,7 +82,7 @@ class Photos:
         return self.dataset.train.subset(self.held)
 
     @classmethod
-    def of_sites(cls, config: Config, progress: Progress, grid: Grid | None) -> "Photos":
+    def of_sites(cls, config: Config, progress: Progress, grid: Grid | None) -> Photos:
         """In a real federation: the server's test images, and what the sites say they have."""
         if grid is None:
             raise UserError(
@@ -94,7 +98,7 @@ class Photos:
         return cls(dataset, [np.zeros(0, dtype=np.int64) for _ in sites], [], {}, sites)
 
     @classmethod
-    def of_shards(cls, config: Config, progress: Progress, grid: Grid | None) -> "Photos":
+    def of_shards(cls, config: Config, progress: Progress, grid: Grid | None) -> Photos:
         """In a simulation: all images, dealt out."""
         if grid is not None and config.mode != "centralized":  # before anything takes time
             wait_for_nodes(grid, config.partition.num_shards)
@@ -113,7 +117,7 @@ class Photos:
             )
         parts: Shards = []
         if config.held_out:
-            seed = derive_seed(config.seed, "validation")
+            seed = derive_seed(config.draws.shards, "validation")
             shards, parts = hold_out(dataset.train.labels, shards, config.held_out, seed)
             if not any(len(part) for part in parts):
                 raise UserError(
@@ -158,11 +162,11 @@ class Inputs(Photos):
     @property
     def plan(self) -> Plan:
         """Who takes part in which round."""
-        strategy = self.config.strategy
+        strategy, seed = self.config.strategy, self.config.draws.shards
         return Plan(
-            merge_order(strategy.order, len(self.shards), self.config.seed),
+            merge_order(strategy.order, len(self.shards), seed),
             strategy.fraction,
-            self.config.seed,
+            seed,
             strategy.on_failure,
             strategy.min_clients,
             strategy.max_norm,
@@ -176,7 +180,7 @@ class Inputs(Photos):
             return []
         if isinstance(attack.clients, list):
             return sorted(attack.clients)
-        draw = random.Random(derive_seed(self.config.seed, "attack"))
+        draw = random.Random(derive_seed(self.config.draws.shards, "attack"))
         return sorted(draw.sample(range(len(self.shards)), attack.clients))
 
     @property
@@ -204,7 +208,7 @@ def make_source(config: Config, progress: Progress) -> Source:
         state = "done" if there == total else "loading"
         progress.update("download, MB", there // 10**6, total // 10**6, None, state)
 
-    seed = derive_seed(config.seed, config.data.stream)
+    seed = derive_seed(config.draws.data, config.data.stream)
     source: Source = config.data.open(seed, home() / "downloads", on_download)
     return source
 
@@ -245,7 +249,7 @@ def gather(
         config.model.name,
         len(photos.dataset.classes),
         config.model.weights,
-        config.seed,
+        config.draws.init,
         home(),
         progress.message,
     )
@@ -291,7 +295,7 @@ def _test_source(config: Config, progress: Progress) -> Source:
 
 def deal_out(config: Config, dataset: Dataset) -> Shards:
     """For each client, positions in ``dataset.train``, int64."""
-    seed = derive_seed(config.seed, "partition")
+    seed = derive_seed(config.draws.shards, "partition")
     shards: list[np.ndarray[Any, np.dtype[np.int64]]] = config.partition(dataset.train.labels, seed)
     return shards
 
