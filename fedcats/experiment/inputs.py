@@ -1,14 +1,12 @@
 """A run's inputs, all decided before anything is trained."""
 
-from __future__ import annotations
-
 import random
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -41,10 +39,8 @@ from fedcats.seeding import derive_seed
 from fedcats.storage import Store
 from fedcats.text import shown
 
-if TYPE_CHECKING:
-    from fedcats.data.partition import Shards
-
 Positions = np.ndarray[Any, np.dtype[np.int64]]
+Shards = list[Positions]
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ class Photos:
         return self.dataset.train.subset(self.held)
 
     @classmethod
-    def of_sites(cls, config: Config, progress: Progress, grid: Grid | None) -> Photos:
+    def of_sites(cls, config: Config, progress: Progress, grid: Grid | None) -> "Photos":
         """In a real federation: the server's test images, and what the sites say they have."""
         if grid is None:
             raise UserError(
@@ -98,7 +94,7 @@ class Photos:
         return cls(dataset, [np.zeros(0, dtype=np.int64) for _ in sites], [], {}, sites)
 
     @classmethod
-    def of_shards(cls, config: Config, progress: Progress, grid: Grid | None) -> Photos:
+    def of_shards(cls, config: Config, progress: Progress, grid: Grid | None) -> "Photos":
         """In a simulation: all images, dealt out."""
         if grid is not None and config.mode != "centralized":  # before anything takes time
             wait_for_nodes(grid, config.partition.num_shards)

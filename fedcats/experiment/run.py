@@ -79,18 +79,19 @@ def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> Re
             one = replace(config, replicate=seed)
             if runs:  # of the others no weights: they are in the store
                 one = replace(one, save_models="none")
+                make(where)
             results = _experiment(one, raw, where, grid, progress)
             if runs:
                 results["config"] |= {"seeds": [seed], "save_models": "none"}
                 write_json(where / "results.json", results)
+                events_file(where).unlink()
             runs.append((where, results))
-            events_file(folder).touch()  # until there are results, `clear` knows by it what is ours
     _, results = runs[0]
     if config.seeds is not None:
         results["replication"] = over_seeds(runs, config.margin)
         join(results, [one for _, one in runs])
     problem = write_results(folder, results)
-    events_file(folder).unlink()
+    events_file(folder).unlink()  # without results `clear` knows by it what is of a run
     if config.runner.name != "flwr":  # there, whoever submitted the run prints it
         print_summary(results, folder)
     if problem:
@@ -107,7 +108,6 @@ def _experiment(
     """All of one seed, but its report."""
     seconds: dict[str, float] = {}
     root, max_bytes = home() / "store", int(config.store.max_gb * 1e9)
-    make(folder)
     with (
         clock(seconds, "total"),
         opened(root if config.store.enabled else None, max_bytes, folder) as store,

@@ -228,9 +228,8 @@ def serve(tasks: Tasks, predictor: Predictor, trained: Trained, grid: Grid) -> N
 
 @contextlib.contextmanager
 def followed(events: Path, progress: Progress) -> Iterator[None]:
-    """Show what the processes that train append to ``events``."""
-    events.unlink(missing_ok=True)
-    events.touch()
+    """Show what the processes that train append to ``events``, a new file."""
+    events.write_bytes(b"")
     stop = threading.Event()
 
     def follow() -> None:
@@ -257,4 +256,3 @@ def followed(events: Path, progress: Progress) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        events.unlink(missing_ok=True)
