@@ -1,17 +1,27 @@
 """Several seeds in one run: whole experiments, nothing trained twice, one verdict."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from conftest import TINY, check_results
+from conftest import TINY, TINY_DRAWINGS, check_results
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedcats.config.compose import compose_config
 from fedcats.config.load import load
 from fedcats.config.schema import Draws
 from fedcats.errors import UserError
+from fedcats.experiment.seeds import Found, over_seeds, records
+from fedcats.metrics.measures import MEASURES
+from fedcats.metrics.replication import replicate
+from fedcats.metrics.verdict import judge
+from fedcats.report import tables, verdict
 from fedcats.results import Results
 
 Go = Callable[..., tuple[Results, Path]]
@@ -121,3 +131,88 @@ def test_the_drawings_are_those_of_seed(run: Go) -> None:
     assert other["data"]["shards"] == results["data"]["shards"]
     assert other["weights"]["sha256"] == results["weights"]["sha256"]
     assert {*keys(other).values()}.isdisjoint(keys(results).values())
+
+
+def sweep(folder: Path, *overrides: str) -> str:
+    """The text of the page."""
+    command = [sys.executable, "-m", "fedcats.cli", "-m", *TINY, *overrides]
+    command += [f"hydra.sweep.dir={folder}", "save_models=none"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return (folder / "sweep.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_sweep_over_seeds_says_the_same(
+    run: Go, tmp_path: Path, folder_of_photos: list[str]
+) -> None:
+    results, _ = run(*folder_of_photos, "seeds=[42,43,44]")
+    page = sweep(tmp_path / "sweep", *folder_of_photos, "seed=42,43,44")
+    for table in (tables.over_seeds, tables.measures_over_seeds):
+        made = table(results["replication"])
+        assert made is not None and tables.to_html(made) in page
+    for one in results["replication"].values():
+        assert verdict.of_replication(one, "pictures") in page
+    assert "In the mean over seeds: " in page
+    # beside something else each setting has its own, and what it has no bearing on is there once
+    page = sweep(tmp_path / "two", *folder_of_photos, "seeds=[42,43,44]", "strategy.beta=0.2,0.5")
+    assert page.count("Undecided: Polyak") == 2 and page.count("Undecided: FedAvg") == 1
+    page = sweep(tmp_path / "drawings", "runner=local", "seed=42,43", *TINY_DRAWINGS)
+    assert "Nothing is said over seeds: the seeds have different test photos" in page
+
+
+def predicted(accuracies: list[list[int]], photos: int) -> dict[int, dict[str, np.ndarray]]:
+    """Of each seed a model and its reference, which are wrong on so many of the first photos."""
+    wrong = np.arange(photos)
+    return {
+        seed: {
+            name: np.eye(2)[np.where(wrong < many, 1 - wrong % 2, wrong % 2)]
+            for name, many in zip(("polyak", "centralized"), pair, strict=True)
+        }
+        for seed, pair in enumerate(accuracies)
+    }
+
+
+def found_of(errors: list[list[int]], photos: int) -> Found:
+    labels, runs = np.arange(photos) % 2, predicted(errors, photos)
+    by_measure = {name: replicate(labels, runs, "polyak", measure=name) for name in MEASURES}
+    return Found("Polyak", [*runs], by_measure)
+
+
+@pytest.mark.parametrize(
+    ("errors", "photos", "word", "begins"),
+    [
+        ([[5, 5], [6, 6], [5, 5], [6, 6]], 4000, "equivalent", "Polyak and training in one place"),
+        ([[95, 5], [99, 6], [97, 5]], 1000, "worse", "Polyak is worse: it gets 9.2 points less"),
+        ([[5, 95], [6, 99], [5, 97]], 1000, "better", "Polyak is better: it gets 9.2 points more"),
+        ([[9, 5], [2, 6], [8, 5]], 100, "undecided", "Undecided: Polyak gets 1.0 points less"),
+        ([[9, 5], [2, 6]], 100, None, "Polyak gets the same as training in one place (2 seeds"),
+    ],
+)
+def test_the_words_follow_from_the_record(
+    errors: list[list[int]], photos: int, word: str | None, begins: str
+) -> None:
+    (record,) = records({"polyak": found_of(errors, photos)}, 1.0).values()
+    assert record["verdict"] == word
+    assert record["by_seed"] == pytest.approx([(b - a) / photos for a, b in errors])
+    assert verdict.of_replication(record).startswith(begins)
+    if word is None:
+        assert record["low"] is None and "takes at least 3 seeds to say" in (
+            verdict.of_replication(record)
+        )
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 40), min_size=2, max_size=2), min_size=1, max_size=6))
+def test_a_record_says_what_the_numbers_say(errors: list[list[int]]) -> None:
+    found = found_of(errors, 60)
+    (record,) = json.loads(json.dumps(records({"": found}, 2.0), allow_nan=False)).values()
+    accuracy = found.measures["accuracy"]
+    said = verdict.over_seeds("Polyak", accuracy, judge({"": accuracy}, 0.02)[""])
+    assert verdict.of_replication(record) == said
+
+
+def test_runs_that_are_no_replicates_are_refused(run: Go) -> None:
+    one = run("runner=local", "train.epochs=1", "seed=45")
+    with pytest.raises(UserError, match="not all different"):
+        over_seeds([(one[1], one[0])] * 2)

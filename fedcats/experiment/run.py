@@ -25,7 +25,7 @@ from fedcats.experiment.results import (
     write_results,
     write_shards,
 )
-from fedcats.experiment.seeds import join, over_seeds, prefix
+from fedcats.experiment.seeds import join, over_seeds, prefix, records
 from fedcats.experiment.tasks import Tasks
 from fedcats.experiment.train import followed, train_both
 from fedcats.home import home
@@ -88,7 +88,7 @@ def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> Re
             runs.append((where, results))
     _, results = runs[0]
     if config.seeds is not None:
-        results["replication"] = over_seeds(runs, config.margin)
+        results["replication"] = records(over_seeds(runs), config.margin)
         join(results, [one for _, one in runs])
     problem = write_results(folder, results)
     events_file(folder).unlink()  # without results `clear` knows by it what is of a run

@@ -1,13 +1,13 @@
 """What the experiments of several seeds say together."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from fedcats.errors import UserError
-from fedcats.metrics import read_predictions
+from fedcats.metrics import Predictions, read_predictions
 from fedcats.metrics.measures import MEASURES
 from fedcats.metrics.replication import Replication, replicate
 from fedcats.metrics.verdict import Verdict, judge
@@ -40,15 +40,21 @@ def join(results: Results, runs: Sequence[Results]) -> None:
     results["store"] = cast(StoreUse, joined)
 
 
-def over_seeds(runs: Runs, margin: float) -> dict[str, Replicated]:
+class Found(NamedTuple):
+    """A merged model minus the centralized one over ``seeds``, by measure."""
+
+    title: str
+    seeds: list[int]
+    measures: dict[str, Replication]
+
+
+def over_seeds(runs: Runs) -> dict[str, Found]:
     """Each merged model against the centralized one, over the seeds of some runs.
 
     Parameters
     ----------
     runs
         For each seed the run folder, in which the predictions are, and the results.
-    margin
-        In points.
 
     Raises
     ------
@@ -61,42 +67,55 @@ def over_seeds(runs: Runs, margin: float) -> dict[str, Replicated]:
     data = [results["data"] for _, results in runs]
     if len({(one["digest"]["test"], *one["classes"]) for one in data}) > 1:
         raise UserError("the seeds have different test photos; seeds=[..] keeps those of one seed")
-    rules = [name for _, results in runs[:1] for name in view.merged(results)]
-    read = [
-        {
-            name: read_predictions(folder / model["predictions"])
-            for name, model in results["models"].items()
-            if name == "centralized" or name in rules
-        }
-        for folder, results in runs
-    ]
+    read = [_predictions(folder, results) for folder, results in runs]
     labels = next(iter(read[0].values())).labels
     predicted = {
         seed: {name: one.probabilities for name, one in models.items()}
         for seed, models in zip(seeds, read, strict=True)
     }
-    found = {
-        rule: {measure: replicate(labels, predicted, rule, measure=measure) for measure in MEASURES}
-        for rule in rules
-    }
-    verdicts = judge({rule: one["accuracy"] for rule, one in found.items()}, margin / 100)
 
-    def record(rule: str) -> Replicated:
+    def title(rule: str) -> str:
         titles = {view.title(results, rule) for _, results in runs}
-        measures = {name: _measure(one) for name, one in found[rule].items()}
+        return titles.pop() if len(titles) == 1 else view.TITLES.get(rule, rule)
+
+    return {
+        rule: Found(
+            title(rule),
+            seeds,
+            {measure: replicate(labels, predicted, rule, measure=measure) for measure in MEASURES},
+        )
+        for rule in view.merged(runs[0][1])
+    }
+
+
+def _predictions(folder: Path, results: Results) -> dict[str, Predictions]:
+    return {
+        name: read_predictions(folder / model["predictions"])
+        for name, model in results["models"].items()
+        if not name.startswith("submodel/")
+    }
+
+
+def records(found: Mapping[str, Found], margin: float) -> dict[str, Replicated]:
+    """What ``results.json`` says of them, all judged together; ``margin`` in points."""
+    verdicts = judge({name: one.measures["accuracy"] for name, one in found.items()}, margin / 100)
+
+    def record(name: str, one: Found) -> Replicated:
+        measures = {measure: _measure(value) for measure, value in one.measures.items()}
+        accuracy = one.measures["accuracy"]
         whole = {
             **measures.pop("accuracy"),
-            **_judged(verdicts[rule]),
-            "title": titles.pop() if len(titles) == 1 else view.TITLES.get(rule, rule),
-            "seeds": seeds,
-            "n": found[rule]["accuracy"].photos,
-            "confidence": found[rule]["accuracy"].confidence,
+            **_judged(verdicts[name]),
+            "title": one.title,
+            "seeds": one.seeds,
+            "n": accuracy.photos,
+            "confidence": accuracy.confidence,
             "margin": margin / 100,
             "measures": measures,
         }
         return cast(Replicated, whole)
 
-    return {rule: record(rule) for rule in rules}
+    return {name: record(name, one) for name, one in found.items()}
 
 
 def _measure(found: Replication) -> OverSeeds:

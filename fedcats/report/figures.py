@@ -36,7 +36,8 @@ from fedcats.report.drawing import (
     short,
     write,
 )
-from fedcats.results import Model, OverSeeds, Results, Score
+from fedcats.report.seeds_figure import SEEDS, over_seeds
+from fedcats.results import Model, Results, Score
 
 Curve = Sequence[tuple[int, int, float]]  # training loss: round, epoch, mean cross entropy
 
@@ -48,11 +49,7 @@ def run_figures(results: Results, folder: Path) -> list[Drawn]:
     return write(
         folder / "figures",
         {
-            "seeds": (
-                "Merged minus centralized: dots are seeds, the mark their mean with its 95% "
-                "interval over seeds where there is one; shaded: within the margin.",
-                lambda: over_seeds(results),
-            ),
+            "seeds": (SEEDS, lambda: over_seeds(view.replication(results))),
             "scores": (
                 f"Scores on the test {what} with 95% Wilson intervals; dashed: the centralized "
                 f"model{hollow}.",
@@ -166,32 +163,6 @@ def difference(results: Results) -> Figure | None:
             there = view.published(results, name)
             if there and base:
                 hollow_mark(ax, 100 * (there[key] - base[key]), row, colour)
-        ax.set_xlabel("percentage points")
-    return figure
-
-
-def over_seeds(results: Results) -> Figure | None:
-    """Draw each seed's difference of each merged model from the centralized one, and the mean."""
-    found = view.replication(results)
-    if not found:
-        return None
-    figure, axes = score_panels([one["title"] for one in found.values()], row=0.5, sharex=True)
-    for ax, key in zip(axes, view.SCORES, strict=True):
-        ax.set_title(_title(results, key))
-        ax.axvline(0, color=CENTRALIZED, linewidth=1, linestyle=(0, (4, 3)))
-        for row, (name, record) in enumerate(found.items()):
-            one: OverSeeds = record if key == "accuracy" else record["measures"][key]
-            colour, mark = look(results, name)
-            if key == "accuracy":
-                margin = 100 * record["margin"]
-                ax.axvspan(-margin, margin, color=CENTRALIZED, alpha=0.05, linewidth=0)
-            dots = [100 * value for value in one["by_seed"] if value is not None]
-            ax.plot(dots, [row + 0.22] * len(dots), "o", color=colour, markersize=5, alpha=0.4)
-            low, high = one["low"], one["high"]
-            if low is not None and high is not None:
-                ax.plot([100 * low, 100 * high], [row, row], color=colour, linewidth=1.6)
-            if one["difference"] is not None:
-                ax.plot(100 * one["difference"], row, mark, color=colour, markersize=7)
         ax.set_xlabel("percentage points")
     return figure
 

@@ -43,8 +43,8 @@ def write_report(folder: Path, results: Results) -> None:
         cards=_cards(results),
         of_seed=view.of_seed(results),
         tables={
-            "seeds": tables.over_seeds(results),
-            "measures": tables.measures_over_seeds(results),
+            "seeds": tables.over_seeds(view.replication(results)),
+            "measures": tables.measures_over_seeds(view.replication(results)),
             "scores": tables.scores(results),
             "comparison": tables.comparison(results),
             "paper": tables.paper(results),

@@ -189,6 +189,9 @@ SWEEP = """\
 {% for one in figures.values() %}
 {{ figure(one) }}
 {% endfor %}
+{% for one in seeds %}{% if one %}
+{{ to_html(one) }}
+{% endif %}{% endfor %}
 <h2>Every point</h2>
 {{ to_html(points) }}
 <p class="note">The same numbers are in sweep.csv beside this page.</p>

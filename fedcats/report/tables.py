@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import html
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
 from fedcats.report import view
 from fedcats.report.view import MEASURES, points
-from fedcats.results import OverSeeds, Published, Results, Scores, Traffic
+from fedcats.results import OverSeeds, Published, Replicated, Results, Scores, Traffic
 from fedcats.text import shown
 
 if TYPE_CHECKING:
@@ -195,9 +196,8 @@ def comparison(results: Results, *, counts: bool = True) -> Table | None:
     return Table(f"Merged minus centralized{view.of_seed(results)}", header, rows, note=note)
 
 
-def over_seeds(results: Results) -> Table | None:
+def over_seeds(found: Mapping[str, Replicated]) -> Table | None:
     """Each merged model's accuracy minus the centralized one's, over seeds."""
-    found = view.replication(results)
     if not found:
         return None
     rows = [
@@ -221,19 +221,19 @@ def over_seeds(results: Results) -> Table | None:
     return Table("Over seeds", header, rows, text=(0, 2), note=note)
 
 
-def measures_over_seeds(results: Results) -> Table | None:
+def measures_over_seeds(found: Mapping[str, Replicated]) -> Table | None:
     """Each measure of each merged model minus the centralized one's, and what moves it."""
     rows = []
-    for found in view.replication(results).values():
-        accuracy: dict[str, OverSeeds] = {"accuracy": found}
-        for measure, one in (accuracy | found["measures"]).items():
+    for model in found.values():
+        accuracy: dict[str, OverSeeds] = {"accuracy": model}
+        for measure, one in (accuracy | model["measures"]).items():
             deviation = one["deviation"]
             parts = [None] * 3 if deviation is None else [*deviation.values()]
             signed = (one["difference"], one["low"], one["high"])
             cells = [*(_number(value, "{:+.4f}") for value in signed)]
             cells += [_number(value, "{:.4f}") for value in parts]
             good = _number(one["at_least_as_good"], "{:.2f}")
-            rows.append((found["title"], measure.replace("_", " "), *cells, good))
+            rows.append((model["title"], measure.replace("_", " "), *cells, good))
     note = (
         "Of log loss, Brier score and calibration error (ece) less is better. The standard "
         "deviations are of one run's difference: another seed on the same images, other images "

@@ -41,7 +41,7 @@ def print_summary(results: Results, folder: Path, console: Console | None = None
         out.print(Text(warning, style="yellow"))
         out.print()
     for table in (
-        tables.over_seeds(results),
+        tables.over_seeds(view.replication(results)),
         tables.scores(results, submodels=False),
         tables.paper(results, submodels=False),
         None if view.replication(results) else tables.comparison(results, counts=False),
