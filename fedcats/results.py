@@ -440,7 +440,7 @@ class Results(TypedDict):
     failures: NotRequired[
         Annotated[
             dict[str, str],
-            "who was left out (`round 1, client 3`) and why",
+            "who was left out (`round 1, client 3`, `seed 2, round 1, client 3`) and why",
             "with `strategy.on_failure=survivors`, when a client failed",
         ]
     ]

@@ -68,6 +68,6 @@ def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
 
 
 def _field(value: object) -> str:
-    text = cell(value) if isinstance(value, str) else str(value)
+    text = cell(value) if isinstance(value, str) else "" if value is None else str(value)
     # Not the csv module: with this end of lines it leaves a carriage return unquoted.
     return '"' + text.replace('"', '""') + '"' if _QUOTED.search(text) else text

@@ -216,3 +216,29 @@ def test_runs_that_are_no_replicates_are_refused(run: Go) -> None:
     one = run("runner=local", "train.epochs=1", "seed=45")
     with pytest.raises(UserError, match="not all different"):
         over_seeds([(one[1], one[0])] * 2)
+
+
+def test_nothing_is_left_of_the_seeds_of_a_run_that_was_killed(run: Go) -> None:
+    _, folder = run("runner=local", "train.epochs=1", "seed=45", "seeds=2")
+    (folder / "results.json").unlink()
+    (folder / "progress.jsonl").touch()
+    (folder / "seed-46/mine.txt").touch()
+    run("runner=local", "train.epochs=1", "seed=45", "mode=centralized")
+    assert [path.name for path in (folder / "seed-46").iterdir()] == ["mine.txt"]
+
+
+def test_each_seeds_failures_are_named(run: Go) -> None:
+    hostile = ["strategy.on_failure=survivors", "strategy.max_norm=1000", "train.epochs=1"]
+    hostile += ["attack=scale", "attack.clients=[1]", "attack.factor=1e9", "runner=local"]
+    results, _ = run(*hostile, "seed=47", "seeds=2")
+    assert {*results["failures"]} == {f"seed {seed}, round 1, client 1" for seed in (47, 48)}
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_ray_is_started_for_each_seed(run: Go, folder_of_photos: list[str]) -> None:
+    local, folder = run(*folder_of_photos, "seeds=[42,43]", "store.enabled=false")
+    before = predictions(folder / "seed-43")
+    results, _ = run(*folder_of_photos, "runner=ray", "seeds=[42,43]", "store.enabled=false")
+    assert results["replication"] == local["replication"]
+    assert predictions(folder / "seed-43") == before

@@ -144,8 +144,6 @@ def claimed(folder: Path, *, alone: bool = True) -> Iterator[None]:
 def clear(folder: Path) -> None:
     """Remove what an earlier run wrote, ``results.json`` first, and nothing else.
 
-    Of one with several seeds, their folders, too.
-
     Raises
     ------
     UserError
@@ -158,13 +156,18 @@ def clear(folder: Path) -> None:
                 f"hydra.run.dir={folder}: holds a results.json that is not of fedcats; name "
                 "another folder"
             )
-        _clear(folder)
-    elif (folder / "progress.jsonl").exists():
-        _clear(folder)
-    for path in list(folder.iterdir()):
-        if _SEED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            clear(path)
-            _remove_empty(path)
+    elif not _has_failed(folder):
+        return
+    _clear(folder)
+
+
+def _has_failed(folder: Path) -> bool:
+    """Whether a run was here that did not come to its results."""
+    heads = {folder / "shards.csv": b"client,file,label,sha256"}
+    heads |= dict.fromkeys((folder / "predictions").glob("*.csv"), b"file,label,prediction,p_")
+    return (folder / "progress.jsonl").exists() or any(
+        path.is_file() and path.read_bytes().startswith(head) for path, head in heads.items()
+    )
 
 
 def _is_ours(results: Path) -> bool:
@@ -186,6 +189,10 @@ def _clear(folder: Path) -> None:
                 elif re.fullmatch(r"\.store-\w{8}", name):  # of a run that was killed
                     shutil.rmtree(path, ignore_errors=True)
         _remove_empty(*(folder / part for part in _PARTS))
+        for path in list(folder.iterdir()):
+            if _SEED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                clear(path)
+                _remove_empty(path)
     except OSError as error:
         raise RunError(f"{error.filename}: of an earlier run, and cannot be removed") from error
 

@@ -11,7 +11,7 @@ from fedcats.config.load import load
 from fedcats.config.schema import Config
 from fedcats.environment import disk_error
 from fedcats.errors import RunError, UserError
-from fedcats.experiment.baseline_process import events_file, remember_trained
+from fedcats.experiment.baseline_process import remember_trained
 from fedcats.experiment.evaluate import evaluate
 from fedcats.experiment.folders import claimed, make
 from fedcats.experiment.inputs import gather
@@ -84,14 +84,12 @@ def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> Re
             if runs:
                 results["config"] |= {"seeds": [seed], "save_models": "none"}
                 write_json(where / "results.json", results)
-                events_file(where).unlink()
             runs.append((where, results))
     _, results = runs[0]
     if config.seeds is not None:
         results["replication"] = records(over_seeds(runs), config.margin)
         join(results, [one for _, one in runs])
     problem = write_results(folder, results)
-    events_file(folder).unlink()  # without results `clear` knows by it what is of a run
     if config.runner.name != "flwr":  # there, whoever submitted the run prints it
         print_summary(results, folder)
     if problem:

@@ -38,6 +38,14 @@ def join(results: Results, runs: Sequence[Results]) -> None:
             prefix(one["seed"]) + n: e for n, e in one["store"]["resumed"].items()
         }
     results["store"] = cast(StoreUse, joined)
+    whole = cast(dict[str, Any], results)
+    for part in ("failures", "not_scored"):
+        found: dict[str, str] = {}
+        for one in runs:
+            said = cast(dict[str, Any], one).get(part, {})
+            found |= {prefix(one["seed"]) + who: why for who, why in said.items()}
+        if found:
+            whole[part] = found
 
 
 class Found(NamedTuple):

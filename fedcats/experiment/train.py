@@ -228,8 +228,9 @@ def serve(tasks: Tasks, predictor: Predictor, trained: Trained, grid: Grid) -> N
 
 @contextlib.contextmanager
 def followed(events: Path, progress: Progress) -> Iterator[None]:
-    """Show what the processes that train append to ``events``, a new file."""
-    events.write_bytes(b"")
+    """Show what the processes that train append to ``events``."""
+    events.unlink(missing_ok=True)
+    events.touch()
     stop = threading.Event()
 
     def follow() -> None:
@@ -256,3 +257,4 @@ def followed(events: Path, progress: Progress) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+        events.unlink(missing_ok=True)

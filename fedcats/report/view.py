@@ -141,7 +141,8 @@ def warnings(results: Results) -> list[str]:
         who = ", ".join(map(str, attack["clients"]))
         factor = "" if attack["name"] == "label_flip" else f", factor {attack['factor']:g}"
         found.append(
-            f"This run simulates an attack ({attack['name']}{factor}) by client(s) {who}; the "
+            f"This run simulates an attack ({attack['name']}{factor}) by client(s) {who}"
+            f"{of_seed(results)}; the "
             "centralized model is trained on the images as they are."
         )
     if (weights := results.get("weights") or {}).get("missing"):
