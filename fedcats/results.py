@@ -167,6 +167,60 @@ class Comparison(TypedDict):
     f1: Annotated[Difference, "interval from draws"]
 
 
+class Deviation(TypedDict):
+    """Standard deviations of one run's difference, by what is drawn anew."""
+
+    seed: Annotated[float, "another seed, on the same images"]
+    photo: Annotated[float, "other images, with all seeds alike"]
+    interaction: Annotated[float, "other images, what they do to each seed by itself"]
+
+
+_NO_INTERVAL = "null: fewer than three seeds, or the images give no interval"
+
+
+class OverSeeds(TypedDict):
+    """A measure of the merged model minus the centralized one's, over seeds (verdict.md)."""
+
+    by_seed: Annotated[list[float | None], "for each of `seeds`; null: not defined"]
+    difference: Annotated[float | None, "their mean"]
+    low: Annotated[float | None, f"lower end of its interval; {_NO_INTERVAL}"]
+    high: Annotated[float | None, "upper end, likewise"]
+    standard_error: Annotated[float | None, "of the difference, likewise"]
+    df: Annotated[float | None, "its degrees of freedom, likewise"]
+    deviation: Annotated[Deviation | None, "what moves one run's difference, likewise"]
+    at_least_as_good: Annotated[
+        float | None,
+        "probability that with a new seed, on these images, the merged model is at least as good",
+    ]
+
+
+class Replicated(OverSeeds):
+    """A merged model beside the centralized one over seeds, in accuracy."""
+
+    title: Annotated[str, "the rule with its parameters, as far as all seeds have the same"]
+    seeds: Annotated[list[int], "of the experiments"]
+    n: Annotated[int, "test images, the same for all seeds"]
+    confidence: Annotated[float, "level of the intervals"]
+    margin: Annotated[float, "`margin`, as a share"]
+    verdict: Annotated[
+        str | None, f"`equivalent`, `worse`, `better` or `undecided`; {_NO_INTERVAL}"
+    ]
+    p_difference: Annotated[float | None, "of the t test against 0; null as `verdict`"]
+    p_difference_holm: Annotated[float | None, "the same, adjusted for the number of rules"]
+    p_equivalence: Annotated[
+        float | None, "larger one of the two one-sided t tests against the margin, likewise"
+    ]
+    p_equivalence_holm: Annotated[float | None, "the same, adjusted for the number of rules"]
+    seeds_to_decide: Annotated[
+        int | None, "if undecided, how many seeds more would decide; null: not even 1,000"
+    ]
+    measures: Annotated[
+        dict[str, OverSeeds],
+        "the same for `precision`, `recall`, `f1`, `roc_auc`, `average_precision`, `log_loss`, "
+        "`brier` and `ece`; of the last three less is better",
+    ]
+
+
 class Machine(TypedDict):
     """Where it ran; of a real federation the server."""
 
@@ -259,7 +313,8 @@ class Weights(TypedDict):
 
 class StoreUse(TypedDict):
     """Trainings by name: `centralized`, `submodel/<client>`, and from the second round on
-    `<rule>/submodel/<client>`, once for each round.
+    `<rule>/submodel/<client>`, once for each round. With several `seeds` those of all of them,
+    each with `seed <seed>, ` before it.
     """
 
     enabled: Annotated[bool, "`store.enabled`"]
@@ -343,7 +398,7 @@ class Results(TypedDict):
     schema: Annotated[int, "version of this description: 1"]
     status: Annotated[str, "`complete`; `without its report` if that could not be written"]
     config: Annotated[dict[str, Any], "the resolved configuration, see configuration.md"]
-    seed: Annotated[int, "`seed`"]
+    seed: Annotated[int, "`seed`, or the first of `seeds`, of which everything else here speaks"]
     versions: Annotated[dict[str, str], "of fedcats, python, torch, torchvision, flwr and ray"]
     machine: Annotated[Machine, "where it ran"]
     data: Annotated[Data, "the images"]
@@ -357,7 +412,15 @@ class Results(TypedDict):
         dict[str, Comparison],
         "by merge rule; empty where there is no centralized or no merged model",
     ]
-    seconds: Annotated[Seconds, "where the time went"]
+    replication: NotRequired[
+        Annotated[
+            dict[str, Replicated],
+            "by merge rule; the other seeds' own results are in `seed-<seed>/results.json`, where "
+            "`seeds` names that seed alone",
+            "with `seeds`",
+        ]
+    ]
+    seconds: Annotated[Seconds, "where the time went; with `seeds`, of all of them"]
     rounds: NotRequired[
         Annotated[
             list[Round],
@@ -377,7 +440,7 @@ class Results(TypedDict):
     failures: NotRequired[
         Annotated[
             dict[str, str],
-            "who was left out (`round 1, client 3`) and why",
+            "who was left out (`round 1, client 3`, `seed 2, round 1, client 3`) and why",
             "with `strategy.on_failure=survivors`, when a client failed",
         ]
     ]

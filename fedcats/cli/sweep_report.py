@@ -11,7 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedcats.errors import UserError
 from fedcats.experiment.folders import is_job
-from fedcats.results import Results
+from fedcats.results import Replicated, Results
+
+Jobs = Mapping[str, tuple[Mapping[str, Any], Results]]
 
 
 class SweepReport(Callback):
@@ -46,16 +48,62 @@ def report_unfinished() -> None:
                 for name, (parameters, results) in jobs.items()
             }
         rows = sweep_rows((parameters, results) for parameters, results in jobs.values())
+        replicated, silent = _over_seeds(folder, jobs)
         results = [results for _, results in jobs.values()]
         warnings = list(dict.fromkeys(line for one in results for line in view.warnings(one)))
-        write_sweep_report(folder, rows, warnings=warnings)
+        warnings += silent
+        write_sweep_report(folder, rows, warnings=warnings, replicated=replicated)
         trained = sum(len(one["store"]["trained"]) for one in results)
         reused = sum(len(one["store"]["reused"]) for one in results)
         note = f"{len(jobs)} jobs: {trained} trained, {reused} taken from the store."
-        print_sweep(rows, folder, warnings=warnings, note=note)
+        print_sweep(rows, folder, warnings=warnings, note=note, replicated=replicated)
 
 
-def read_jobs(folder: Path) -> dict[str, tuple[Mapping[str, Any], Results]]:
+def _over_seeds(folder: Path, jobs: Jobs) -> tuple[dict[str, Replicated], list[str]]:
+    """What the seeds say of the models of each setting, and where they say nothing why."""
+    from fedcats.experiment.seeds import Found, over_seeds, records
+
+    if len(margins := {results["config"]["margin"] for _, results in jobs.values()}) > 1:
+        return {}, [f"Nothing is said over seeds: the margins differ, {sorted(margins)}."]
+    found: dict[str, dict[str, Found]] = {}  # by rule and setting
+    several = any(True for name in jobs for _ in (folder / name).glob("seed-*"))
+    why = ["Each point is of the first of its job's seeds."] if several else []
+    for setting, runs in _settings(folder, jobs).items():
+        if len(runs) > 1 and all(results["comparison"] for _, results in runs):
+            try:
+                for rule, one in over_seeds(runs).items():
+                    found.setdefault(rule, {})[setting] = one
+            except UserError as error:
+                why.append(f"Nothing is said over seeds{setting}: {error}.")
+    different: dict[str, Found] = {}
+    for rule, by_setting in found.items():
+        first, *others = by_setting.values()
+        if all(one == first for one in others):  # such as FedAvg over beta
+            different[rule] = first
+        else:
+            for setting, one in by_setting.items():
+                different[rule + setting] = one._replace(title=one.title + setting)
+    return records(different, margins.pop()), why
+
+
+def _settings(folder: Path, jobs: Jobs) -> dict[str, list[tuple[Path, Results]]]:
+    """By what was set beside the seed, in words, the runs: of several seeds one each."""
+    from fedcats.report.varied import SEEDS, short, value_text
+
+    keys = dict.fromkeys(key for parameters, _ in jobs.values() for key in parameters)
+    different = {key: {repr(one.get(key)) for one, _ in jobs.values()} for key in keys}
+    varied = [key for key in keys if key not in SEEDS and len(different[key]) > 1]
+    settings: dict[str, list[tuple[Path, Results]]] = {}
+    for name, (parameters, results) in jobs.items():
+        setting = ", ".join(f"{short(key)} {value_text(parameters.get(key))}" for key in varied)
+        runs = settings.setdefault(f" ({setting})" if setting else "", [])
+        runs.append((folder / name, results))
+        for path in sorted((folder / name).glob("seed-*/results.json")):
+            runs.append((path.parent, _read(path)))
+    return settings
+
+
+def read_jobs(folder: Path) -> Jobs:
     """The finished jobs of a sweep: by folder's name what was set on each, and its results.
 
     Raises
@@ -68,15 +116,23 @@ def read_jobs(folder: Path) -> dict[str, tuple[Mapping[str, Any], Results]]:
         if not is_job(path.parent):
             continue  # a run of its own
         try:
-            results: Results = json.loads(path.read_text(encoding="utf-8"))
             overrides = OmegaConf.load(path.parent / ".hydra" / "overrides.yaml")
         except (OSError, ValueError) as error:
             raise UserError(f"{path.parent}: not a job of a sweep: {error}") from error
+        results = _read(path)
         if "grid" not in results:  # a job with mode=merge has its own page
             parsed = OverridesParser.create().parse_overrides([str(one) for one in overrides])
             parameters = {str(one.key_or_group): _plain(one.value()) for one in parsed}
             jobs[path.parent.name] = (parameters, results)
     return jobs
+
+
+def _read(path: Path) -> Results:
+    try:
+        results: Results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path.parent}: not a job of a sweep: {error}") from error
+    return results
 
 
 def _plain(value: Any) -> Any:

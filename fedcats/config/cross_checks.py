@@ -117,6 +117,16 @@ def _nesterov_needs_momentum(config: Config) -> str | None:
     return None
 
 
+def _seeds_compare(config: Config) -> str | None:
+    if config.seeds is None:
+        return f"vary={config.vary}: needs seeds" if config.vary != "all" else None
+    if config.mode != "compare":
+        return f"seeds={config.seeds}: mode={config.mode} compares nothing; allowed is mode=compare"
+    if config.runner.name == "flwr":
+        return f"seeds={config.seeds}: not with runner=flwr; allowed are ray, local"
+    return None
+
+
 _RULES: tuple[Callable[[Config], str | None], ...] = (
     _orders,
     _attack_needs_clients,
@@ -129,4 +139,5 @@ _RULES: tuple[Callable[[Config], str | None], ...] = (
     _sites_keep_photos,
     _rules_have_clients,
     _nesterov_needs_momentum,
+    _seeds_compare,
 )

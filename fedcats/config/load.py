@@ -40,7 +40,7 @@ def load(raw: DictConfig) -> Config:
 
 def _load(raw: DictConfig) -> Config:
     values: dict[str, Any] = {}
-    known = {item.name for item in fields(Config)} - {"available"}
+    known = {item.name for item in fields(Config)} - {"available", "replicate"}
     for key in map(str, raw):
         if key not in known:
             raise UserError(f"{key}: no such key; see fedcats --cfg job for all keys")
@@ -58,7 +58,7 @@ def _load(raw: DictConfig) -> Config:
         elif isinstance(item.type, type) and hasattr(item.type, "__dataclass_fields__"):
             values[item.name] = _load_group(item.type, _plain(node, item.name), item.name)
         else:
-            values[item.name] = OmegaConf.to_object(node) if item.name == "paper" else node
+            values[item.name] = OmegaConf.to_object(node) if OmegaConf.is_config(node) else node
     if isinstance(values["save_models"], bool):  # as it was before there was more to say
         values["save_models"] = "all" if values["save_models"] else "none"
     config = Config(**values)

@@ -7,7 +7,7 @@ file has, their types, and what is allowed. What a component reads is the compon
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ MODES = ("compare", "federated", "centralized", "merge")
 HELD_OUT = 0.2  # hold_out=null means this share where something is chosen
 CHOSEN = ("soup", "best")  # need held-out images to choose on
 SAVED = ("all", "merged", "none")
+MOST_SEEDS = 1000
+DRAWN = ("shards", "init", "training")  # anew by each of several seeds, or one of them
 MERGES = (*FOLDS, *CHOSEN, "ensemble")
 MODELS = (*RULES, *CHOSEN, "ensemble", "centralized")  # names that stay the package's
 
@@ -161,6 +163,31 @@ GROUPS: dict[str, dict[str, type]] = {
 
 
 @dataclass(frozen=True)
+class Draws:
+    """The seed of each kind of random draw of one experiment; all are ``seed`` in a single run.
+
+    Attributes
+    ----------
+    own
+        The experiment's, among ``seeds``.
+    data
+        Drawings, the split into training and test photos, `data.limit`.
+    shards
+        Who has which photos, which are held out, who attacks, takes part, and in which order.
+    init
+        Weights that start at random.
+    training
+        Order of the photos, flips, dropout.
+    """
+
+    own: int
+    data: int
+    shards: int
+    init: int
+    training: int
+
+
+@dataclass(frozen=True)
 class Config(Limited):
     """The whole configuration.
 
@@ -169,6 +196,8 @@ class Config(Limited):
     available
         Rules by name, with their parameters: all of the package, and those of the user's own that
         are named. They are made of ``strategy``.
+    replicate
+        Which of ``seeds`` this experiment has; None: the first.
     """
 
     data: Any
@@ -184,11 +213,38 @@ class Config(Limited):
     paper: dict[str, Any]
     mode: str = one_of(*MODES)
     seed: int = number(0)
+    seeds: Any = optional(
+        checked(
+            f"a number from 1 to {MOST_SEEDS}, or a list of so many different whole numbers from 0",
+            lambda v: (
+                0 < (len(v) if isinstance(v, list) else v) <= MOST_SEEDS
+                and (type(v) is int or (_distinct_integers(v) and min(v) >= 0))
+            ),
+        )
+    )
+    vary: str = one_of("all", *DRAWN)
+    margin: float = number(0, 100, above=True)
     rounds: int = number(1)
     hold_out: float | None = optional(share_below_one())
     save_models: str = one_of(*SAVED)
     verbose: bool = switch()
     available: Mapping[str, Rule] = field(default_factory=dict)
+    replicate: int | None = None
+
+    @property
+    def replicates(self) -> list[int]:
+        """The seeds of the experiments of this run, in order."""
+        if isinstance(self.seeds, list):
+            return self.seeds
+        return [self.seed + i for i in range(self.seeds or 1)]
+
+    @property
+    def draws(self) -> Draws:
+        """The seeds of this experiment."""
+        own = self.replicates[0] if self.replicate is None else self.replicate
+        varied = DRAWN if self.vary == "all" else (self.vary,)
+        draws = Draws(own, *[self.seed] * 4)
+        return replace(draws, **dict.fromkeys(varied, own))
 
     @property
     def rules(self) -> dict[str, Rule]:

@@ -41,7 +41,7 @@ def _keeps_baseline(config: Config) -> bool:
 
 
 def _trained(config: Config) -> Path:
-    parts = ("data", "partition", "centralized", "model", "train", "runner", "seed", "rounds")
+    parts = ("data", "partition", "centralized", "model", "train", "runner", "draws", "rounds")
     text = repr([getattr(config, part) for part in (*parts, "hold_out")])
     return home() / "trained" / hashlib.sha256(text.encode()).hexdigest()
 

@@ -178,7 +178,7 @@ def _comparison(inputs: Inputs, predicted: Mapping[str, Probabilities]) -> dict[
     """Each merged model against the baseline, photo by photo."""
     if "centralized" not in predicted:
         return {}
-    seed = derive_seed(inputs.config.seed, "bootstrap")
+    seed = derive_seed(inputs.config.draws.own, "bootstrap")
     labels, reference = inputs.dataset.test.labels, predicted["centralized"]
     return {
         name: compare(labels, one, reference, seed=seed)

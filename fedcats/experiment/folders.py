@@ -30,7 +30,7 @@ _RULES = "|".join(name for name in MODELS if name != "centralized")
 _MODEL = rf"(?:centralized|submodel-\d+|(?:{_RULES}|[^\W\d]\w*@[\w.]*)(?:-[\w.-]+)?)"
 _FIGURE = (
     "scores|difference|confusion|confusion_submodels|loss|weights|who-has-what|by-client|rounds|"
-    "sweep|heat|dots"
+    "sweep|heat|dots|seeds"
 )
 _OWN = re.compile(
     r"results\.json|results\.\d+\.tmp|progress\.jsonl|history\.csv|shards\.csv|report\.html|"
@@ -38,6 +38,7 @@ _OWN = re.compile(
     rf"predictions/{_MODEL}\.csv|models/{_MODEL}\.(?:safetensors|json)"
 )
 _PARTS = ("figures", "predictions", "models")
+_SEED = re.compile(r"seed-\d+")  # folder of one of several seeds
 _HYDRA = ("config.yaml", "hydra.yaml", "overrides.yaml")
 
 
@@ -188,6 +189,10 @@ def _clear(folder: Path) -> None:
                 elif re.fullmatch(r"\.store-\w{8}", name):  # of a run that was killed
                     shutil.rmtree(path, ignore_errors=True)
         _remove_empty(*(folder / part for part in _PARTS))
+        for path in list(folder.iterdir()):
+            if _SEED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                clear(path)
+                _remove_empty(path)
     except OSError as error:
         raise RunError(f"{error.filename}: of an earlier run, and cannot be removed") from error
 

@@ -113,7 +113,7 @@ class Photos:
             )
         parts: Shards = []
         if config.held_out:
-            seed = derive_seed(config.seed, "validation")
+            seed = derive_seed(config.draws.shards, "validation")
             shards, parts = hold_out(dataset.train.labels, shards, config.held_out, seed)
             if not any(len(part) for part in parts):
                 raise UserError(
@@ -158,11 +158,11 @@ class Inputs(Photos):
     @property
     def plan(self) -> Plan:
         """Who takes part in which round."""
-        strategy = self.config.strategy
+        strategy, seed = self.config.strategy, self.config.draws.shards
         return Plan(
-            merge_order(strategy.order, len(self.shards), self.config.seed),
+            merge_order(strategy.order, len(self.shards), seed),
             strategy.fraction,
-            self.config.seed,
+            seed,
             strategy.on_failure,
             strategy.min_clients,
             strategy.max_norm,
@@ -176,7 +176,7 @@ class Inputs(Photos):
             return []
         if isinstance(attack.clients, list):
             return sorted(attack.clients)
-        draw = random.Random(derive_seed(self.config.seed, "attack"))
+        draw = random.Random(derive_seed(self.config.draws.shards, "attack"))
         return sorted(draw.sample(range(len(self.shards)), attack.clients))
 
     @property
@@ -204,7 +204,7 @@ def make_source(config: Config, progress: Progress) -> Source:
         state = "done" if there == total else "loading"
         progress.update("download, MB", there // 10**6, total // 10**6, None, state)
 
-    seed = derive_seed(config.seed, config.data.stream)
+    seed = derive_seed(config.draws.data, config.data.stream)
     source: Source = config.data.open(seed, home() / "downloads", on_download)
     return source
 
@@ -245,7 +245,7 @@ def gather(
         config.model.name,
         len(photos.dataset.classes),
         config.model.weights,
-        config.seed,
+        config.draws.init,
         home(),
         progress.message,
     )
@@ -291,7 +291,7 @@ def _test_source(config: Config, progress: Progress) -> Source:
 
 def deal_out(config: Config, dataset: Dataset) -> Shards:
     """For each client, positions in ``dataset.train``, int64."""
-    seed = derive_seed(config.seed, "partition")
+    seed = derive_seed(config.draws.shards, "partition")
     shards: list[np.ndarray[Any, np.dtype[np.int64]]] = config.partition(dataset.train.labels, seed)
     return shards
 

@@ -123,7 +123,7 @@ def merge_grid(predictor: Predictor, own: SubModels, progress: Progress) -> Merg
     clients = sorted(own.keys)
     orders = []
     for order in config.orders:
-        whole = merge_order(order, len(this.shards), this.config.seed)
+        whole = merge_order(order, len(this.shards), this.config.draws.shards)
         orders.append((_name(order), [client for client in whole if client in own.keys]))
     singles = [Point(Uniform(), "", (client,)) for client in clients]
     held = len(this.validation) > 0

@@ -80,7 +80,7 @@ def collect(this: Inputs, raw: DictConfig, trained: Trained) -> Results:
         "schema": SCHEMA,
         "status": "complete",
         "config": as_dict(raw),
-        "seed": this.config.seed,
+        "seed": this.config.draws.own,
         "versions": {
             "fedcats": __version__,
             "python": platform.python_version(),
@@ -159,16 +159,16 @@ def write_results(folder: Path, results: Results) -> OSError | None:
 
     Returns what was wrong with the disk when only the report was to be written.
     """
-    _write_json(folder / "results.json", results | {"status": "without its report"})
+    write_json(folder / "results.json", results | {"status": "without its report"})
     try:
         write_report(folder, results)
-        _write_json(folder / "results.json", results)
+        write_json(folder / "results.json", results)
     except OSError as error:
         return error
     return None
 
 
-def _write_json(path: Path, results: Results) -> None:
+def write_json(path: Path, results: Results) -> None:
     """Write the results, or nothing."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:

@@ -1,5 +1,6 @@
 """The experiment: train centralized and federated, merge, test on the same photos, compare."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -12,11 +13,19 @@ from fedcats.environment import disk_error
 from fedcats.errors import RunError, UserError
 from fedcats.experiment.baseline_process import remember_trained
 from fedcats.experiment.evaluate import evaluate
-from fedcats.experiment.folders import claimed
+from fedcats.experiment.folders import claimed, make
 from fedcats.experiment.inputs import gather
 from fedcats.experiment.merges import merge_grid
 from fedcats.experiment.predictions import Predictor
-from fedcats.experiment.results import clock, collect, write_history, write_results, write_shards
+from fedcats.experiment.results import (
+    clock,
+    collect,
+    write_history,
+    write_json,
+    write_results,
+    write_shards,
+)
+from fedcats.experiment.seeds import join, over_seeds, prefix, records
 from fedcats.experiment.tasks import Tasks
 from fedcats.experiment.train import followed, train_both
 from fedcats.home import home
@@ -51,6 +60,8 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> Results:
     config = load(raw)
     if config.runner.name == "flwr" and grid is None:
         raise UserError("runner=flwr: from the command line only; allowed here are ray, local")
+    if grid is not None and config.seeds is not None:
+        raise UserError(f"seeds={config.seeds}: not under flwr run; allowed is null")
     folder = folder.absolute()
     try:
         with claimed(folder, alone=config.runner.name != "flwr"):  # there the submitter has it
@@ -60,11 +71,43 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> Results:
 
 
 def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> Results:
+    runs: list[tuple[Path, Results]] = []
+    with Progress() as progress:
+        for seed in config.replicates:
+            where = folder / f"seed-{seed}" if runs else folder
+            progress.prefix = prefix(seed) if len(config.replicates) > 1 else ""
+            one = replace(config, replicate=seed)
+            if runs:  # of the others no weights: they are in the store
+                one = replace(one, save_models="none")
+                make(where)
+            results = _experiment(one, raw, where, grid, progress)
+            if runs:
+                results["config"] |= {"seeds": [seed], "save_models": "none"}
+                write_json(where / "results.json", results)
+            runs.append((where, results))
+    _, results = runs[0]
+    if config.seeds is not None:
+        results["replication"] = records(over_seeds(runs), config.margin)
+        join(results, [one for _, one in runs])
+    problem = write_results(folder, results)
+    if config.runner.name != "flwr":  # there, whoever submitted the run prints it
+        print_summary(results, folder)
+    if problem:
+        raise RunError(
+            f"{folder / 'results.json'} is there, the page and its figures are not: "
+            f"{disk_error(problem)}; with room for them the same command draws them"
+        )
+    return results
+
+
+def _experiment(
+    config: Config, raw: DictConfig, folder: Path, grid: Grid | None, progress: Progress
+) -> Results:
+    """All of one seed, but its report."""
     seconds: dict[str, float] = {}
     root, max_bytes = home() / "store", int(config.store.max_gb * 1e9)
     with (
         clock(seconds, "total"),
-        Progress() as progress,
         opened(root if config.store.enabled else None, max_bytes, folder) as store,
     ):
         with clock(seconds, "data"):
@@ -82,12 +125,4 @@ def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> Re
                 results["grid"] = merge_grid(predictor, trained.own(), progress)
     results["seconds"] = cast(Seconds, seconds)
     write_history(folder, trained)
-    problem = write_results(folder, results)
-    if config.runner.name != "flwr":  # there, whoever submitted the run prints it
-        print_summary(results, folder)
-    if problem:
-        raise RunError(
-            f"{folder / 'results.json'} is there, the page and its figures are not: "
-            f"{disk_error(problem)}; with room for them the same command draws them"
-        )
     return results

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from fedcats import tensors
 from fedcats.experiment.inputs import Inputs, Positions
+from fedcats.experiment.seeds import prefix
 from fedcats.report import Work
 from fedcats.report.estimate import LAST
 from fedcats.storage import Store
@@ -58,7 +59,18 @@ class Tasks:
 
     @property
     def expected(self) -> dict[str, Work]:
-        """What is going to be trained and tested."""
+        """What is going to be trained and tested; by the other seeds as much as by this one."""
+        seeds = self.inputs.config.replicates
+        if len(seeds) == 1:
+            return self._expected
+        return {
+            prefix(seed) + name: replace(work, batch=work.batch + number * len(self._expected))
+            for number, seed in enumerate(seeds)
+            for name, work in self._expected.items()
+        }
+
+    @property
+    def _expected(self) -> dict[str, Work]:
         inputs, config = self.inputs, self.inputs.config
         epochs, plan, sizes = config.train.epochs, inputs.plan, inputs.sizes
         expected: dict[str, Work] = {}
@@ -95,7 +107,7 @@ class Tasks:
             name=name,
             client=client,
             round=server_round,
-            seed=config.seed,
+            seed=config.draws.training,
             model=config.model.name,
             num_classes=len(inputs.dataset.classes),
             trainable=config.model.trainable,

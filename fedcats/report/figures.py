@@ -36,6 +36,7 @@ from fedcats.report.drawing import (
     short,
     write,
 )
+from fedcats.report.seeds_figure import SEEDS, over_seeds
 from fedcats.results import Model, Results, Score
 
 Curve = Sequence[tuple[int, int, float]]  # training loss: round, epoch, mean cross entropy
@@ -48,6 +49,7 @@ def run_figures(results: Results, folder: Path) -> list[Drawn]:
     return write(
         folder / "figures",
         {
+            "seeds": (SEEDS, lambda: over_seeds(view.replication(results))),
             "scores": (
                 f"Scores on the test {what} with 95% Wilson intervals; dashed: the centralized "
                 f"model{hollow}.",

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from fedcats.report import page, tables, view
+from fedcats.report import page, tables, verdict, view
 from fedcats.report.page import render
-from fedcats.results import Results
-
-if TYPE_CHECKING:
-    pass
+from fedcats.results import OverSeeds, Replicated, Results
 
 
 def write_report(folder: Path, results: Results) -> None:
@@ -42,10 +38,13 @@ def write_report(folder: Path, results: Results) -> None:
         kind="FEDCATS RUN REPORT",
         heading="How much is lost when the photos stay on the devices and only weights are merged?",
         warnings=view.warnings(results),
-        answer=view.verdict(results),
+        answer=verdict.answer(results),
         meta=_meta(results),
         cards=_cards(results),
+        of_seed=view.of_seed(results),
         tables={
+            "seeds": tables.over_seeds(view.replication(results)),
+            "measures": tables.measures_over_seeds(view.replication(results)),
             "scores": tables.scores(results),
             "comparison": tables.comparison(results),
             "paper": tables.paper(results),
@@ -80,6 +79,8 @@ def _cards(results: Results) -> list[dict[str, str]]:
     base, rules = view.centralized(results), view.merged(results)
     if base is None or not rules:
         return []
+    if replication := view.replication(results):
+        return _cards_over_seeds(next(iter(replication.values())))
     name, model = next(iter(rules.items()))
     found = (results.get("comparison") or {}).get(name)
     cards = []
@@ -90,6 +91,19 @@ def _cards(results: Results) -> list[dict[str, str]]:
         change = f"{view.points(model[key] - base[key])} points"
         cards.append({"name": key, "change": change, "detail": detail, "interval": ends})
     return cards
+
+
+def _cards_over_seeds(found: Replicated) -> list[dict[str, str]]:
+    shown: dict[str, OverSeeds] = {"accuracy": found} | found["measures"]
+    return [
+        {
+            "name": key,
+            "change": f"{view.points(shown[key]['difference'] or 0)} points",
+            "detail": f"mean over {len(found['seeds'])} seeds",
+            "interval": f"interval {view.interval(shown[key])}".replace("interval no", "no"),
+        }
+        for key in view.SCORES
+    ]
 
 
 def _made(results: Results) -> list[tuple[str, str]]:

@@ -122,11 +122,18 @@ REPORT = """\
 <span>{{ card.detail }}</span><span>{{ card.interval }}</span></div>
 {% endfor %}</div>{% endif %}
 
-<h2>Scores</h2>
+{% if tables.seeds %}
+<h2>Over seeds</h2>
+{{ to_html(tables.seeds) }}
+{{ figure(figures.seeds) }}
+{{ to_html(tables.measures) }}
+{% endif %}
+
+<h2>Scores{{ of_seed }}</h2>
 {{ to_html(tables.scores) }}
 {{ figure(figures.scores) }}
 {% if tables.comparison %}
-<h2>What merging costs</h2>
+<h2>Merged minus centralized{{ of_seed }}</h2>
 {{ to_html(tables.comparison) }}
 {{ figure(figures.difference) }}
 {% endif %}
@@ -182,6 +189,9 @@ SWEEP = """\
 {% for one in figures.values() %}
 {{ figure(one) }}
 {% endfor %}
+{% for one in seeds %}{% if one %}
+{{ to_html(one) }}
+{% endif %}{% endfor %}
 <h2>Every point</h2>
 {{ to_html(points) }}
 <p class="note">The same numbers are in sweep.csv beside this page.</p>

@@ -48,8 +48,10 @@ class Progress:
         from fedcats.report.console import SafeConsole
 
         self.console = SafeConsole(stderr=True) if console is None else console
+        self.prefix = ""  # of the names in what follows, such as "seed 1, "
         self._lock = threading.RLock()
         self._tasks: dict[str, Task] = {}
+        self._said: set[str] = set()
         self.expect(tasks)
         self._every = every
         self._clock = clock
@@ -119,6 +121,7 @@ class Progress:
         """
         with self._lock:
             now = self._clock()
+            task = self.prefix + task
             one = self._tasks.setdefault(task, Task(Work()))
             news = state in FINISHED and one.state != state
             one.note(epoch, epochs, loss, state, now - ago)
@@ -129,9 +132,11 @@ class Progress:
                 self._print(f"{self._line(task, one)}  ({self._total()})")
 
     def message(self, text: str) -> None:
-        """Show a line that stays."""
+        """Show a line that stays; each only once."""
         with self._lock:
-            self._print(text)
+            if text not in self._said:
+                self._said.add(text)
+                self._print(text)
 
     def _print(self, text: str) -> None:
         self._last_line = self._clock()

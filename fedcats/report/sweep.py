@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fedcats.merging.rules import RULES
 from fedcats.plugins import short_name
-from fedcats.report import page, view
+from fedcats.report import page, tables, view
 from fedcats.report.page import render
+from fedcats.report.seeds_figure import SEEDS as SEEDS_CAPTION
+from fedcats.report.seeds_figure import over_seeds
 from fedcats.report.sweep_figures import curves, dots, heat
 from fedcats.report.tables import Table, to_rich
 from fedcats.report.varied import (
@@ -24,6 +27,7 @@ from fedcats.report.varied import (
     Row,
     distinct_values,
     fits,
+    means_over_seeds,
     merged_rows,
     model_name,
     short,
@@ -32,14 +36,16 @@ from fedcats.report.varied import (
     varied_names,
     varied_parameters,
 )
+from fedcats.report.verdict import of_replication
 from fedcats.report.view import MEASURES, points
-from fedcats.results import Results
+from fedcats.results import Replicated, Results
 from fedcats.text import write_csv
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
+_SAID = 4  # of more models over seeds only the table says what they are
 DATA_SETS = ("data", "data.root", "data.repo", "classes")  # scores compare within one only
 
 # What a model does not depend on; a sweep over it gives the same model again and again.
@@ -114,7 +120,13 @@ def grid_rows(results: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def write_sweep_report(folder: Path, rows: Sequence[Row], *, warnings: Sequence[str] = ()) -> None:
+def write_sweep_report(
+    folder: Path,
+    rows: Sequence[Row],
+    *,
+    warnings: Sequence[str] = (),
+    replicated: Mapping[str, Replicated] = MappingProxyType({}),
+) -> None:
     """Write ``sweep.csv``, ``figures/`` and ``sweep.html``.
 
     Parameters
@@ -125,6 +137,8 @@ def write_sweep_report(folder: Path, rows: Sequence[Row], *, warnings: Sequence[
         See the module's description and :func:`sweep_rows`.
     warnings
         What a reader must know first, for example ``view.warnings(results)`` of one of the jobs.
+    replicated
+        What several seeds say of the merged models, under any names.
     """
     from fedcats.report import drawing
 
@@ -134,6 +148,7 @@ def write_sweep_report(folder: Path, rows: Sequence[Row], *, warnings: Sequence[
     drawn = drawing.write(
         folder / "figures",
         {
+            "seeds": (SEEDS_CAPTION, lambda: over_seeds(replicated)),
             "sweep": (
                 f"Scores of the merged models on the test set; {what}. Bands are 95% Wilson "
                 "intervals of the accuracy.",
@@ -157,9 +172,10 @@ def write_sweep_report(folder: Path, rows: Sequence[Row], *, warnings: Sequence[
         kind="FEDCATS SWEEP",
         heading=_heading(rows),
         warnings=warnings,
-        answer=sweep_verdict(rows),
+        answer=_answer(rows, replicated),
         meta=f"{len(rows)} models",
         points=points_table(rows),
+        seeds=[tables.over_seeds(replicated), tables.measures_over_seeds(replicated)],
         jobs=sorted(jobs, key=lambda name: (len(name), name)),
     )
     (folder / "sweep.html").write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -172,6 +188,7 @@ def print_sweep(
     *,
     warnings: Sequence[str] = (),
     note: str = "",
+    replicated: Mapping[str, Replicated] = MappingProxyType({}),
 ) -> None:
     """Print the points, the answer and, as the last line, the absolute path of the folder."""
     from rich.text import Text
@@ -183,10 +200,18 @@ def print_sweep(
         out.print(Text(warning, style="yellow"))
     out.print(to_rich(points_table(rows)))
     out.print()
-    out.print(Text(" ".join(sweep_verdict(rows)), style="bold"))
+    if (table := tables.over_seeds(replicated)) is not None:
+        out.print(to_rich(table))
+        out.print()
+    out.print(Text(" ".join(_answer(rows, replicated)), style="bold"))
     if note:
         out.print(Text(note))
     out.print(str(folder.resolve()), markup=False, highlight=False, soft_wrap=True)
+
+
+def _answer(rows: Sequence[Row], replicated: Mapping[str, Replicated]) -> list[str]:
+    some = replicated.values() if len(replicated) <= _SAID else ()
+    return [*(of_replication(one, "pictures") for one in some), *sweep_verdict(rows)]
 
 
 def write_sweep_csv(path: Path, rows: Sequence[Row]) -> None:
@@ -196,7 +221,14 @@ def write_sweep_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def sweep_verdict(rows: Sequence[Row]) -> list[str]:
-    """Say which merged model did best, beside the centralized one and the best sub-model."""
+    """Say which merged model did best, beside the centralized one and the best sub-model.
+
+    Of seeds, which are no settings, the means.
+    """
+    averaged = means_over_seeds(rows)
+    if len(averaged) < len(rows):
+        first, *more = sweep_verdict(averaged)
+        return [f"In the mean over seeds: {first}", *more]
     apart = [name for name in DATA_SETS if len(distinct_values(rows, name)) > 1]
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:

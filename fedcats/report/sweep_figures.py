@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fedcats.report import view
 from fedcats.report.varied import (
     REFERENCES,
+    SEEDS,
     Row,
     distinct_values,
     is_numeric,
@@ -43,7 +44,7 @@ def curves(rows: Sequence[Row]) -> Figure | None:
     if x is None:
         return None
     merged = [row for row in merged_rows(rows) if row.get(x) is not None]
-    others = [name for name in varied_names(merged) if name not in (x, "seed")]
+    others = [name for name in varied_names(merged) if name not in (x, *SEEDS)]
     facet = next((name for name in others if is_numeric(merged, name)), next(iter(others), None))
     groups = distinct_values(merged, facet) if facet else [None]
     if len(groups) > _PANELS:
@@ -97,7 +98,7 @@ def heat(rows: Sequence[Row]) -> Figure | None:
     if x is None:
         return None
     merged = [row for row in merged_rows(rows) if row.get(x) is not None]
-    others = [name for name in (*varied_names(merged), "model") if name not in (x, "seed")]
+    others = [name for name in (*varied_names(merged), "model") if name not in (x, *SEEDS)]
     if len(distinct_values(merged, "model")) == 1:
         others.remove("model")
     lines = list(dict.fromkeys(tuple(row.get(name) for name in others) for row in merged))

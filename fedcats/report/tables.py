@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import html
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
 from fedcats.report import view
 from fedcats.report.view import MEASURES, points
-from fedcats.results import Published, Results, Scores, Traffic
+from fedcats.results import OverSeeds, Published, Replicated, Results, Scores, Traffic
 from fedcats.text import shown
 
 if TYPE_CHECKING:
@@ -131,10 +132,9 @@ def scores(results: Results, *, submodels: bool = True) -> Table:
         note = (
             "Precision, recall and F1 are means over the classes; where a class has none, it is 0."
         )
-    header = ("model", "accuracy", "precision", "recall", "F1", "loss")
-    return Table(
-        "Scores", (*header, *(("tn", "fp", "fn", "tp") if binary else ())), rows, note=note
-    )
+    header: tuple[str, ...] = ("model", "accuracy", "precision", "recall", "F1", "loss")
+    header += ("tn", "fp", "fn", "tp") if binary else ()
+    return Table(f"Scores{view.of_seed(results)}", header, rows, note=note)
 
 
 def paper(results: Results, *, submodels: bool = True) -> Table | None:
@@ -181,7 +181,7 @@ def comparison(results: Results, *, counts: bool = True) -> Table | None:
                 for key in view.SCORES
             ),
             *((f"{one['only_model_right']} : {one['only_reference_right']}",) if counts else ()),
-            view.p_value(one["mcnemar_p"]).removeprefix("p = ").removeprefix("p "),
+            _p(one["mcnemar_p"]),
         )
         for name, one in found.items()
     ]
@@ -193,7 +193,63 @@ def comparison(results: Results, *, counts: bool = True) -> Table | None:
         "another training seed."
     )
     header = ("model", *view.SCORES, *(("only one right",) if counts else ()), "p")
-    return Table("Merged minus centralized", header, rows, note=note)
+    return Table(f"Merged minus centralized{view.of_seed(results)}", header, rows, note=note)
+
+
+def over_seeds(found: Mapping[str, Replicated]) -> Table | None:
+    """Each merged model's accuracy minus the centralized one's, over seeds."""
+    if not found:
+        return None
+    rows = [
+        (
+            one["title"],
+            f"{points(one['difference'] or 0)} ({view.interval(one)})",
+            one["verdict"] or EMPTY,
+            *(_p(one[key]) for key in ("p_difference", "p_difference_holm", "p_equivalence_holm")),
+            _number(one["at_least_as_good"], "{:.2f}"),
+        )
+        for one in found.values()
+    ]
+    first = next(iter(found.values()))
+    note = (
+        f"Mean difference in accuracy over {len(first['seeds'])} seeds in percentage points, with "
+        f"{100 * first['confidence']:.0f}% interval; p of no difference, also by Holm over the "
+        f"models, and of one of {100 * first['margin']:g} points or more, by Holm; P: probability "
+        "that with a new seed, on these images, the merged model is at least as good."
+    )
+    header = ("model", "difference", "verdict", "p", "p Holm", "p margin", "P")
+    return Table("Over seeds", header, rows, text=(0, 2), note=note)
+
+
+def measures_over_seeds(found: Mapping[str, Replicated]) -> Table | None:
+    """Each measure of each merged model minus the centralized one's, and what moves it."""
+    rows = []
+    for model in found.values():
+        accuracy: dict[str, OverSeeds] = {"accuracy": model}
+        for measure, one in (accuracy | model["measures"]).items():
+            deviation = one["deviation"]
+            parts = [None] * 3 if deviation is None else [*deviation.values()]
+            signed = (one["difference"], one["low"], one["high"])
+            cells = [*(_number(value, "{:+.4f}") for value in signed)]
+            cells += [_number(value, "{:.4f}") for value in parts]
+            good = _number(one["at_least_as_good"], "{:.2f}")
+            rows.append((model["title"], measure.replace("_", " "), *cells, good))
+    note = (
+        "Of log loss, Brier score and calibration error (ece) less is better. The standard "
+        "deviations are of one run's difference: another seed on the same images, other images "
+        "with all seeds alike, and what other images do to each seed by itself."
+    )
+    header: tuple[str, ...] = ("model", "measure", "difference", "low", "high")
+    header += ("sd seeds", "sd images", "sd both", "P")
+    return Table("Each measure over seeds", header, rows, text=(0, 1), note=note) if rows else None
+
+
+def _number(value: object, form: str) -> str:
+    return EMPTY if value is None else form.format(value)
+
+
+def _p(p: float | None) -> str:
+    return EMPTY if p is None else view.p_value(p).removeprefix("p = ").removeprefix("p ")
 
 
 def per_class(results: Results) -> Table | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedcats.report import tables, view
+from fedcats.report import tables, verdict, view
 from fedcats.results import Results
 
 if TYPE_CHECKING:
@@ -41,14 +41,15 @@ def print_summary(results: Results, folder: Path, console: Console | None = None
         out.print(Text(warning, style="yellow"))
         out.print()
     for table in (
+        tables.over_seeds(view.replication(results)),
         tables.scores(results, submodels=False),
         tables.paper(results, submodels=False),
-        tables.comparison(results, counts=False),
+        None if view.replication(results) else tables.comparison(results, counts=False),
     ):
         if table is not None:
             out.print(tables.to_rich(table))
             out.print()
-    out.print(Text(" ".join(view.verdict(results)), style="bold"))
+    out.print(Text(" ".join(verdict.answer(results)), style="bold"))
     if text := _store_note(results):
         out.print(text, markup=False, highlight=False)
     # one line whatever the width, so that it can be copied

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from fedcats.report import view
@@ -13,6 +14,8 @@ Row = Mapping[str, Any]
 
 FIXED = ("job", "model", *MEASURES, "n", "validation")
 
+
+SEEDS = ("seed", "seeds")  # replicates, no settings: nothing is chosen among them
 
 REFERENCES = ("centralized", "best_submodel")
 
@@ -49,10 +52,23 @@ def varied_names(rows: Sequence[Row]) -> list[str]:
     return [name for name in varied_parameters(rows) if len(distinct_values(rows, name)) > 1]
 
 
+def means_over_seeds(rows: Sequence[Row]) -> list[Row]:
+    """One row for what differs in the seed only, with the means of its scores."""
+    scores = (*MEASURES, "validation")
+    alike: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        setting = {key: value for key, value in row.items() if key not in (*SEEDS, *scores)}
+        alike.setdefault(tuple(setting.items()), []).append(row)
+    return [
+        dict(setting) | {key: fmean(row[key] for row in found) for key in scores if key in found[0]}
+        for setting, found in alike.items()
+    ]
+
+
 def x_axis(rows: Sequence[Row]) -> str | None:
     """The parameter along x: beta if it was varied, else the numeric one with the most values."""
     merged = merged_rows(rows)
-    found = [n for n in varied_names(merged) if n != "seed" and is_numeric(merged, n)]
+    found = [n for n in varied_names(merged) if n not in SEEDS and is_numeric(merged, n)]
     return max(
         found, key=lambda n: (n.endswith("beta"), len(distinct_values(merged, n))), default=None
     )

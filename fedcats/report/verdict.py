@@ -2,13 +2,97 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from fedcats.metrics.replication import LEAST_SEEDS, Replication
-from fedcats.metrics.verdict import LEVEL, MOST_SEEDS, Verdict
-from fedcats.report.view import apart, interval, p_value, points
+from fedcats.metrics.verdict import LEVEL, MOST_SEEDS, Verdict, Word
+from fedcats.report import view
+from fedcats.report.view import apart, interval, p_value, percent, points
+from fedcats.results import Comparison, Replicated, Results
 
 CENTRALIZED = "training in one place"
+
+
+def answer(results: Results) -> list[str]:
+    """Answer the question: how much is lost when only weights are merged?
+
+    Returns
+    -------
+    list of str
+        Sentences about the first merged model against the centralized one; about what there is if
+        either is missing.
+    """
+    base, rules = view.centralized(results), view.merged(results)
+    what = view.things(results)
+    if not rules:
+        if base is None:
+            count = len(view.submodels(results))
+            return [f"{count} sub-models were trained; nothing was merged."]
+        return [
+            f"The centralized model reaches {percent(base['accuracy'])} accuracy on "
+            f"{base['n']:,} test {what}; nothing was merged in this run."
+        ]
+    name = next(iter(rules))
+    if replication := view.replication(results):
+        return [of_replication(replication[name], what), _of_which(results)]
+    start = _merging(results, name)
+    if base is None:
+        accuracies = [model["accuracy"] for model in view.submodels(results).values()]
+        middle = f", single sub-models {view.span(accuracies)}" if accuracies else ""
+        return [
+            f"{start} on {rules[name]['n']:,} test {what}{middle}; "
+            "there is no centralized model in this run to compare with."
+        ]
+    first = f"{start}, training on {_in_one_place(results)} in one place "
+    first += f"{percent(base['accuracy'])}."
+    found = results.get("comparison", {}).get(name)
+    judged = _judged(results, name, found) if found else []
+    return [first, *judged, *_never(results, name)]
+
+
+def of_replication(found: Replicated, what: str = "photos") -> str:
+    """Say what the seeds show of one merged model, from its record in ``results.json``."""
+    record = cast(dict[str, Any], found)
+    seeds, n = len(found["seeds"]), found["n"]
+    known = {key: record[key] for key in Replication.__annotations__ if key in record}
+    replication = Replication(**known | {"measure": "accuracy", "seeds": seeds, "photos": n})
+    verdict = None
+    if found["verdict"] is not None:
+        given = {key: record[key] for key in Verdict.__annotations__ if key in record}
+        verdict = Verdict(cast(Word, found["verdict"]), **given)
+    return over_seeds(found["title"], replication, verdict, what)
+
+
+def _of_which(results: Results) -> str:
+    """Say what the seeds draw, and what else is shown."""
+    config, first = results["config"], results["seed"]
+    drawn = config["vary"]
+    if drawn == "all":
+        text = f"The {view.things(results)} are the same for all seeds"
+    else:
+        text = f"Each seed draws only {drawn} anew, all else is that of seed {config['seed']}"
+    return f"{text}; single models are shown for seed {first}."
+
+
+def _merging(results: Results, name: str) -> str:
+    own, shards = view.submodels(results), results["data"].get("shards") or []
+    how = f"{len(own)} devices" if own else "the devices"
+    if len(own) < len(shards) and len(results.get("rounds") or []) > 1:  # others in later rounds
+        how = f"{len(own)} of {len(shards)} devices a round"
+    return (
+        f"Training on {how} and merging only the weights ({view.title(results, name)}) "
+        f"gives {percent(results['models'][name]['accuracy'])} accuracy"
+    )
+
+
+def _judged(results: Results, name: str, found: Comparison) -> list[str]:
+    average = "" if view.is_binary(results) else "macro-averaged "
+    second = f"{average}precision differs by {points(found['precision']['difference'])} points "
+    return [
+        of_one_seed(view.title(results, name), found, view.things(results)),
+        f"{second[0].upper()}{second[1:]}({interval(found['precision'])}), recall by "
+        f"{points(found['recall']['difference'])} ({interval(found['recall'])}).",
+    ]
 
 
 def over_seeds(
@@ -46,7 +130,7 @@ def over_seeds(
     return f"{title} is {verdict.word}: it gets {size} ({base}; {at_95})."
 
 
-def of_one_seed(title: str, comparison: dict[str, Any], what: str = "photos") -> str:
+def of_one_seed(title: str, comparison: Comparison, what: str = "photos") -> str:
     """Say what one run shows, and what it does not; ``comparison`` as of `metrics.compare`."""
     found = comparison["accuracy"]
     return (
@@ -86,3 +170,29 @@ def _ends(found: Replication, confidence: float, verdict: Verdict) -> str:
     digits = next(enough, 9)
     low, high = (points(end, digits) for end in ends)
     return f"{100 * confidence:.0f}% interval {low} to {high} points"
+
+
+def _in_one_place(results: Results) -> str:
+    """Say what the centralized model was trained on: "all 400 drawings"."""
+    data, n, what = results["data"], view.trained_on(results), view.things(results)
+    parts = (data["train"], data.get("held_out", {}), data.get("left_out", {}).get("limit", {}))
+    if n == sum(sum(counts.values()) for counts in parts):
+        return f"all {n:,} {what}"
+    if n == sum(shard["examples"] for shard in data["shards"]):
+        return f"the {n:,} {what} of all {len(data['shards'])} devices"
+    return f"{n:,} {what}"
+
+
+def _never(results: Results, name: str) -> list[str]:
+    """Say which precision of a change has no meaning: that of a class that is never predicted."""
+    if not view.is_binary(results):
+        return []
+    positive = results["data"]["classes"][1]
+    pair = {"centralized": "The centralized model", name: "The merged model"}
+    one = view.things(results).removesuffix("s")
+    return [
+        f"{who} takes no {one} for {positive}: its precision, which "
+        "is then not defined, counts as 0."
+        for key, who in pair.items()
+        if not any(row[1] for row in results["models"][key]["confusion_matrix"])
+    ]

@@ -13,7 +13,9 @@ from fedcats.results import (
     Difference,
     Measure,
     Model,
+    OverSeeds,
     Published,
+    Replicated,
     Results,
     Round,
     RoundScores,
@@ -96,6 +98,17 @@ def has_paper(results: Results) -> bool:
     return any(published(results, name) for name in results["models"])
 
 
+def replication(results: Results) -> dict[str, Replicated]:
+    """Return what several seeds say of the merged models; empty if there is one seed."""
+    found = results.get("replication", {})
+    return {name: one for name, one in found.items() if len(one["seeds"]) > 1}
+
+
+def of_seed(results: Results) -> str:
+    """Return which seed something is of, where there are several: " of seed 3"."""
+    return f" of seed {results['seed']}" if replication(results) else ""
+
+
 def is_drawn(results: Results) -> bool:
     """Whether the pictures are drawings and not photos."""
     return bool(results["data"].get("source") == "synthetic")
@@ -128,7 +141,8 @@ def warnings(results: Results) -> list[str]:
         who = ", ".join(map(str, attack["clients"]))
         factor = "" if attack["name"] == "label_flip" else f", factor {attack['factor']:g}"
         found.append(
-            f"This run simulates an attack ({attack['name']}{factor}) by client(s) {who}; the "
+            f"This run simulates an attack ({attack['name']}{factor}) by client(s) {who}"
+            f"{of_seed(results)}; the "
             "centralized model is trained on the images as they are."
         )
     if (weights := results.get("weights") or {}).get("missing"):
@@ -152,7 +166,7 @@ def _left_out(results: Results) -> list[str]:
     how = ", ".join(f"{key}={value}" for key, value in partition.items() if value is not None)
     too = ""
     if centralized(results) is not None:
-        with_them = _trained_on(results) > sum(shard["examples"] for shard in data["shards"])
+        with_them = trained_on(results) > sum(shard["examples"] for shard in data["shards"])
         it = "it" if sum(dealt.values()) == 1 else "them"
         too = f"; the centralized model {'has' if with_them else 'lacks'} {it}"
     there = sum(data["train"].values()) + sum(held.values())
@@ -176,7 +190,7 @@ def _by_class(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in some.items())
 
 
-def _trained_on(results: Results) -> int:
+def trained_on(results: Results) -> int:
     """How many images the centralized model was trained on."""
     found: int = results["models"]["centralized"]["training"]["examples"]
     return found
@@ -200,7 +214,7 @@ def points(value: float, digits: int = 1) -> str:
     return text.replace("-", MINUS)
 
 
-def interval(difference: Difference) -> str:
+def interval(difference: Difference | OverSeeds) -> str:
     """Format the ends of a difference's interval: "−1.8 to +0.3".
 
     With as many digits as it takes to see on which side of 0 an end lies.
@@ -249,91 +263,3 @@ def span(values: Iterable[float], digits: int = 4) -> str:
     """Format the range of some scores: "0.9240 to 0.9510"."""
     found = list(values)
     return f"{min(found):.{digits}f} to {max(found):.{digits}f}"
-
-
-def verdict(results: Results) -> list[str]:
-    """Answer the question: how much is lost when only weights are merged?
-
-    Returns
-    -------
-    list of str
-        One or two sentences about the first merged model against the centralized one; about
-        what there is if either is missing.
-    """
-    base, rules, own = centralized(results), merged(results), submodels(results)
-    what = things(results)
-    if not rules:
-        if base is None:
-            return [f"{len(own)} sub-models were trained; nothing was merged."]
-        return [
-            f"The centralized model reaches {percent(base['accuracy'])} accuracy on "
-            f"{base['n']:,} test {what}; nothing was merged in this run."
-        ]
-    name, model = next(iter(rules.items()))
-    how = f"{len(own)} devices" if own else "the devices"
-    shards = results["data"].get("shards") or []
-    if len(own) < len(shards) and len(results.get("rounds") or []) > 1:  # others in later rounds
-        how = f"{len(own)} of {len(shards)} devices a round"
-    start = (
-        f"Training on {how} and merging only the weights ({title(results, name)}) "
-        f"gives {percent(model['accuracy'])} accuracy"
-    )
-    if base is None:
-        accuracies = [m["accuracy"] for m in own.values()]
-        middle = f", single sub-models {span(accuracies)}" if own else ""
-        return [
-            f"{start} on {model['n']:,} test {what}{middle}; "
-            "there is no centralized model in this run to compare with."
-        ]
-    found = results.get("comparison", {}).get(name)
-    change = {key: model[key] - base[key] for key in SCORES}
-    first = (
-        f"{start}, {apart(change['accuracy'])} training on {_in_one_place(results)} in one place "
-        f"({percent(base['accuracy'])})"
-    )
-    average = "" if is_binary(results) else "macro-averaged "
-    if found is None:
-        second = f"{average}precision changes by {points(change['precision'])} points, "
-        second += f"recall by {points(change['recall'])}."
-        return [f"{first}.", f"{second[0].upper()}{second[1:]}", *_never(results, name)]
-    level = f"{100 * found.get('confidence', 0.95):.0f}%"
-    p = found["mcnemar_p"]
-    ends = f"{level} interval {interval(found['accuracy'])} points, exact McNemar {p_value(p)}"
-    if change["accuracy"] == 0:
-        judged = f"; on {found['n']:,} test {what} a difference is not ruled out ({ends})."
-    else:
-        than = "more than" if p < SIGNIFICANT else "no more than"
-        judged = f"; the difference is {than} chance would give on {found['n']:,} test {what} "
-        judged += f"({ends})."
-    second = f"{average}precision changes by {points(found['precision']['difference'])} points "
-    return [
-        f"{first}{judged}",
-        f"{second[0].upper()}{second[1:]}({interval(found['precision'])}), recall by "
-        f"{points(found['recall']['difference'])} ({interval(found['recall'])}).",
-        *_never(results, name),
-    ]
-
-
-def _in_one_place(results: Results) -> str:
-    """Say what the centralized model was trained on: "all 400 drawings"."""
-    data, n, what = results["data"], _trained_on(results), things(results)
-    parts = (data["train"], data.get("held_out", {}), data.get("left_out", {}).get("limit", {}))
-    if n == sum(sum(counts.values()) for counts in parts):
-        return f"all {n:,} {what}"
-    if n == sum(shard["examples"] for shard in data["shards"]):
-        return f"the {n:,} {what} of all {len(data['shards'])} devices"
-    return f"{n:,} {what}"
-
-
-def _never(results: Results, name: str) -> list[str]:
-    """Say which precision of a change has no meaning: that of a class that is never predicted."""
-    if not is_binary(results):
-        return []
-    positive = results["data"]["classes"][1]
-    pair = {"centralized": "The centralized model", name: "The merged model"}
-    return [
-        f"{who} takes no {things(results).removesuffix('s')} for {positive}: its precision, which "
-        "is then not defined, counts as 0."
-        for key, who in pair.items()
-        if not any(row[1] for row in results["models"][key]["confusion_matrix"])
-    ]
