@@ -105,9 +105,10 @@ def sweep_rows(jobs: Iterable[tuple[Mapping[str, Any], Results]]) -> list[dict[s
 
 def _lacks_photos(results: Results) -> bool:
     """Whether the shards decide which photos the centralized model is trained on."""
-    left_out = results["data"].get("left_out", {}).get("partition", {})
-    same = results["config"].get("centralized", {}).get("photos") == "same"
-    return any(results["data"].get("held_out", {}).values()) or (same and any(left_out.values()))
+    data: Mapping[str, Any] = results.get("data", {})
+    same = results.get("config", {}).get("centralized", {}).get("photos") == "same"
+    dealt = data.get("left_out", {}).get("partition", {})
+    return any(data.get("held_out", {}).values()) or (same and any(dealt.values()))
 
 
 def grid_rows(results: Results) -> list[dict[str, Any]]:
