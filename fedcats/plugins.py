@@ -100,7 +100,10 @@ def search(folder: Path) -> None:
 
 
 def check_call(key: str, function: Callable[..., Any], *given: Any, **parameters: Any) -> None:
-    """UserError when a user's function or class does not take these arguments."""
+    """UserError when what a user named is no function, or does not take these arguments."""
+    if not callable(function):
+        kind = type(function).__name__
+        raise UserError(f"{key}: is a {kind}; allowed is a function")
     with contextlib.suppress(ValueError):  # one without a signature is simply called
         signature = inspect.signature(function)
         try:

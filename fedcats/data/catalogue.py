@@ -180,9 +180,6 @@ class OwnData(Photos):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not callable(self.thing):
-            kind = type(self.thing).__name__
-            raise UserError(f"{self.what}: is a {kind}; allowed is a function")
         check_call(self.what, self.thing, 0, **self.parameters)
 
     def open(self, seed: int, downloads: Path, on_download: OnBytes | None = None) -> Source:

@@ -366,9 +366,6 @@ class OwnPartition(Partition):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not callable(self.thing):
-            kind = type(self.thing).__name__
-            raise UserError(f"{self.what}: is a {kind}; allowed is a function")
         check_call(self.what, self.thing, [], self.num_shards, 0, **self.parameters)
 
     def __call__(self, labels: ArrayLike, seed: int) -> Shards:

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from fedcats import environment
 from fedcats.config.compose import compose_config
 from fedcats.config.load import load
 from fedcats.config.schema import Config
@@ -241,7 +242,7 @@ def write_photos(config: Config, folder: Path) -> tuple[list[Path], Path]:
 
 def rehearse(
     overrides: Sequence[str],
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = environment.say,
     on_line: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Deploy on the loopback, run there, simulate the same experiment, compare byte for byte.

@@ -11,7 +11,7 @@ from fedcats.config.schema import Config
 from fedcats.errors import RunError
 from fedcats.experiment.folders import file_stem
 from fedcats.experiment.inputs import Inputs
-from fedcats.experiment.predictions import Candidate, Parts, Predictor, Probabilities
+from fedcats.experiment.predictions import Candidate, Parts, Predictor, Probabilities, finite
 from fedcats.experiment.results import training_record
 from fedcats.experiment.tasks import TEST
 from fedcats.experiment.train import Trained
@@ -104,7 +104,7 @@ def _record(
     """
     inputs, (on_test, *on_held) = predictor.inputs, predicted
     test, classes, file = inputs.dataset.test, inputs.dataset.classes, file_stem(name)
-    if not all(np.isfinite(one).all() for one in predicted):
+    if not finite(predicted):
         if name.startswith("submodel/"):
             return None
         raise RunError(f"{name}: {NOT_FINITE}: training has diverged")

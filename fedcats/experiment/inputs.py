@@ -44,7 +44,7 @@ Shards = list[Positions]
 
 
 @dataclass(frozen=True)
-class Photos:
+class Clients:
     """Who has which images.
 
     Attributes
@@ -78,7 +78,7 @@ class Photos:
         return self.dataset.train.subset(self.held)
 
     @classmethod
-    def of_sites(cls, config: Config, progress: Progress, grid: Grid | None) -> "Photos":
+    def of_sites(cls, config: Config, progress: Progress, grid: Grid | None) -> "Clients":
         """In a real federation: the server's test images, and what the sites say they have."""
         if grid is None:
             raise UserError(
@@ -94,7 +94,7 @@ class Photos:
         return cls(dataset, [np.zeros(0, dtype=np.int64) for _ in sites], [], {}, sites)
 
     @classmethod
-    def of_shards(cls, config: Config, progress: Progress, grid: Grid | None) -> "Photos":
+    def of_shards(cls, config: Config, progress: Progress, grid: Grid | None) -> "Clients":
         """In a simulation: all images, dealt out."""
         if grid is not None and config.mode != "centralized":  # before anything takes time
             wait_for_nodes(grid, config.partition.num_shards)
@@ -124,7 +124,7 @@ class Photos:
 
 
 @dataclass(frozen=True)
-class Inputs(Photos):
+class Inputs(Clients):
     """One run's inputs, all decided before anything is trained.
 
     Attributes
@@ -239,7 +239,7 @@ def gather(
     cuda = torch.cuda.is_available()
     if config.runner.device == "cuda" and not cuda:
         raise UserError("runner.device=cuda: no GPU can be used here; allowed are auto, cpu")
-    source = Photos.of_sites if config.partition.name == "sites" else Photos.of_shards
+    source = Clients.of_sites if config.partition.name == "sites" else Clients.of_shards
     photos = source(config, progress, grid)
     initial = weights.initial_weights(
         config.model.name,

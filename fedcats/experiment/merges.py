@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
-
 from fedcats.data import Images
 from fedcats.errors import RunError
 from fedcats.experiment.folders import file_stem
-from fedcats.experiment.predictions import Candidate, Parts, Predictor, Probabilities
+from fedcats.experiment.predictions import Candidate, Parts, Predictor, Probabilities, finite
 from fedcats.merging.many import Point, distinct_points, ensemble, greedy_soup, merge_points
 from fedcats.merging.plan import Merged, merge_order
 from fedcats.merging.rules import Rule, Uniform
@@ -130,7 +128,7 @@ def merge_grid(predictor: Predictor, own: SubModels, progress: Progress) -> Merg
     sets = [this.dataset.test, *([this.validation] if held else [])]
     alone = test_points(predictor, own, singles, sets)
     for client, predicted in zip(clients, alone, strict=True):
-        if not all(np.isfinite(one).all() for one in predicted):
+        if not finite(predicted):
             raise RunError(f"client {client} cannot be merged: {NOT_FINITE}")
     points = distinct_points(this.config.grid, orders)
     name = f"test {len(points)} merges"

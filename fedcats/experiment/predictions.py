@@ -138,8 +138,7 @@ class Predictor:
         test = self.inputs.dataset.test
         some = test.subset(range(min(_TRIED, len(test))))
         settle(self.inputs.config.runner.threads)
-        (tried,) = predict([self._model(self.inputs.initial.state | state)], some)
-        return bool(np.isfinite(tried).all())
+        return finite(predict([self._model(self.inputs.initial.state | state)], some))
 
     def scores(self, images: Images, predicted: Probabilities) -> Scores:
         """Scores of predictions on these images."""
@@ -221,6 +220,11 @@ class Predictor:
                 **rounding(self.inputs.device),
             }
         )
+
+
+def finite(predicted: Sequence[Probabilities]) -> bool:
+    """Whether a model's answers, on each set of images, can be used at all."""
+    return all(bool(np.isfinite(one).all()) for one in predicted)
 
 
 def _about(parts: Parts, images: Images) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 
 from fedcats.data import Dataset, prepare
 from fedcats.data.sources import part_source
+from fedcats.environment import say
 from fedcats.errors import UserError
 from fedcats.federated.flower_patches import allow_arrays
 from fedcats.federated.in_order import InOrderGrid
@@ -61,7 +62,7 @@ def site_photos(context: Context, classes: tuple[str, ...]) -> Dataset:
     if not path.is_absolute():
         raise UserError(f"site {number}: data-path={path} is relative: give an absolute path")
     try:
-        return prepare(part_source(path, "train", classes), home() / "data", say=print)
+        return prepare(part_source(path, "train", classes), home() / "data", say=say)
     except UserError as error:
         # A folder's name is the operator's business; what is wrong with it, the server may know.
         text = (

@@ -1,4 +1,4 @@
-"""What the report reads out of a results dict: which models there are, their names, the answer.
+"""What the report reads out of a results dict: which models there are, names, numbers as text.
 
 Any kind of model may be missing (``mode=centralized`` merges nothing, ``mode=federated`` has no
 centralized model), and so may the comparison and the paper's numbers.
@@ -26,7 +26,7 @@ SCORES: tuple[Score, ...] = ("accuracy", "precision", "recall")
 MEASURES: tuple[Measure, ...] = (*SCORES, "f1", "loss")
 MANY_CLASSES = 12  # more of them get no column, or number, each
 NOTABLE = 0.01  # a larger share of the training photos left out is worth a warning
-SIGNIFICANT = 0.05  # p below this is called more than chance
+SIGNIFICANT = 0.05  # a p value is written so that one sees on which side of this it is
 MINUS = "\N{MINUS SIGN}"
 
 TITLES = {
