@@ -30,7 +30,7 @@ from fedcats.merging.plan import Plan
 from fedcats.merging.rules import Polyak
 from fedcats.models.weights import initial_weights
 from fedcats.storage import Store
-from fedcats.training.recipe import Recipe
+from fedcats.training.recipe import Epoch, Recipe
 from fedcats.training.update import Task, Update, get_weights, put_weights, read
 
 RECIPE = Recipe(1, 4, 0.001, 0.0, False, 0.0, 0, 1.0, False)
@@ -43,7 +43,7 @@ def untrained(task: Task, store: Store, *_: Any) -> Update:
     tensors = get_weights(store, task.start)
     key = f"sent-{task.client}"
     store.put(key, tensors, {"kind": "update", "examples": 1, "epochs": []})
-    return Update(key, tensors, 1, (), reused=False)
+    return Update(key, tensors, 1, (Epoch(0.0, 1, 1, 0.0),), reused=False)
 
 
 @app.train()
@@ -53,10 +53,10 @@ def train(message: Message, context: Context) -> Message:
     return client_app.train(message, context)
 
 
-def tasks(clients: Sequence[int], server_round: int, start: str) -> list[Task]:
-    """One for each client."""
+def tasks(clients: Sequence[int], server_round: int, start: str) -> list[tuple[Task, str]]:
+    """One for each client, and the key of its update."""
     same = (server_round, 0, "alexnet", 2, "all", start, start, "", (), RECIPE, 1, "cpu", 0.0)
-    return [Task(f"client {client}", client, *same) for client in clients]
+    return [(Task(f"client {client}", client, *same), f"sent-{client}") for client in clients]
 
 
 def through_flower(store: Store, start: dict[str, Any], count: int, workers: int) -> None:
@@ -84,7 +84,7 @@ def through_pool(store: Store, start: dict[str, Any], count: int, workers: int) 
     digest, fold = put_weights(store, start), Fold(POLYAK)
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         sent = deque(
-            pool.submit(send, task, str(store.root)) for task in tasks(range(count), 1, digest)
+            pool.submit(send, task, str(store.root)) for task, _ in tasks(range(count), 1, digest)
         )
         while sent:
             update = read(store, sent.popleft().result())
