@@ -1,10 +1,13 @@
 """What many tests build."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from fedcats.metrics.replication import Effects, Replication
 from fedcats.training.recipe import Epoch, Recipe
+from fedcats.training.update import Task
 
 
 def plain_recipe(**changes: Any) -> Recipe:
@@ -34,3 +37,18 @@ def what_a_client_says(key: str, examples: int) -> dict[str, Any]:
         "damaged": False,
         "epochs": json.dumps([asdict(epoch)]),
     }
+
+
+def plain_tasks(clients: Sequence[int], server_round: int, start: str) -> list[tuple[Task, str]]:
+    """`MergeStrategy.make_tasks` with `plain_recipe`: the update of client 3 is ``u3``."""
+    same = (server_round, 0, "m", 2, "all", start, start, "", (), plain_recipe(), 1, "cpu", 0.0)
+    return [(Task(f"client {client}", client, *same), f"u{client}") for client in clients]
+
+
+def replication(difference: float, effects: Effects, seeds: int) -> Replication:
+    """Of an accuracy, with the same difference for each seed."""
+    error, df = (float(one) for one in effects.precision(seeds))
+    return Replication(
+        "accuracy", seeds, effects.photos, [difference] * seeds, difference, 0.95,
+        standard_error=error, df=df, effects=effects,
+    )  # fmt: skip

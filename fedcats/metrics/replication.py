@@ -33,6 +33,7 @@ from fedcats.metrics.measures import LARGEST, LOSSES, MEASURES, UNBOUNDED, Value
 from fedcats.metrics.scores import Labels, Probabilities, checked
 
 LEAST_SEEDS = 3  # of which an interval over seeds can be made
+_ROUNDING = 1e-12  # no difference: sums in another order differ by as much
 
 
 class Effects(NamedTuple):
@@ -254,8 +255,8 @@ def crossed(
             "interaction": math.sqrt(effects.rest / photos),
         },
         at_least_as_good=float(t.cdf(better / spread, seeds - 1))
-        if spread > 1e-12
-        else float(better >= 0),
+        if spread > _ROUNDING
+        else float(better >= -_ROUNDING),
         effects=effects,
     )
     low, high = found.interval(confidence)

@@ -4,22 +4,14 @@ import re
 
 import numpy as np
 import pytest
+from builders import replication
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcats.metrics import compare
-from fedcats.metrics.replication import Effects, Replication, crossed
+from fedcats.metrics.replication import Effects, crossed
 from fedcats.metrics.verdict import judge
 from fedcats.report.verdict import of_one_seed, over_seeds
-
-
-def made(difference: float, effects: Effects, seeds: int) -> Replication:
-    error, df = (float(one) for one in effects.precision(seeds))
-    return Replication(
-        "accuracy", seeds, effects.photos, [difference] * seeds, difference, 0.95,
-        standard_error=error, df=df, effects=effects,
-    )  # fmt: skip
-
 
 # ten seeds: standard error sqrt(1e-5 / 10 + 0.01 / 1012 + 0.01 / 10120), 0.345 points
 ALIKE = Effects(1e-5, 0.01, 0.01, 1012, 1010)
@@ -46,7 +38,7 @@ ALIKE = Effects(1e-5, 0.01, 0.01, 1012, 1010)
     ],
 )
 def test_by_hand(difference, effects, margin, sentence):
-    found = made(difference, effects, 10)
+    found = replication(difference, effects, 10)
     assert over_seeds("Polyak", found, judge({"": found}, margin)[""]) == sentence
 
 
@@ -61,7 +53,8 @@ def numbers(text: str) -> list[float]:
     st.sampled_from([0.005, 0.01, 0.02]), st.integers(1, 3),
 )  # fmt: skip
 def test_every_sentence_is_true(hundredths, seed, photo, seeds, margin, models):
-    found = made(hundredths / 1e4, Effects(seed * 1e-7, photo * 1e-4, 0.01, 1012, 1010), seeds)
+    effects = Effects(seed * 1e-7, photo * 1e-4, 0.01, 1012, 1010)
+    found = replication(hundredths / 1e4, effects, seeds)
     verdict = judge({str(i): found for i in range(models)}, margin)["0"]
     text = over_seeds("It", found, verdict)
     low, high = numbers(text)
