@@ -41,15 +41,6 @@ def distinct(events: list[str]) -> dict[str, int]:
     return {event: plain.index(event) for event in plain}
 
 
-def sweep(go: Faulty, command: list[str], folder: Path, events: list[str], **case: Any) -> int:
-    """Let each operation fail, one at a time, in the same folder: what fails breaks nothing."""
-    kinds = itertools.cycle(KINDS)
-    for event, position in distinct(events).items():
-        fault = ("", next(kinds), position)
-        check(go(command, folder, fault=fault, **case), (command[0], event, fault))
-    return len(distinct(events))
-
-
 def variables(folder: Path, **more: str) -> dict[str, Any]:
     return {"env": {"FEDCATS_HOME": str(folder / "home"), **more}}
 

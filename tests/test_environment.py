@@ -26,7 +26,6 @@ from fedcats.storage import Store
 pytestmark = pytest.mark.slow
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-PROGRAM = f"{sys.executable} -m fedcats.cli"
 
 
 def shell(line: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[bytes]:

@@ -3,12 +3,12 @@
 import random
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
-from builders import plain_recipe, what_a_client_says
+from builders import plain_tasks, what_a_client_says
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -75,14 +75,10 @@ def merge(
 ) -> tuple[MergeStrategy, list[int]]:
     seen: list[int] = []
 
-    def tasks(clients: Sequence[int], server_round: int, start: str) -> list[tuple[Task, str]]:
-        same = (server_round, 0, "m", 2, "all", start, start, "", (), plain_recipe(), 1, "cpu", 0.0)
-        return [(Task(f"client {c}", c, *same), f"u{c}") for c in clients]
-
     strategy = MergeStrategy(
         {"polyak": Polyak(0.5), "fedavg": FedAvg()},
         Plan(order, 1.0, 0, "fail", 1),
-        tasks,
+        plain_tasks,
         range(1, 100),
         Store(tmp_path / "store"),
         ByReference(Store(tmp_path / "store"), tmp_path / "events", None),

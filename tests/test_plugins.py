@@ -65,7 +65,7 @@ def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(folder / f"models/{name}.safetensors")
 
 
-@pytest.mark.parametrize("runner", ["local", "ray"])
+@pytest.mark.parametrize("runner", ["local", pytest.param("ray", marks=pytest.mark.ray)])
 def test_the_page_from_photos_to_merge(run: Go, mine: str, photos: Path, runner: str) -> None:
     results, folder = run(
         *("data=own", f"data.name={mine}:numbered", "+data.root=pictures"),

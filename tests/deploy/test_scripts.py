@@ -323,6 +323,7 @@ def start_rehearsal(place: Path) -> tuple[subprocess.Popen[str], Path]:
     return rehearsal, Path(rehearsal.stdout.readline().strip())
 
 
+@pytest.mark.flower
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_rehearsal_that_is_ended_leaves_no_photos_and_no_keys(
     tmp_path: Path, number: int

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import psutil
 import pytest
 import safetensors.torch
 import torch
-from builders import plain_recipe, what_a_client_says
+from builders import plain_tasks, what_a_client_says
 from conftest import TINY, TINY_DRAWINGS, wait_until
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -119,14 +119,10 @@ def merge(
 ) -> MergeStrategy:
     store = Store(folder / "store")
 
-    def tasks(clients: Sequence[int], server_round: int, start: str) -> list[tuple[Task, str]]:
-        same = (server_round, 0, "m", 2, "all", start, start, "", (), plain_recipe(), 1, "cpu", 0.0)
-        return [(Task("", client, *same), f"u{client}") for client in clients]
-
     strategy = MergeStrategy(
         {**RULES, "median": Median()},
         Plan(range(10), 1.0, 0, on_failure, min_clients, max_norm=20.0),
-        tasks,
+        plain_tasks,
         SIZES,
         store,
         ByReference(store, folder / "events", None),

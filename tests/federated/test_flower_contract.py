@@ -124,6 +124,7 @@ def test_the_commands_that_are_started_exist() -> None:
     assert (Path(sys.executable).parent / "flower-superlink").is_file()
 
 
+@pytest.mark.ray
 def test_a_ray_actor_can_be_made_to_restart() -> None:
     """And says so, and is called as it is looked for, in a Ray as runs start it."""
     import ray

@@ -71,6 +71,7 @@ print(ray.get(ray.remote(num_cpus=0)(print).remote("in")))
     return done.stderr
 
 
+@pytest.mark.ray
 def test_nobody_else_can_reach_a_default_run_and_its_files_go(
     tmp_path: Path, temporary: Path
 ) -> None:

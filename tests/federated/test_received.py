@@ -1,7 +1,7 @@
 """Replies of a hostile site, thrown at the code that reads them: each is that site's failure."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import plain_recipe, what_a_client_says
+from builders import plain_tasks, what_a_client_says
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
@@ -29,7 +29,6 @@ from fedcats.merging.plan import Plan
 from fedcats.merging.rules import FedAvg, Median, Polyak
 from fedcats.storage import Store
 from fedcats.tensors import State
-from fedcats.training.update import Task
 
 SIZES = [5, 6, 7]
 HOSTILE = 1
@@ -74,15 +73,10 @@ class OneHostile(LocalGrid):
 
 
 def merge(folder: Path, grid: LocalGrid) -> MergeStrategy:
-    def tasks(clients: Sequence[int], server_round: int, start: str) -> list[tuple[Task, str]]:
-        same = (server_round, 0, "m", 2, "all", start, start, "", (), plain_recipe(), 1, "cpu", 0.0)
-        return [(Task("", client, *same), "") for client in clients]
-
-    rules = {"polyak": Polyak(0.5), "fedavg": FedAvg()}
     strategy = MergeStrategy(
-        {**rules, "median": Median()},
+        {"polyak": Polyak(0.5), "fedavg": FedAvg(), "median": Median()},
         Plan(range(3), 1.0, 0, "survivors", 1),
-        tasks,
+        plain_tasks,
         SIZES,
         store := Store(folder / "store"),
         OnTheWire(store, [1, 2, 3], ("a", "b"), START, 10**9, 60.0),
