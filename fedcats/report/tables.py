@@ -214,7 +214,7 @@ def over_seeds(found: Mapping[str, Replicated]) -> Table | None:
     note = (
         f"Mean difference in accuracy over {len(first['seeds'])} seeds in percentage points, with "
         f"{100 * first['confidence']:.0f}% interval; p of no difference, also by Holm over the "
-        f"models, and of one of {100 * first['margin']:g} points or more, by Holm; P: probability "
+        f"models, and of one of {view.size(first['margin'])} or more, by Holm; P: probability "
         "that with a new seed, on these images, the merged model is at least as good."
     )
     header = ("model", "difference", "verdict", "p", "p Holm", "p margin", "P")
@@ -245,7 +245,7 @@ def measures_over_seeds(found: Mapping[str, Replicated]) -> Table | None:
 
 
 def _number(value: object, form: str) -> str:
-    return EMPTY if value is None else form.format(value)
+    return EMPTY if value is None else form.format(value).replace("-", view.MINUS)
 
 
 def _p(p: float | None) -> str:

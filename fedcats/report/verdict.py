@@ -119,8 +119,7 @@ def over_seeds(
     if verdict.word == "undecided":
         return f"Undecided: {title} gets {size} ({base}; {at_95}); {_further(verdict, what)}."
     if verdict.word == "equivalent":
-        margin = f"{100 * verdict.margin:g}"
-        within = f"within {margin} point{'' if margin == '1' else 's'} of accuracy"
+        within = f"within {view.size(verdict.margin)} of accuracy"
         p = _p("two one-sided tests", verdict.p_equivalence, verdict.p_equivalence_holm)
         first = f"{title} and {CENTRALIZED} are equivalent {within}"
         second = f"{title} gets {size} ({base}; {_ends(found, 0.9, verdict)}{p})"

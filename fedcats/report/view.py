@@ -214,6 +214,12 @@ def points(value: float, digits: int = 1) -> str:
     return text.replace("-", MINUS)
 
 
+def size(share: float) -> str:
+    """Format a size in percentage points, without a sign: 0.01 -> "1 point"."""
+    number = f"{100 * share:g}"
+    return f"{number} point{'' if number == '1' else 's'}"
+
+
 def interval(difference: Difference | OverSeeds) -> str:
     """Format the ends of a difference's interval: "−1.8 to +0.3".
 
