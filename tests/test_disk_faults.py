@@ -36,8 +36,9 @@ def check(found: dict[str, Any], what: object) -> None:
 
 
 def distinct(events: list[str]) -> dict[str, int]:
-    """The position of the first operation of each kind: names that are made up count as one."""
-    plain = [re.sub(r"[0-9a-f]{8,}|\d{3,}|[a-z0-9_]{8}(?=/|$)", "#", event) for event in events]
+    """The position of the first operation of each kind: files of one folder and suffix are one."""
+    made_up = r"[0-9a-f]{8,}|\d{3,}|[a-z0-9_]{8}(?=/|$)|(?<=/)[^/]+(?=\.\w+$)"
+    plain = [re.sub(made_up, "#", event) for event in events]
     return {event: plain.index(event) for event in plain}
 
 

@@ -148,12 +148,13 @@ def test_equal_merges_are_tested_once(run: Go, monkeypatch: pytest.MonkeyPatch) 
         return predict(models, images)
 
     monkeypatch.setattr(predictions, "predict", counted)
-    results, folder = run(LOCAL, "seed=61", "strategy.rules=[polyak,fedavg,uniform]")
+    rules = "strategy.rules=[polyak,fedavg,uniform]"
+    results, folder = run(LOCAL, "mode=federated", "seed=61", rules)
     merged = [
         model_bytes(folder)[f"{name}.safetensors"] for name in ("polyak", "fedavg", "uniform")
     ]
     assert len({*merged}) == 1  # two shards of one size, beta 0.5
-    assert len(tested) == 3 + 1
+    assert len(tested) == 2 + 1
     scored = [results["models"][name]["loss"] for name in ("polyak", "fedavg", "uniform")]
     assert len({*scored}) == 1
 
@@ -254,7 +255,8 @@ def test_a_damaged_entry_is_noticed_and_computed_anew(run: Go, home: Path) -> No
 
 
 def test_photos_of_three_classes_in_a_folder(run: Go, photos: Path) -> None:
-    results, folder = run(LOCAL, "data=folder", f"data.root={photos}", folder="photos")
+    own = ["mode=federated", "data=folder", f"data.root={photos}"]
+    results, folder = run(LOCAL, *own, folder="photos")
     assert results["data"]["classes"] == ["ant", "bee", "cow"]
     model = results["models"]["polyak"]
     assert set(model["per_class"]) == {"ant", "bee", "cow"}
@@ -270,7 +272,8 @@ def test_files_that_cannot_be_used_are_left_out_and_named(
     whole = (root / "train/ant/0.jpg").read_bytes()
     (root / "train/ant/broken.jpg").write_bytes(whole[: len(whole) // 2])
     shutil.copy(root / "test/bee/1.jpg", root / "train/bee/leaked.jpg")
-    results, _ = run(LOCAL, "data=folder", f"data.root={root}", folder="dirty-run")
+    own = [LOCAL, "mode=federated", "data=folder", f"data.root={root}"]
+    results, _ = run(*own, folder="dirty-run")
     ((file, reason),) = results["data"]["audit"]["quarantined"]
     assert file == "train/ant/broken.jpg"
     assert reason
@@ -279,7 +282,7 @@ def test_files_that_cannot_be_used_are_left_out_and_named(
     assert "1 of 41 files cannot be used and are left out, e.g. train/ant/broken.jpg" in shown
     assert "train/bee/leaked.jpg = test/bee/1.jpg" in shown
     with pytest.raises(UserError, match=r"more than data.max_bad_fraction=0.01"):
-        run(LOCAL, "data=folder", f"data.root={root}", "data.max_bad_fraction=0.01")
+        run(*own, "data.max_bad_fraction=0.01")
 
 
 @pytest.mark.parametrize(
@@ -347,7 +350,7 @@ def test_robust_rules_beside_the_others(run: Go) -> None:
     assert "effective_weights" not in results["models"]["median"]
     assert sorted(results["models"]["krum"]["effective_weights"]) == [0.0] * 4 + [1.0]
     assert len({path.read_bytes() for path in (folder / "models").glob("[fmtk]*")}) == 4
-    once, folder = run(*five, rules, "train.epochs=1", folder="once")
+    once, folder = run(*five, rules, "mode=federated", "train.epochs=1", folder="once")
     own = [weights(folder, f"submodel-{i}") for i in range(5)]
     for name, value in weights(folder, "median").items():
         stack = np.stack([one[name].numpy() for one in own])
@@ -568,5 +571,5 @@ def test_the_baseline_has_the_clients_photos_or_all_of_them(
 )
 def test_families_end_to_end(run: Go, overrides: str) -> None:
     fewer = ("train.epochs=1", "data.train_per_class=5", "data.test_per_class=2")
-    results, _ = run(LOCAL, *fewer, "save_models=false", *overrides.split())
-    assert {*results["models"]} >= {"centralized", "submodel/0", "submodel/1", "polyak", "fedavg"}
+    results, _ = run(LOCAL, *fewer, "mode=federated", "save_models=false", *overrides.split())
+    assert {*results["models"]} >= {"submodel/0", "submodel/1", "polyak", "fedavg"}

@@ -138,6 +138,7 @@ def write(
             if figure is None:
                 continue
             figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+            figure.set_layout_engine("none")  # laid out once for both
             buffer = io.StringIO()
             figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
         svg = buffer.getvalue()
