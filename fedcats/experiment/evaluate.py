@@ -2,25 +2,25 @@
 
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import numpy as np
 
 from fedcats.config.schema import Config
 from fedcats.errors import RunError
+from fedcats.experiment.comparisons import is_merged, record_comparisons
 from fedcats.experiment.folders import file_stem
-from fedcats.experiment.inputs import Inputs
 from fedcats.experiment.predictions import Candidate, Parts, Predictor, Probabilities, finite
 from fedcats.experiment.results import training_record
 from fedcats.experiment.tasks import TEST
 from fedcats.experiment.train import Trained
 from fedcats.merging.fold import effective_number
 from fedcats.merging.plan import Merged
-from fedcats.metrics import NOT_FINITE, compare, write_predictions
+from fedcats.metrics import NOT_FINITE, write_predictions
 from fedcats.report import Progress
-from fedcats.results import Comparison, Model, Results, Round, RoundScores, Scores, Traffic
-from fedcats.seeding import derive_seed
+from fedcats.report.view import IN_ONE_PLACE
+from fedcats.results import Model, Results, Round, RoundScores, Scores, Traffic
 from fedcats.storage import Store
 from fedcats.tensors import State, save
 from fedcats.training.update import read
@@ -49,9 +49,7 @@ def evaluate(predictor: Predictor, trained: Trained, results: Results, progress:
         models = {name: one for name, one in zip(final, found, strict=True) if one}
     tested(count)
     results["models"] = models
-    results["comparison"] = _comparison(
-        inputs, {name: one for name, (one, *_) in predicted.items()}
-    )
+    record_comparisons(inputs, predicted, results)
     if unscored := [name for name in final if name not in models]:
         results["not_scored"] = dict.fromkeys(unscored, NOT_FINITE)
     if len(trained.earlier) > 1:
@@ -60,13 +58,13 @@ def evaluate(predictor: Predictor, trained: Trained, results: Results, progress:
 
 
 def _candidates(predictor: Predictor, trained: Trained) -> dict[str, Candidate]:
-    """The models to be tested, by name: the baseline, the clients' of round 1, the merged ones."""
+    """The models to be tested, by name: in one place, the clients' of round 1, the merged ones."""
     found = {
         name: Candidate(
             Parts((update.key,)), functools.partial(_stored, predictor.store, update.key)
         )
         for name, update in trained.updates.items()
-        if name == "centralized" or name.startswith("submodel/")
+        if name in IN_ONE_PLACE or name.startswith("submodel/")
     }
     if predictor.inputs.config.mode != "merge":
         found |= {name: _of_merge(merged) for name, merged in trained.merged.items()}
@@ -79,8 +77,8 @@ def _of_merge(merged: Merged) -> Candidate:
 
 
 def _model_order(name: str) -> tuple[int, int]:
-    if name == "centralized":
-        return (0, 0)
+    if name in IN_ONE_PLACE:
+        return (0, IN_ONE_PLACE.index(name))
     return (1, int(name.split("/")[1])) if name.startswith("submodel/") else (2, 0)
 
 
@@ -137,7 +135,7 @@ def _is_saved(config: Config, model: str) -> bool:
     """Whether the weights go into the run folder; what was trained is in the store, too."""
     if config.mode == "merge" or config.save_models == "none":
         return False
-    return config.save_models == "all" or not model.startswith("submodel/")
+    return config.save_models == "all" or model == "centralized" or is_merged(model)
 
 
 def _record_merge(model: Model, trained: Trained, name: str) -> None:
@@ -172,16 +170,3 @@ def _rounds(trained: Trained, scored: Iterator[Scores]) -> list[Round]:
             row[rule] = cast(RoundScores, {**next(scored), "bytes": _traffic(merged)})
         rows.append(row)
     return rows
-
-
-def _comparison(inputs: Inputs, predicted: Mapping[str, Probabilities]) -> dict[str, Comparison]:
-    """Each merged model against the baseline, photo by photo."""
-    if "centralized" not in predicted:
-        return {}
-    seed = derive_seed(inputs.config.draws.own, "bootstrap")
-    labels, reference = inputs.dataset.test.labels, predicted["centralized"]
-    return {
-        name: compare(labels, one, reference, seed=seed)
-        for name, one in predicted.items()
-        if name != "centralized" and not name.startswith("submodel/")
-    }

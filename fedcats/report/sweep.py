@@ -127,6 +127,7 @@ def write_sweep_report(
     *,
     warnings: Sequence[str] = (),
     replicated: Mapping[str, Replicated] = MappingProxyType({}),
+    more: Sequence[Table | None] = (),
 ) -> None:
     """Write ``sweep.csv``, ``figures/`` and ``sweep.html``.
 
@@ -140,6 +141,8 @@ def write_sweep_report(
         What a reader must know first, for example ``view.warnings(results)`` of one of the jobs.
     replicated
         What several seeds say of the merged models, under any names.
+    more
+        Further tables over seeds.
     """
     from fedcats.report import drawing
 
@@ -176,7 +179,7 @@ def write_sweep_report(
         answer=_answer(rows, replicated),
         meta=f"{len(rows)} models",
         points=points_table(rows),
-        seeds=[tables.over_seeds(replicated), tables.measures_over_seeds(replicated)],
+        seeds=[tables.over_seeds(replicated), *more, tables.measures_over_seeds(replicated)],
         jobs=sorted(jobs, key=lambda name: (len(name), name)),
     )
     (folder / "sweep.html").write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -190,6 +193,7 @@ def print_sweep(
     warnings: Sequence[str] = (),
     note: str = "",
     replicated: Mapping[str, Replicated] = MappingProxyType({}),
+    more: Sequence[Table | None] = (),
 ) -> None:
     """Print the points, the answer and, as the last line, the absolute path of the folder."""
     from rich.text import Text
@@ -201,9 +205,10 @@ def print_sweep(
         out.print(Text(warning, style="yellow"))
     out.print(to_rich(points_table(rows)))
     out.print()
-    if (table := tables.over_seeds(replicated)) is not None:
-        out.print(to_rich(table))
-        out.print()
+    for table in (tables.over_seeds(replicated), *more):
+        if table is not None:
+            out.print(to_rich(table))
+            out.print()
     out.print(Text(" ".join(_answer(rows, replicated)), style="bold"))
     if note:
         out.print(Text(note))

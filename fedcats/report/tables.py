@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from fedcats.report import view
 from fedcats.report.view import MEASURES, points
-from fedcats.results import OverSeeds, Published, Replicated, Results, Scores, Traffic
+from fedcats.results import Comparison, OverSeeds, Published, Replicated, Results, Scores, Traffic
 from fedcats.text import shown
 
 if TYPE_CHECKING:
@@ -171,17 +171,25 @@ def comparison(results: Results, *, counts: bool = True) -> Table | None:
     With ``counts`` also on how many pictures exactly one of the two was right.
     """
     found = results.get("comparison") or {}
-    if not found:
-        return None
+    named = {view.title(results, name): one for name, one in found.items()}
+    title = f"Merged minus centralized{view.of_seed(results)}"
+    return compared(title, named, results, counts=counts) if named else None
+
+
+def compared(
+    title: str, found: Mapping[str, Comparison], results: Results, *, counts: bool
+) -> Table:
+    """Comparisons of single models, by what they are called."""
     rows = [
         (
-            view.title(results, name),
+            name,
             *(
                 f"{points(one[key]['difference'])} ({view.interval(one[key])})"
                 for key in view.SCORES
             ),
             *((f"{one['only_model_right']} : {one['only_reference_right']}",) if counts else ()),
             _p(one["mcnemar_p"]),
+            *((_p(one.get("mcnemar_p_holm")),) if counts else ()),
         )
         for name, one in found.items()
     ]
@@ -189,15 +197,15 @@ def comparison(results: Results, *, counts: bool = True) -> Table | None:
     exact = "accuracy and recall" if view.is_binary(results) else "accuracy"
     note = (
         f"Differences in percentage points with {level} intervals, exact ones for {exact}; p of "
-        "the exact McNemar test of the accuracy. All speak of the choice of test pictures, not of "
-        "another training seed."
+        f"the exact McNemar test of the accuracy{', also by Holm over the models' * counts}. All "
+        "speak of the choice of test pictures, not of another training seed."
     )
     header = ("model", *view.SCORES, *(("only one right",) if counts else ()), "p")
-    return Table(f"Merged minus centralized{view.of_seed(results)}", header, rows, note=note)
+    return Table(title, (*header, *(("p Holm",) if counts else ())), rows, note=note)
 
 
-def over_seeds(found: Mapping[str, Replicated]) -> Table | None:
-    """Each merged model's accuracy minus the centralized one's, over seeds."""
+def over_seeds(found: Mapping[str, Replicated], title: str = "Over seeds") -> Table | None:
+    """Each model's accuracy minus its reference's, over seeds."""
     if not found:
         return None
     rows = [
@@ -215,10 +223,10 @@ def over_seeds(found: Mapping[str, Replicated]) -> Table | None:
         f"Mean difference in accuracy over {len(first['seeds'])} seeds in percentage points, with "
         f"{100 * first['confidence']:.0f}% interval; p of no difference, also by Holm over the "
         f"models, and of one of {view.size(first['margin'])} or more, by Holm; P: probability "
-        "that with a new seed, on these images, the merged model is at least as good."
+        "that with a new seed, on these images, the model is at least as good."
     )
     header = ("model", "difference", "verdict", "p", "p Holm", "p margin", "P")
-    return Table("Over seeds", header, rows, text=(0, 2), note=note)
+    return Table(title, header, rows, text=(0, 2), note=note)
 
 
 def measures_over_seeds(found: Mapping[str, Replicated]) -> Table | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedcats.report import tables, verdict, view
+from fedcats.report import split, tables, verdict, view
 from fedcats.results import Results
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def print_summary(results: Results, folder: Path, console: Console | None = None
         tables.scores(results, submodels=False),
         tables.paper(results, submodels=False),
         None if view.replication(results) else tables.comparison(results, counts=False),
+        split.over_seeds_of(results) or split.in_one_run(results, counts=False),
     ):
         if table is not None:
             out.print(tables.to_rich(table))
