@@ -160,10 +160,27 @@ class Model(Tested):
     ]
 
 
+class RoundTraining(TypedDict):
+    """What the clients of a round did together."""
+
+    examples: Annotated[int, "images"]
+    epochs: Annotated[int, "of each"]
+    steps: Annotated[int, "optimizer steps"]
+    loss: Annotated[float, "mean over clients of the last epoch's training loss, nats"]
+    seconds: Annotated[float, "sum over clients, when they were trained"]
+
+
 class RoundScores(Scores):
     """A rule's merged model after a round."""
 
     bytes: Annotated[Traffic, "of the round"]
+    clients: Annotated[list[int], "who was merged, in that order"]
+    own: Annotated[
+        list[float | None],
+        "accuracy of their own models, as they were merged; null: one without finite answers, or "
+        "no longer in the store",
+    ]
+    training: Annotated[RoundTraining, "of these clients"]
 
 
 class Machine(TypedDict):

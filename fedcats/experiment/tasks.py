@@ -114,7 +114,8 @@ class Tasks:
             batch = 0
             for number in range(1, config.rounds + 1):
                 chosen = plan.clients(number)
-                count += len(chosen) if number == 1 else len(config.strategy.rules)
+                merges = len(config.strategy.rules)
+                count += len(chosen) if number == 1 else merges * (1 + len(chosen))
                 for rule in config.strategy.rules if number > 1 else ("",):
                     batch += 1
                     for client in chosen:

@@ -52,6 +52,16 @@ class Trained:
         self.history.append((model, server_round, update))
         self.updates.setdefault(model, update)
 
+    @property
+    def by_round(self) -> dict[tuple[int, str], dict[int, Update]]:
+        """The clients' updates of each round and rule; of the first, which all share, rule ""."""
+        found: dict[tuple[int, str], dict[int, Update]] = {}
+        for name, number, update in self.history:
+            rule, is_client, client = name.rpartition("submodel/")
+            if is_client:
+                found.setdefault((number, rule.rstrip("/")), {})[int(client)] = update
+        return found
+
     def own(self) -> SubModels:
         """The clients' models of the first round."""
         own = {

@@ -292,6 +292,14 @@ def shards(results: Results) -> Table | None:
         if model.get("effective_weights")
     }
     own = view.submodels(results)
+    last = results["rounds"][-1] if len(results.get("rounds") or []) > 1 else {}
+    later = {
+        f"{view.title(results, name)}, round {last['round']}": dict(
+            zip(one["clients"], one["own"], strict=True)
+        )
+        for name, one in view.by_rule(last).items()
+        if "own" in one
+    }
     rows = []
     for shard in found:
         client = shard["client"]
@@ -303,10 +311,12 @@ def shards(results: Results) -> Table | None:
                 f"{shard['examples']:,}",
                 *([f"{counts[name]:,}" for name in classes] if each else [str(len(+counts))]),
                 EMPTY if model is None else f"{model['accuracy']:.4f}",
+                *(_number(accuracy.get(client), "{:.4f}") for accuracy in later.values()),
                 *(_share(kept.get(client)) for kept in weights.values()),
             )
         )
-    header = ("client", "examples", *(classes if each else ("classes",)), "own accuracy")
+    header = ("client", "examples", *(classes if each else ("classes",)))
+    header += (f"own accuracy{', round 1' if last else ''}", *(f"own, {name}" for name in later))
     kept = tuple(f"in {view.title(results, name)}" for name in weights)
     note = "The last columns: how much of the client's weights is in each merged model."
     return Table("The shards", (*header, *kept), rows, note=note if kept else "")
@@ -336,11 +346,24 @@ def cost(results: Results) -> Table | None:
             row[5:5] = [EMPTY if known is None else f"{known:.4f}"]
             row.append(f"{there['minutes']:g} min" if "minutes" in there else EMPTY)
         rows.append(tuple(row))
+    several = len(results.get("rounds") or []) > 1
+    for one in (results.get("rounds") or [])[1:]:
+        for name, merged in view.by_rule(one).items():
+            if did := merged.get("training"):
+                who = f"round {one['round']}, {len(merged['clients'])} clients"
+                cells = [f"{did['examples']:,}", str(did["epochs"]), f"{did['steps']:,}"]
+                cells += [f"{did['loss']:.4f}", *[EMPTY] * beside, view.duration(did["seconds"])]
+                title = f"{who} ({view.title(results, name)})"
+                rows.append((title, *cells, *[EMPTY] * beside))
     header = ["model", "examples", "epochs", "steps", "last loss", "time"]
     if beside:
         header[5:5] = ["paper"]
         header.append("paper's time")
-    return Table("Training", tuple(header), rows)
+    note = (
+        "Sub-models: in the first round. Of later rounds all clients of a rule together; their "
+        "loss is the mean of the last epochs'."
+    )
+    return Table("Training", tuple(header), rows, note=note if several else "")
 
 
 def rounds(results: Results) -> Table | None:
@@ -353,14 +376,22 @@ def rounds(results: Results) -> Table | None:
             str(one["round"]),
             view.title(results, name),
             *_numbers(model),
+            _own_models([value for value in model.get("own", ()) if value is not None]),
             *_megabytes(model["bytes"]),
         )
         for one in found
         for name, model in view.by_rule(one).items()
     ]
-    header = ("round", "model", "accuracy", "precision", "recall", "F1", "loss", "down", "up")
-    note = "Down, up: weights to the clients of the round and back, in a real federation."
-    return Table("After each round", header, rows, text=(1,), note=note)
+    header = ("round", "model", "accuracy", "precision", "recall", "F1", "loss")
+    note = (
+        "Own: accuracy of the clients' own models before they were merged, median and range. Down, "
+        "up: weights to the clients of the round and back, in a real federation."
+    )
+    return Table("After each round", (*header, "own", "down", "up"), rows, text=(1,), note=note)
+
+
+def _own_models(found: list[float]) -> str:
+    return f"{median(found):.4f} ({view.span(found)})" if found else EMPTY
 
 
 def _megabytes(traffic: Traffic) -> tuple[str, str]:
