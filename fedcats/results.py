@@ -271,6 +271,9 @@ class Weights(TypedDict):
     sha256: Annotated[str, "SHA-256 of all of them, hexadecimal"]
     note: Annotated[str, "why this source, or what is to be known of the file; may be empty"]
     missing: Annotated[list[str], "state-dict keys that the file lacks: they start at random"]
+    only_linear: Annotated[
+        bool, "whether nothing but a last linear layer is trained: merging then averages logits"
+    ]
 
 
 class StoreUse(TypedDict):
@@ -331,6 +334,7 @@ class GridRow(Scores, _Varied):
     model: Annotated[str, "the rule"]
     clients: Annotated[list[int], "who is merged, in that order"]
     predictions: Annotated[str, "its predictions in the run folder"]
+    sha256: Annotated[str, "of its probabilities on the test images: of equal models it is equal"]
     validation: NotRequired[Annotated[Validation, "on the held-out training images", _HELD]]
 
 

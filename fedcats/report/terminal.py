@@ -33,7 +33,8 @@ def print_summary(results: Results, folder: Path, console: Console | None = None
         from fedcats.report.sweep import grid_rows, print_sweep
 
         rows, grid = grid_rows(results), results["grid"]
-        note = f"{grid['points']} combinations, {len(grid['rows'])} different models. "
+        different = len({row["sha256"] for row in grid["rows"]})
+        note = f"{grid['points']} combinations, {different} different models. "
         warnings = view.warnings(results)
         print_sweep(rows, folder, out, warnings=warnings, note=note + _store_note(results))
         return

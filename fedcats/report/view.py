@@ -151,6 +151,12 @@ def warnings(results: Results) -> list[str]:
         )
     if (weights := results.get("weights") or {}).get("missing"):
         found.append(f"{weights['note']}.")
+    means = [m for m in merged(results).values() if "effective_weights" in m] or "grid" in results
+    if (results.get("weights") or {}).get("only_linear") and means:
+        found.append(
+            "Only the last layer is trained, and it is linear: a weighted mean of models answers "
+            "with the weighted means of their logits, so that such a merge is a logit ensemble."
+        )
     for who, why in (results.get("failures") or {}).items():
         found.append(f"Left out of the merge: {who} ({why}).")
     for who, why in (results.get("not_scored") or {}).items():
