@@ -180,6 +180,7 @@ def compared(
     title: str, found: Mapping[str, Comparison], results: Results, *, counts: bool
 ) -> Table:
     """Comparisons of single models, by what they are called."""
+    holm = counts and len(found) > 1
     rows = [
         (
             name,
@@ -189,7 +190,7 @@ def compared(
             ),
             *((f"{one['only_model_right']} : {one['only_reference_right']}",) if counts else ()),
             _p(one["mcnemar_p"]),
-            *((_p(one.get("mcnemar_p_holm")),) if counts else ()),
+            *((_p(one.get("mcnemar_p_holm")),) if holm else ()),
         )
         for name, one in found.items()
     ]
@@ -197,11 +198,11 @@ def compared(
     exact = "accuracy and recall" if view.is_binary(results) else "accuracy"
     note = (
         f"Differences in percentage points with {level} intervals, exact ones for {exact}; p of "
-        f"the exact McNemar test of the accuracy{', also by Holm over the models' * counts}. All "
+        f"the exact McNemar test of the accuracy{', also by Holm over the models' * holm}. All "
         "speak of the choice of test pictures, not of another training seed."
     )
     header = ("model", *view.SCORES, *(("only one right",) if counts else ()), "p")
-    return Table(title, (*header, *(("p Holm",) if counts else ())), rows, note=note)
+    return Table(title, (*header, *(("p Holm",) if holm else ())), rows, note=note)
 
 
 def over_seeds(found: Mapping[str, Replicated], title: str = "Over seeds") -> Table | None:
