@@ -1,6 +1,8 @@
 """What is trained in one place: the baseline, and the model with as many steps as a client."""
 
+import importlib.util
 import itertools
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -217,3 +219,22 @@ def test_the_two_parts_are_the_whole(three_seeds: tuple[Results, Path], run: Go)
     assert again["split_over_seeds"] == results["split_over_seeds"]
     without, _ = run(*OF_PHOTOS, "seed=52", "reference=[full]")
     assert without["store"]["trained"] == [] and "split" not in without
+
+
+def test_pages_are_filled_in_from_a_run(three_seeds: tuple[Results, Path], tmp_path: Path) -> None:
+    path = Path(__file__).parents[1] / "docs/paper.py"
+    spec = importlib.util.spec_from_file_location("paper", path)
+    assert spec is not None and spec.loader is not None
+    paper = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(paper)
+    results, folder = three_seeds
+    texts = {part.__name__: part(results) for part in paper.PARTS}
+    texts["by_seed"] = paper.by_seed(folder, results)
+    assert texts["by_seed"].count("\n") == 2 + 3 + 1
+    assert texts["each_model"] == "This run has none."
+    page = "".join(f"# {name}\n<!-- paper: {name} -->\nold\n<!-- /paper -->\n" for name in texts)
+    filled = paper.written(page, texts)
+    assert "old" not in filled and all(text.strip() in filled for text in texts.values())
+    assert paper.written(filled, texts) == filled
+    marked = re.findall(r"<!-- paper: (\w+) -->", path.with_suffix(".md").read_text())
+    assert marked and {*marked} <= {*texts}
