@@ -26,6 +26,7 @@ from fedcats.report import split, tables, verdict
 from fedcats.results import Results
 from fedcats.seeding import derive_seed
 from fedcats.training.loop import PlainStep, batches, train
+from fedcats.training.recipe import Epoch
 
 BOTH = "reference=[full,same_steps]"
 Go = Callable[..., tuple[Results, Path]]
@@ -93,6 +94,9 @@ def test_steps_end_where_they_are_told(
         some, by_epoch = steps_of(n, recipe, steps=steps)
         assert [b for _, b in some] == [b for _, b in whole][:steps]
         assert sum(by_epoch) == steps and max(by_epoch) - min(by_epoch) <= 1
+        done = tuple(Epoch(0.0, 1, count, 0.0) for count in by_epoch[:1])
+        rest, _ = steps_of(n, recipe, steps=steps, done=done)
+        assert rest == some[by_epoch[0] :]  # as after a stop
         assert [lr for lr, _ in some] == [
             recipe.lr_at(e) for e, count in enumerate(by_epoch) for _ in range(count)
         ]

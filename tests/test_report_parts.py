@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fedcats.experiment.comparisons import record_comparisons
 from fedcats.experiment.seeds import Found, records
+from fedcats.merging.rules import Polyak, TrimmedMean
 from fedcats.metrics import choice, scores
 from fedcats.metrics.measures import MEASURES
 from fedcats.metrics.replication import replicate
@@ -196,6 +197,15 @@ def test_sources_stand_side_by_side() -> None:
     ]
     assert table.rows[0][4] == "2.60 to 31.42"  # chi-squared with 2 degrees of freedom
     assert sources.table([("init", replicated([7], "one")), ("all", moved)]).rows[1][3] == "–"  # type: ignore[union-attr]
+
+
+def test_numbers_are_what_a_reader_means() -> None:
+    assert [TrimmedMean(0.29).cut(100), TrimmedMean(0.2).cut(9), TrimmedMean(0.49).cut(2)] == [
+        29, 1, 0,
+    ]  # fmt: skip
+    assert TrimmedMean(0.5 - 1e-12).cut(2) == 0  # one is left
+    labels = [Polyak(beta).label for beta in (0.5, 0.3745401188473625, "auto")]
+    assert labels == ["Polyak β = 0.5", "Polyak β = 0.37454", "Polyak β = auto"]
 
 
 def test_a_linear_head_is_said_to_be_an_ensemble() -> None:

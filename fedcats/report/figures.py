@@ -66,7 +66,7 @@ def run_figures(results: Results, folder: Path) -> list[Drawn]:
                 lambda: confusion(results),
             ),
             "loss": (
-                "Training loss of the centralized model and of the clients' own models "
+                "Training loss of the centralized models and of the clients' own models "
                 "(the paper's Fig. 3, twice).",
                 lambda: loss(results, history(folder, results)),
             ),
@@ -215,6 +215,10 @@ def loss(results: Results, curves: Mapping[str, Curve]) -> Figure | None:
         if name == "centralized":
             (curve,) = own
             ax.plot(_epochs(curve), [p[2] for p in curve], "o-", color=CENTRALIZED, markersize=4.5)
+            if fewer := curves.get("same_steps"):
+                losses, label = [p[2] for p in fewer], view.TITLES["same_steps"]
+                ax.plot(_epochs(fewer), losses, "D:", color=CENTRALIZED, markersize=4, label=label)
+                ax.legend(loc="upper right")
             final = view.published(results, name).get("training_loss")
             if final is not None:
                 label = f"the paper, last epoch: {final}"

@@ -80,7 +80,7 @@ def _of_which(results: Results) -> str:
 
 def _merging(results: Results, name: str) -> str:
     own, shards = view.submodels(results), results["data"].get("shards") or []
-    how = f"{len(own)} devices" if own else "the devices"
+    how = f"{len(own)} device{'s' if len(own) > 1 else ''}" if own else "the devices"
     if len(own) < len(shards) and len(results.get("rounds") or []) > 1:  # others in later rounds
         how = f"{len(own)} of {len(shards)} devices a round"
     return (
@@ -203,7 +203,8 @@ def _in_one_place(results: Results) -> str:
     if n == sum(sum(counts.values()) for counts in parts):
         return f"all {n:,} {what}"
     if n == sum(shard["examples"] for shard in data["shards"]):
-        return f"the {n:,} {what} of all {len(data['shards'])} devices"
+        clients = len(data["shards"])
+        return f"the {n:,} {what} of " + (f"all {clients} devices" if clients > 1 else "the device")
     return f"{n:,} {what}"
 
 
