@@ -13,7 +13,7 @@ from dataclasses import replace
 from fedcats.report import tables, view
 from fedcats.report.tables import Table
 from fedcats.report.view import interval, points
-from fedcats.results import Replicated, Results
+from fedcats.results import Replicated, Results, SplitOverSeeds
 
 TITLE = "What fewer steps cost, and what keeping photos apart costs"
 _NOTE = (
@@ -44,8 +44,13 @@ def over_seeds(fewer: Iterable[Replicated], apart: Iterable[Replicated]) -> Tabl
 
 def over_seeds_of(results: Results) -> Table | None:
     """The same, from the results of a run."""
-    split = results.get("split_over_seeds")
+    split = _over(results)
     return split and over_seeds([split["fewer_steps"]], split["photos_apart"].values())
+
+
+def _over(results: Results) -> SplitOverSeeds | None:
+    """Where there are several seeds."""
+    return results.get("split_over_seeds") if view.replication(results) else None
 
 
 def sentences(results: Results, name: str) -> list[str]:
@@ -55,7 +60,7 @@ def sentences(results: Results, name: str) -> list[str]:
         return []
     all_steps, steps = (models[one]["training"]["steps"] for one in view.IN_ONE_PLACE)
     where = f"{steps:,} steps in one place instead of {all_steps:,}"
-    if over := results.get("split_over_seeds"):
+    if over := _over(results):
         parts = [over["fewer_steps"], over["photos_apart"][name]]
         said = [f"{points(one['difference'] or 0)} points ({_seen(one)})" for one in parts]
     else:
