@@ -8,7 +8,7 @@ from fedcats.metrics.replication import LEAST_SEEDS, Replication
 from fedcats.metrics.verdict import LEVEL, MOST_SEEDS, Verdict, Word
 from fedcats.report import split, thresholds, view
 from fedcats.report.view import apart, interval, p_value, percent, points
-from fedcats.results import Comparison, Replicated, Results
+from fedcats.results import Comparison, Model, Replicated, Results
 
 CENTRALIZED = "training in one place"
 
@@ -35,7 +35,7 @@ def answer(results: Results) -> list[str]:
     name = next(iter(rules))
     if replication := view.replication(results):
         said = split.sentences(results, name) + thresholds.sentences(results, name)
-        chosen = [f"For seed {results['seed']}: {one}" for one in _chosen(results, name)]
+        chosen = [f"For seed {results['seed']}: {one}" for one in _chosen(results)]
         return [of_replication(replication[name], what), *said, _of_which(results), *chosen]
     start = _merging(results, name)
     if base is None:
@@ -44,14 +44,14 @@ def answer(results: Results) -> list[str]:
         return [
             f"{start} on {rules[name]['n']:,} test {what}{middle}; "
             "there is no centralized model in this run to compare with.",
-            *_chosen(results, name),
+            *_chosen(results),
         ]
     first = f"{start}, training on {_in_one_place(results)} in one place "
     first += f"{percent(base['accuracy'])}."
     found = results.get("comparison", {}).get(name)
     judged = _judged(results, name, found) if found else []
     said = split.sentences(results, name) + thresholds.sentences(results, name)
-    return [first, *judged[:1], *said, *judged[1:], *_chosen(results, name), *_never(results, name)]
+    return [first, *judged[:1], *said, *judged[1:], *_chosen(results), *_never(results, name)]
 
 
 def of_replication(found: Replicated, what: str = "photos") -> str:
@@ -133,24 +133,26 @@ def over_seeds(
     return f"{title} is {verdict.word}: it gets {size} ({base}; {at_95})."
 
 
-def _chosen(results: Results, name: str) -> list[str]:
+def _chosen(results: Results) -> list[str]:
     """Say that a beta was chosen, on how many images, and against what."""
-    model = results["models"][name]
-    found = model.get("beta_chosen_from", {})
-    if not found or "validation" not in model:
-        return []
+    models = view.merged(results).values()
+    return [_of_choice(one, view.things(results)) for one in models if "beta_chosen_from" in one]
+
+
+def _of_choice(model: Model, what: str) -> str:
+    found = model["beta_chosen_from"]
     n, own = model["validation"]["n"], f"{model['beta']:g}"
     most, others = found[own], {beta: one for beta, one in found.items() if beta != own}
     text = f"β = {own} was chosen among {len(found)} values"
     if alike := sum(one == most for one in others.values()):
         text += f", as that with the lowest loss of {alike + 1} equally good ones,"
-    text += f" on {n:,} held-out training {view.things(results)}: {round(most * n):,} right"
+    text += f" on {n:,} held-out training {what}: {round(most * n):,} right"
     if "0.5" in others:
         text += f", with β = 0.5 {round(others['0.5'] * n):,}"
     elif others:
         text += f", with the others {round(min(others.values()) * n):,} to "
         text += f"{round(max(others.values()) * n):,}"
-    return [f"{text}."]
+    return f"{text}."
 
 
 def of_one_seed(title: str, comparison: Comparison, what: str = "photos") -> str:
