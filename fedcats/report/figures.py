@@ -45,6 +45,7 @@ Curve = Sequence[tuple[int, int, float]]  # training loss: round, epoch, mean cr
 def run_figures(results: Results, folder: Path) -> list[Drawn]:
     """Draw everything that one run has to show into ``folder/figures``."""
     what = view.things(results)
+    dotted = "; dotted: with as many steps as a client" * ("same_steps" in results["models"])
     hollow = ", hollow marks: the paper's values" if view.has_paper(results) else ""
     return write(
         folder / "figures",
@@ -66,8 +67,8 @@ def run_figures(results: Results, folder: Path) -> list[Drawn]:
                 lambda: confusion(results),
             ),
             "loss": (
-                "Training loss of the centralized models and of the clients' own models "
-                "(the paper's Fig. 3, twice).",
+                "Training loss of the centralized model and of the clients' own models "
+                f"(the paper's Fig. 3, twice){dotted}.",
                 lambda: loss(results, history(folder, results)),
             ),
             "weights": (
