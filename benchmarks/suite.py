@@ -82,7 +82,12 @@ def rows(root: Path, epochs: int, per_class: int, test: int, pfl: str | None) ->
             *(python, "-m", "fedcats.cli", "data=folder", f"data.root={root}"),
             *(f"data.counts={counts}", "model.weights=none", "save_models=none"),
             *("partition=paper", f"partition.num_shards={clients}", f"train.epochs={epochs}"),
-            *(f"partition.per_class={per_class}", "hydra.run.dir=run", *overrides),
+            *(
+                f"partition.per_class={per_class}",
+                "reference=[full]",
+                "hydra.run.dir=run",
+                *overrides,
+            ),
         ]
 
     def rival(name: str, *options: str, by: str = python) -> list[str]:

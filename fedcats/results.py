@@ -9,6 +9,15 @@ files (relative to the data folder) are as the data has them.
 
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+from fedcats.compared import AtThresholds as AtThresholds
+from fedcats.compared import Comparison as Comparison
+from fedcats.compared import Difference as Difference
+from fedcats.compared import OverSeeds as OverSeeds
+from fedcats.compared import Replicated as Replicated
+from fedcats.compared import Split as Split
+from fedcats.compared import SplitOverSeeds as SplitOverSeeds
+from fedcats.compared import Unbounded as Unbounded
+
 Score = Literal["accuracy", "precision", "recall"]
 Measure = Literal["accuracy", "precision", "recall", "f1", "loss"]
 
@@ -74,7 +83,7 @@ class Traffic(TypedDict):
 
 
 _HELD = "where images are held out"
-_TRAINED = "of `centralized` and `submodel/<client>`"
+_TRAINED = "of `centralized`, `same_steps` and `submodel/<client>`"
 _MERGED = "of merged models"
 _MEANS = "of merged models that are weighted means of the clients' (and of `krum`, which takes one)"
 
@@ -94,8 +103,23 @@ class Tested(Scores):
     ]
 
 
+class Threshold(TypedDict):
+    """The probability of the second of two classes above which to say that class."""
+
+    value: Annotated[float, "best on the held-out images, of equal ones that nearest to 0.5"]
+    accuracy: Annotated[float, "with it, on the test images"]
+
+
 class Model(Tested):
     """One tested model."""
+
+    thresholdless: Annotated[
+        dict[str, float | None],
+        "`roc_auc`, `average_precision`, `log_loss`, `brier` and `ece`; null: not defined",
+    ]
+    threshold: NotRequired[
+        Annotated[Threshold, "chosen for it", "of two classes, where images are held out"]
+    ]
 
     file: Annotated[str | None, "its weights in the run folder; null: not saved (`save_models`)"]
     predictions: Annotated[str, "its predictions in the run folder"]
@@ -136,89 +160,27 @@ class Model(Tested):
     ]
 
 
+class RoundTraining(TypedDict):
+    """What the clients of a round did together."""
+
+    examples: Annotated[int, "images"]
+    epochs: Annotated[int, "of each"]
+    steps: Annotated[int, "optimizer steps"]
+    loss: Annotated[float, "mean over clients of the last epoch's training loss, nats"]
+    seconds: Annotated[float, "sum over clients, when they were trained"]
+
+
 class RoundScores(Scores):
     """A rule's merged model after a round."""
 
     bytes: Annotated[Traffic, "of the round"]
-
-
-class Difference(TypedDict):
-    """A score of the merged model minus the centralized one's; negative: the merged is worse."""
-
-    difference: Annotated[float, "on the test images"]
-    low: Annotated[float | None, "lower end of the interval; null: the images say nothing of it"]
-    high: Annotated[float | None, "upper end, likewise"]
-
-
-class Comparison(TypedDict):
-    """A merged model beside the centralized one on the same test images (`fedcats.metrics`)."""
-
-    n: Annotated[int, "test images"]
-    both_right: Annotated[int, "images"]
-    only_model_right: Annotated[int, "images that only the merged model gets right"]
-    only_reference_right: Annotated[int, "images that only the centralized model gets right"]
-    both_wrong: Annotated[int, "images"]
-    mcnemar_p: Annotated[float, "p value of the exact McNemar test of the accuracy"]
-    confidence: Annotated[float, "level of the intervals"]
-    resamples: Annotated[int, "draws behind the intervals that are not exact"]
-    accuracy: Annotated[Difference, "exact interval (Fay and Lumbard 2021)"]
-    precision: Annotated[Difference, "interval from draws"]
-    recall: Annotated[Difference, "of two classes an exact interval, of more from draws"]
-    f1: Annotated[Difference, "interval from draws"]
-
-
-class Deviation(TypedDict):
-    """Standard deviations of one run's difference, by what is drawn anew."""
-
-    seed: Annotated[float, "another seed, on the same images"]
-    photo: Annotated[float, "other images, with all seeds alike"]
-    interaction: Annotated[float, "other images, what they do to each seed by itself"]
-
-
-_NO_INTERVAL = "null: fewer than three seeds, or the images give no interval"
-
-
-class OverSeeds(TypedDict):
-    """A measure of the merged model minus the centralized one's, over seeds (verdict.md)."""
-
-    by_seed: Annotated[list[float | None], "for each of `seeds`; null: not defined"]
-    difference: Annotated[float | None, "their mean"]
-    low: Annotated[float | None, f"lower end of its interval; {_NO_INTERVAL}"]
-    high: Annotated[float | None, "upper end, likewise"]
-    standard_error: Annotated[float | None, "of the difference, likewise"]
-    df: Annotated[float | None, "its degrees of freedom, likewise"]
-    deviation: Annotated[Deviation | None, "what moves one run's difference, likewise"]
-    at_least_as_good: Annotated[
-        float | None,
-        "probability that with a new seed, on these images, the merged model is at least as good",
+    clients: Annotated[list[int], "who was merged, in that order"]
+    own: Annotated[
+        list[float | None],
+        "accuracy of their own models, as they were merged; null: one without finite answers, or "
+        "no longer in the store",
     ]
-
-
-class Replicated(OverSeeds):
-    """A merged model beside the centralized one over seeds, in accuracy."""
-
-    title: Annotated[str, "the rule with its parameters, as far as all seeds have the same"]
-    seeds: Annotated[list[int], "of the experiments"]
-    n: Annotated[int, "test images, the same for all seeds"]
-    confidence: Annotated[float, "level of the intervals"]
-    margin: Annotated[float, "`margin`, as a share"]
-    verdict: Annotated[
-        str | None, f"`equivalent`, `worse`, `better` or `undecided`; {_NO_INTERVAL}"
-    ]
-    p_difference: Annotated[float | None, "of the t test against 0; null as `verdict`"]
-    p_difference_holm: Annotated[float | None, "the same, adjusted for the number of rules"]
-    p_equivalence: Annotated[
-        float | None, "larger one of the two one-sided t tests against the margin, likewise"
-    ]
-    p_equivalence_holm: Annotated[float | None, "the same, adjusted for the number of rules"]
-    seeds_to_decide: Annotated[
-        int | None, "if undecided, how many seeds more would decide; null: not even 1,000"
-    ]
-    measures: Annotated[
-        dict[str, OverSeeds],
-        "the same for `precision`, `recall`, `f1`, `roc_auc`, `average_precision`, `log_loss`, "
-        "`brier` and `ece`; of the last three less is better",
-    ]
+    training: Annotated[RoundTraining, "of these clients"]
 
 
 class Machine(TypedDict):
@@ -309,12 +271,15 @@ class Weights(TypedDict):
     sha256: Annotated[str, "SHA-256 of all of them, hexadecimal"]
     note: Annotated[str, "why this source, or what is to be known of the file; may be empty"]
     missing: Annotated[list[str], "state-dict keys that the file lacks: they start at random"]
+    only_linear: Annotated[
+        bool, "whether nothing but a last linear layer is trained: merging then averages logits"
+    ]
 
 
 class StoreUse(TypedDict):
-    """Trainings by name: `centralized`, `submodel/<client>`, and from the second round on
-    `<rule>/submodel/<client>`, once for each round. With several `seeds` those of all of them,
-    each with `seed <seed>, ` before it.
+    """Trainings by name: `centralized`, `same_steps`, `submodel/<client>`, and from the second
+    round on `<rule>/submodel/<client>`, once for each round. With several `seeds` those of all of
+    them, each with `seed <seed>, ` before it.
     """
 
     enabled: Annotated[bool, "`store.enabled`"]
@@ -369,6 +334,7 @@ class GridRow(Scores, _Varied):
     model: Annotated[str, "the rule"]
     clients: Annotated[list[int], "who is merged, in that order"]
     predictions: Annotated[str, "its predictions in the run folder"]
+    sha256: Annotated[str, "of its probabilities on the test images: of equal models it is equal"]
     validation: NotRequired[Annotated[Validation, "on the held-out training images", _HELD]]
 
 
@@ -406,11 +372,22 @@ class Results(TypedDict):
     store: Annotated[StoreUse, "what was trained and what was found in the store"]
     models: Annotated[
         dict[str, Model],
-        "by name: `centralized`, `submodel/<client>` (of the first round), then each merge rule",
+        "by name: `centralized`, `same_steps` (in one place, with as many steps as a client; "
+        "unless `reference=[full]`), `submodel/<client>` (of the first round), each merge rule",
     ]
     comparison: Annotated[
         dict[str, Comparison],
         "by merge rule; empty where there is no centralized or no merged model",
+    ]
+    split: NotRequired[
+        Annotated[
+            Split,
+            "what comes with fewer steps, and what with keeping photos apart",
+            "where there are `same_steps` and a merged model",
+        ]
+    ]
+    split_over_seeds: NotRequired[
+        Annotated[SplitOverSeeds, "the same over seeds", "likewise, with `seeds`"]
     ]
     replication: NotRequired[
         Annotated[

@@ -30,6 +30,7 @@ TINY = [
     "partition.num_shards=2",
     "train.epochs=2",
     "save_models=all",
+    "reference=[full]",
 ]
 TINY_DRAWINGS = ["data.train_per_class=8", "data.test_per_class=6"]
 

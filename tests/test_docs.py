@@ -74,7 +74,7 @@ RUNS = {
         "strategy.on_failure=survivors",
         "paper=cats_dogs",
     ],
-    "compare, over seeds": ["seeds=3"],
+    "compare, over seeds": ["seeds=3", "reference=[full,same_steps]"],
     "federated": ["strategy.beta=auto", "store.enabled=false"],
     "centralized": [],
     "federated, an endless update": [

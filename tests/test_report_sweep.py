@@ -142,7 +142,9 @@ def test_the_verdict_names_best_and_worst_and_warns():
         "Of 12 merged models FedAvg (num shards 5) has the highest accuracy, 94.7%; "
         "Polyak (beta 0.1, num shards 20) has the lowest, 92.8%."
     )
-    assert second.startswith("To compare: centralized 96.0%, best sub-model 89.5%. The best of")
+    assert second.startswith(
+        "To compare: centralized 96.0%, best sub-model (picked on the test pictures) 89.5%. "
+    )
     assert sweep.sweep_verdict([point("centralized", 0.9)]) == ["This sweep merged nothing."]
 
 

@@ -539,6 +539,8 @@ def test_the_key_covers_all_that_an_update_depends_on(
         "trainable": replace(base, trainable="head"),
         "threads": replace(base, threads=2),
         "device": replace(base, device="cuda"),
+        "earlier epochs": replace(base, begins=1),
+        "fewer steps": replace(base, steps=2),
         **{
             name: replace(base, recipe=replace(base.recipe, **{name: value}))
             for name, value in recipe_values.items()

@@ -44,7 +44,8 @@ def job(raw: DictConfig) -> float | None:
     Returns
     -------
     float or None
-        Accuracy of the first rule's merge on the held-out training images, if there are any.
+        Of the first rule's merge on the held-out training images, if there are any: its accuracy,
+        less a little for its loss, so that of equal accuracies the lower loss wins.
     """
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
@@ -75,9 +76,11 @@ def job(raw: DictConfig) -> float | None:
             say(f"fedcats: job {hydra_config.job.num}: {one_line(error)}", error=True)
             raise error from None
         sys.exit(tell(error))  # Hydra would print more than the one line
+    from fedcats.metrics.choice import as_one_number
+
     name = raw.strategy.rules[0] if raw.mode != "centralized" else "centralized"
     model = results["models"].get(name)
-    return model["validation"]["accuracy"] if model and "validation" in model else None
+    return as_one_number(model["validation"]) if model and "validation" in model else None
 
 
 def _is_basic(sweeper: DictConfig) -> bool:

@@ -1,9 +1,11 @@
 """A sweep's own report, when the last job has ended, whichever launcher ran them."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
@@ -12,6 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from fedcats.errors import UserError
 from fedcats.experiment.folders import is_job
 from fedcats.results import Replicated, Results
+
+if TYPE_CHECKING:
+    from fedcats.report.tables import Table
 
 Jobs = Mapping[str, tuple[Mapping[str, Any], Results]]
 
@@ -48,42 +53,65 @@ def report_unfinished() -> None:
                 for name, (parameters, results) in jobs.items()
             }
         rows = sweep_rows((parameters, results) for parameters, results in jobs.values())
-        replicated, silent = _over_seeds(folder, jobs)
+        replicated, more, silent = _over_seeds(folder, jobs)
         results = [results for _, results in jobs.values()]
         warnings = list(dict.fromkeys(line for one in results for line in view.warnings(one)))
         warnings += silent
-        write_sweep_report(folder, rows, warnings=warnings, replicated=replicated)
+        seen: dict[str, Any] = {"warnings": warnings, "replicated": replicated, "more": more}
+        write_sweep_report(folder, rows, **seen)
         trained = sum(len(one["store"]["trained"]) for one in results)
         reused = sum(len(one["store"]["reused"]) for one in results)
         note = f"{len(jobs)} jobs: {trained} trained, {reused} taken from the store."
-        print_sweep(rows, folder, warnings=warnings, note=note, replicated=replicated)
+        print_sweep(rows, folder, note=note, **seen)
 
 
-def _over_seeds(folder: Path, jobs: Jobs) -> tuple[dict[str, Replicated], list[str]]:
-    """What the seeds say of the models of each setting, and where they say nothing why."""
+def _over_seeds(
+    folder: Path, jobs: Jobs
+) -> tuple[dict[str, Replicated], list[Table | None], list[str]]:
+    """What the seeds say of the models of each setting, more tables, and where nothing why."""
     from fedcats.experiment.seeds import Found, over_seeds, records
+    from fedcats.report import sources, split
 
     if len(margins := {results["config"]["margin"] for _, results in jobs.values()}) > 1:
-        return {}, [f"Nothing is said over seeds: the margins differ, {sorted(margins)}."]
-    found: dict[str, dict[str, Found]] = {}  # by rule and setting
+        return {}, [], [f"Nothing is said over seeds: the margins differ, {sorted(margins)}."]
+    (margin,) = margins
+    found: dict[tuple[str, str], dict[str, Found]] = {}  # by family and model, and by setting
+    drawn: dict[str, str] = {}  # by setting
     several = any(True for name in jobs for _ in (folder / name).glob("seed-*"))
     why = ["Each point is of the first of its job's seeds."] if several else []
     for setting, runs in _settings(folder, jobs).items():
         if len(runs) > 1 and all(results["comparison"] for _, results in runs):
             try:
-                for rule, one in over_seeds(runs).items():
-                    found.setdefault(rule, {})[setting] = one
+                for family, models in over_seeds(runs).items():
+                    for name, one in models.items():
+                        found.setdefault((family, name), {})[setting] = one
+                drawn[setting] = runs[0][1]["config"]["vary"]
             except UserError as error:
                 why.append(f"Nothing is said over seeds{setting}: {error}.")
-    different: dict[str, Found] = {}
-    for rule, by_setting in found.items():
+    different: dict[str, dict[tuple[str, str], Found]] = {}  # by family
+    for (family, name), by_setting in found.items():
         first, *others = by_setting.values()
+        own = different.setdefault(family, {})
         if all(one == first for one in others):  # such as FedAvg over beta
-            different[rule] = first
+            own[name, ""] = first
         else:
             for setting, one in by_setting.items():
-                different[rule + setting] = one._replace(title=one.title + setting)
-    return records(different, margins.pop()), why
+                own[name, setting] = one._replace(title=one.title + setting)
+    judged = {
+        family: records({name + setting: one for (name, setting), one in own.items()}, margin)
+        for family, own in different.items()
+    }
+    replicated, fewer, apart = (
+        judged.get(family, {}) for family in ("replication", "fewer_steps", "photos_apart")
+    )
+    of = {
+        name + setting: drawn.get(setting, "") for name, setting in different.get("replication", ())
+    }
+    tables = [
+        sources.table([(of[name], one) for name, one in replicated.items() if of[name]]),
+        split.over_seeds(fewer.values(), apart.values()),
+    ]
+    return replicated, tables, why
 
 
 def _settings(folder: Path, jobs: Jobs) -> dict[str, list[tuple[Path, Results]]]:

@@ -31,12 +31,13 @@ from fedcats.training.recipe import Recipe
 
 MODES = ("compare", "federated", "centralized", "merge")
 HELD_OUT = 0.2  # hold_out=null means this share where something is chosen
+REFERENCES = ("full", "same_steps")
 CHOSEN = ("soup", "best")  # need held-out images to choose on
 SAVED = ("all", "merged", "none")
 MOST_SEEDS = 1000
 DRAWN = ("shards", "init", "training")  # anew by each of several seeds, or one of them
 MERGES = (*FOLDS, *CHOSEN, "ensemble")
-MODELS = (*RULES, *CHOSEN, "ensemble", "centralized")  # names that stay the package's
+MODELS = (*RULES, *CHOSEN, "ensemble", "centralized", "same_steps")  # names that stay the package's
 
 
 @dataclass(frozen=True)
@@ -225,6 +226,10 @@ class Config(Limited):
     vary: str = one_of("all", *DRAWN)
     margin: float = number(0, 100, above=True)
     rounds: int = number(1)
+    reference: list[str] = checked(
+        "[full] | [full, same_steps]",
+        lambda v: isinstance(v, list) and v in ([REFERENCES[0]], [*REFERENCES]),
+    )
     hold_out: float | None = optional(share_below_one())
     save_models: str = one_of(*SAVED)
     verbose: bool = switch()
@@ -256,6 +261,11 @@ class Config(Limited):
         """The folds of ``merge.rules``, with each of ``merge.betas``."""
         names = [name for name in self.merge.rules if name in self.available]
         return [rule for name in names for rule in self.available[name].choices(self.merge.betas)]
+
+    @property
+    def has_same_steps(self) -> bool:
+        """Whether there is to be a second model in one place, with as many steps as a client."""
+        return "same_steps" in self.reference and self.mode in ("compare", "merge")
 
     @property
     def choice(self) -> str | None:

@@ -186,11 +186,15 @@ class Skewed(Partition):
         Smallest number of images in a shard; fewer are an error.
     attempts
         How often it is drawn to get there.
+    by_size
+        Whether the partitioner's shards grow from the first to the last; they are shuffled then,
+        since of a Polyak merge half is the last one.
     """
 
     num_shards: int = number(1)
     min_size: int = number(1)
     attempts = 1
+    by_size = False
     hint = ""
 
     def options(self, labels: NDArray[np.int64]) -> dict[str, Any]:
@@ -217,7 +221,8 @@ class Skewed(Partition):
             shards = self._load_all(options, labels[order], order)
             sizes = [len(shard) for shard in shards]
             if min(sizes) >= self.min_size:
-                return shards
+                places = rng.permutation(self.num_shards) if self.by_size else range(len(shards))
+                return [shards[i] for i in places]
         smallest = int(np.argmin(sizes))
         raise UserError(
             f"partition={self.name}: shard {smallest} would have {sizes[smallest]} of {n} training "
@@ -249,23 +254,26 @@ class Skewed(Partition):
 
 @dataclass(frozen=True)
 class Linear(Skewed):
-    """``partition=linear``: shard i gets i + 1 parts of all images, at random."""
+    """``partition=linear``: 1, 2, .. parts of all images, at random, in an order drawn, too."""
 
     name = "linear"
+    by_size = True
 
 
 @dataclass(frozen=True)
 class Square(Skewed):
-    """``partition=square``: (i + 1) squared parts for shard i."""
+    """``partition=square``: 1, 4, 9, .. parts."""
 
     name = "square"
+    by_size = True
 
 
 @dataclass(frozen=True)
 class Exponential(Skewed):
-    """``partition=exponential``: exp(i + 1) parts for shard i: the last has most images."""
+    """``partition=exponential``: exp(1), exp(2), .. parts."""
 
     name = "exponential"
+    by_size = True
 
 
 @dataclass(frozen=True)

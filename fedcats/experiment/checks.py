@@ -24,7 +24,8 @@ def check_room(this: Inputs, store: Store) -> None:
         count = int(config.mode != "federated")
         if config.mode != "centralized":
             count += len(config.strategy.rules)
-            count += len(this.shards) * (config.save_models == "all")
+            more = len(this.shards) + config.has_same_steps
+            count += more * (config.save_models == "all")
         free = shutil.disk_usage(this.folder).free
         if count * whole > free:
             less = "merged or none" if config.save_models == "all" else "none"
@@ -38,9 +39,10 @@ def check_room(this: Inputs, store: Store) -> None:
     base = sum(value.nbytes for value in state.values())
     update = sum(state[name].nbytes for name in this.trained_names)
     clients = 0 if config.mode == "centralized" else len(this.shards)
-    count = 1 + clients + (config.mode != "federated")  # the start, the clients, the baseline
+    references = (config.mode != "federated") + config.has_same_steps
+    count = 1 + clients + references  # one: the start
     count += 1 + clients if config.rounds > 1 else 0  # the round at hand
-    unfinished = min(this.workers, clients) + 1
+    unfinished = min(this.workers, clients) + references
     checkpoints = unfinished * update * (2 if config.train.momentum else 1)
     need = base + count * update + checkpoints
     if need > store.max_bytes:

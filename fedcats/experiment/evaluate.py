@@ -2,36 +2,48 @@
 
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 
 from fedcats.config.schema import Config
 from fedcats.errors import RunError
+from fedcats.experiment.comparisons import is_merged, record_comparisons
 from fedcats.experiment.folders import file_stem
-from fedcats.experiment.inputs import Inputs
 from fedcats.experiment.predictions import Candidate, Parts, Predictor, Probabilities, finite
 from fedcats.experiment.results import training_record
 from fedcats.experiment.tasks import TEST
 from fedcats.experiment.train import Trained
 from fedcats.merging.fold import effective_number
 from fedcats.merging.plan import Merged
-from fedcats.metrics import NOT_FINITE, compare, write_predictions
+from fedcats.metrics import NOT_FINITE, write_predictions
 from fedcats.report import Progress
-from fedcats.results import Comparison, Model, Results, Round, RoundScores, Scores, Traffic
-from fedcats.seeding import derive_seed
+from fedcats.report.view import IN_ONE_PLACE
+from fedcats.results import Model, Results, Round, RoundScores, Traffic
 from fedcats.storage import Store
 from fedcats.tensors import State, save
-from fedcats.training.update import read
+from fedcats.training.update import Update, read
 
 
 def evaluate(predictor: Predictor, trained: Trained, results: Results, progress: Progress) -> None:
     """Test every model on the same photos; write predictions and weights."""
     inputs = predictor.inputs
     final = _candidates(predictor, trained)
-    earlier = [_of_merge(merged) for row in trained.earlier[:-1] for merged in row.values()]
-    test, count = inputs.dataset.test, len(final) + len(earlier)
+    earlier = {
+        (number, rule): _of_merge(merged)
+        for number, row in enumerate(trained.earlier[:-1], 1)
+        for rule, merged in row.items()
+    }
+    test = inputs.dataset.test
+    of_clients = {
+        update.key: _of_update(predictor, update)
+        for (number, _), updates in trained.by_round.items()
+        for update in updates.values()
+        if number > 1
+    }
+    later = {key: one for key, one in of_clients.items() if predictor.can_test(one, test)}
+    count = len(final) + len(earlier) + len(later)
 
     def tested(number: int) -> None:
         progress.update(TEST, number, count, None, "testing" if number < count else "done")
@@ -42,35 +54,41 @@ def evaluate(predictor: Predictor, trained: Trained, results: Results, progress:
     sets = [test, inputs.validation] if len(inputs.held) else [test]
     tested_on = predictor.predict([*final.values()], sets, tested)
     predicted = dict(zip(final, tested_on, strict=True))
-    on_test = predictor.predict(earlier, [test], before)
+    before_last = predictor.predict([*earlier.values(), *later.values()], [test], before)
+    on_test = {k: one for k, (one,) in zip([*earlier, *later], before_last, strict=True)}
     with predictor.pool() as pool:
         record = functools.partial(_record, predictor, trained)
         found = pool.map(record, final, final.values(), predicted.values())
         models = {name: one for name, one in zip(final, found, strict=True) if one}
     tested(count)
     results["models"] = models
-    results["comparison"] = _comparison(
-        inputs, {name: one for name, (one, *_) in predicted.items()}
-    )
+    record_comparisons(inputs, predicted, results)
     if unscored := [name for name in final if name not in models]:
         results["not_scored"] = dict.fromkeys(unscored, NOT_FINITE)
     if len(trained.earlier) > 1:
-        on_test += [predicted[rule][:1] for rule in trained.earlier[-1]]
-        results["rounds"] = _rounds(trained, (predictor.scores(test, one) for (one,) in on_test))
+        last = len(trained.earlier)
+        on_test |= {(last, rule): predicted[rule][0] for rule in trained.earlier[-1]}
+        first = {
+            u.key: predicted[name][0] for name, u in trained.updates.items() if name in predicted
+        }
+        results["rounds"] = _rounds(predictor, trained, on_test | first)
 
 
 def _candidates(predictor: Predictor, trained: Trained) -> dict[str, Candidate]:
-    """The models to be tested, by name: the baseline, the clients' of round 1, the merged ones."""
+    """The models to be tested, by name: in one place, the clients' of round 1, the merged ones."""
     found = {
-        name: Candidate(
-            Parts((update.key,)), functools.partial(_stored, predictor.store, update.key)
-        )
+        name: _of_update(predictor, update)
         for name, update in trained.updates.items()
-        if name == "centralized" or name.startswith("submodel/")
+        if name in IN_ONE_PLACE or name.startswith("submodel/")
     }
     if predictor.inputs.config.mode != "merge":
         found |= {name: _of_merge(merged) for name, merged in trained.merged.items()}
     return {name: found[name] for name in sorted(found, key=_model_order)}
+
+
+def _of_update(predictor: Predictor, update: Update) -> Candidate:
+    stored = functools.partial(_stored, predictor.store, update.key)
+    return Candidate(Parts((update.key,)), stored)
 
 
 def _of_merge(merged: Merged) -> Candidate:
@@ -79,8 +97,8 @@ def _of_merge(merged: Merged) -> Candidate:
 
 
 def _model_order(name: str) -> tuple[int, int]:
-    if name == "centralized":
-        return (0, 0)
+    if name in IN_ONE_PLACE:
+        return (0, IN_ONE_PLACE.index(name))
     return (1, int(name.split("/")[1])) if name.startswith("submodel/") else (2, 0)
 
 
@@ -137,7 +155,7 @@ def _is_saved(config: Config, model: str) -> bool:
     """Whether the weights go into the run folder; what was trained is in the store, too."""
     if config.mode == "merge" or config.save_models == "none":
         return False
-    return config.save_models == "all" or not model.startswith("submodel/")
+    return config.save_models == "all" or model == "centralized" or is_merged(model)
 
 
 def _record_merge(model: Model, trained: Trained, name: str) -> None:
@@ -163,25 +181,41 @@ def _traffic(merged: Merged) -> Traffic:
     return {"down": merged.down, "up": merged.up}
 
 
-def _rounds(trained: Trained, scored: Iterator[Scores]) -> list[Round]:
-    """The scores of each rule's merge after each round."""
+def _rounds(
+    predictor: Predictor, trained: Trained, on_test: Mapping[Any, Probabilities]
+) -> list[Round]:
+    """The scores of each rule's merge after each round, and what its clients did.
+
+    ``on_test`` has the predictions of merges by round and rule, of clients' models by key.
+    """
+    test, own = predictor.inputs.dataset.test, trained.by_round
+
+    def accuracy(update: Update) -> float | None:
+        found = on_test.get(update.key)
+        if found is None or not finite([found]):
+            return None
+        return float(np.mean(found.argmax(axis=1) == test.labels))
+
+    def of(number: int, rule: str, merged: Merged) -> RoundScores:
+        updates = [own[number, rule if number > 1 else ""][client] for client in merged.clients]
+        epochs = [epoch for update in updates for epoch in update.epochs]
+        return {
+            **predictor.scores(test, on_test[number, rule]),
+            "bytes": _traffic(merged),
+            "clients": merged.clients,
+            "own": [accuracy(update) for update in updates],
+            "training": {
+                "examples": sum(update.examples for update in updates),
+                "epochs": predictor.inputs.config.train.epochs,
+                "steps": sum(epoch.steps for epoch in epochs),
+                "loss": float(np.mean([update.epochs[-1].loss for update in updates])),
+                "seconds": sum(epoch.seconds for epoch in epochs),
+            },
+        }
+
     rows: list[Round] = []
     for number, merges in enumerate(trained.earlier, 1):
         row: Round = {"round": number}
-        for rule, merged in merges.items():
-            row[rule] = cast(RoundScores, {**next(scored), "bytes": _traffic(merged)})
+        row |= {rule: of(number, rule, merged) for rule, merged in merges.items()}
         rows.append(row)
     return rows
-
-
-def _comparison(inputs: Inputs, predicted: Mapping[str, Probabilities]) -> dict[str, Comparison]:
-    """Each merged model against the baseline, photo by photo."""
-    if "centralized" not in predicted:
-        return {}
-    seed = derive_seed(inputs.config.draws.own, "bootstrap")
-    labels, reference = inputs.dataset.test.labels, predicted["centralized"]
-    return {
-        name: compare(labels, one, reference, seed=seed)
-        for name, one in predicted.items()
-        if name != "centralized" and not name.startswith("submodel/")
-    }

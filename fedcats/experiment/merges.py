@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
@@ -15,8 +16,9 @@ from fedcats.merging.many import Point, distinct_points, ensemble, greedy_soup, 
 from fedcats.merging.plan import Merged, merge_order
 from fedcats.merging.rules import Rule, Uniform
 from fedcats.metrics import NOT_FINITE, write_predictions
+from fedcats.metrics.choice import rank
 from fedcats.report.estimate import LAST, Work
-from fedcats.results import GridRow, MergeGrid, Scores
+from fedcats.results import GridRow, MergeGrid
 from fedcats.tensors import State
 
 if TYPE_CHECKING:
@@ -97,7 +99,7 @@ def choose(
     points = distinct_points(rule.choices(this.config.merge.betas), order)
     tested = [one for (one,) in test_points(predictor, own, points, [this.validation])]
     scored = [predictor.scores(this.validation, one) for one in tested]
-    point = points[max(range(len(points)), key=lambda i: _rank(scored[i]))]
+    point = points[max(range(len(points)), key=lambda i: rank(scored[i]))]
     (state,) = _merge(predictor, own, [point])
     merged = replace(server_round, state=state, steps=list(own.parts(point).steps))
     accuracies = {
@@ -147,8 +149,8 @@ def merge_grid(predictor: Predictor, own: SubModels, progress: Progress) -> Merg
     ]
     if {"best", "soup"} & set(config.rules):
         by_client = dict(zip(clients, alone, strict=True))
-        rank = {c: _rank(predictor.scores(this.validation, one[1])) for c, one in by_client.items()}
-        ranked = sorted(clients, key=lambda client: rank[client], reverse=True)
+        ranks = {c: rank(predictor.scores(this.validation, one[1])) for c, one in by_client.items()}
+        ranked = sorted(clients, key=lambda client: ranks[client], reverse=True)
         if "best" in config.rules:
             rows.append(_row(predictor, "best", None, ranked[:1], *by_client[ranked[0]]))
         if "soup" in config.rules:
@@ -156,7 +158,7 @@ def merge_grid(predictor: Predictor, own: SubModels, progress: Progress) -> Merg
             def score(chosen: Sequence[int]) -> tuple[float, float]:
                 point = Point(Uniform(), "", tuple(chosen))
                 ((on_validation,),) = test_points(predictor, own, [point], [this.validation])
-                return _rank(predictor.scores(this.validation, on_validation))
+                return rank(predictor.scores(this.validation, on_validation))
 
             chosen = greedy_soup(ranked, score)
             soup = Point(Uniform(), "", tuple(chosen))
@@ -187,14 +189,11 @@ def _row(
     write_predictions(path, test.files, test.labels, on_test, classes)
     scored = predictor.scores(test, on_test)
     named = {"model": model, "strategy.beta": beta, "strategy.order": order, "clients": clients}
-    row = cast(GridRow, {**named, **scored, "predictions": file})
+    sha256 = hashlib.sha256(on_test.tobytes()).hexdigest()
+    row = cast(GridRow, {**named, **scored, "predictions": file, "sha256": sha256})
     if on_validation is not None:
         row["validation"] = predictor.validation_scores(on_validation)
     return row
-
-
-def _rank(scored: Scores) -> tuple[float, float]:
-    return scored["accuracy"], -scored["loss"]
 
 
 def _name(order: str | Sequence[int]) -> str:

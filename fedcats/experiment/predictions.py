@@ -130,6 +130,11 @@ class Predictor:
                     done(sum(one.parts in found for one in candidates))
         return [found[one.parts] for one in candidates]
 
+    def can_test(self, one: Candidate, images: Images) -> bool:
+        """Whether its predictions, or the updates that it is made of, are in the store."""
+        there = all(key in self.store for key in one.parts.keys)
+        return there or self._kept(one.parts, images) is not None
+
     def answers(self, state: State) -> bool:
         """Whether a model with these trained tensors can be used at all: tried on a few photos.
 

@@ -12,6 +12,7 @@ from typing import cast
 
 import numpy as np
 from omegaconf import DictConfig
+from torch import nn
 
 from fedcats import __version__
 from fedcats.config.compose import as_dict
@@ -19,6 +20,7 @@ from fedcats.data import shared_between_shards
 from fedcats.experiment.inputs import Inputs, class_counts
 from fedcats.experiment.train import Trained
 from fedcats.federated.quiet import default_workers
+from fedcats.models import build
 from fedcats.report import write_report
 from fedcats.results import Paper, Results, Shard, Training
 from fedcats.text import write_csv
@@ -113,6 +115,7 @@ def collect(this: Inputs, raw: DictConfig, trained: Trained) -> Results:
             "sha256": this.initial.sha256,
             "note": this.initial.note,
             "missing": list(this.initial.missing),
+            "only_linear": _only_linear(this),
         },
         "store": {
             "enabled": this.config.store.enabled,
@@ -133,6 +136,14 @@ def collect(this: Inputs, raw: DictConfig, trained: Trained) -> Results:
     if this.config.paper.get("name") != "none":
         results["paper"] = cast(Paper, this.config.paper)
     return results
+
+
+def _only_linear(this: Inputs) -> bool:
+    model = build.empty(this.config.model.name, len(this.dataset.classes), this.initial.state)
+    name, head = build.head_layer(model)
+    return isinstance(head, nn.Linear) and {*this.trained_names} == {
+        f"{name}.{part}" for part, _ in head.named_parameters()
+    }
 
 
 def _processor() -> str:

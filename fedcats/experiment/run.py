@@ -25,7 +25,7 @@ from fedcats.experiment.results import (
     write_results,
     write_shards,
 )
-from fedcats.experiment.seeds import join, over_seeds, prefix, records
+from fedcats.experiment.seeds import join, over_seeds, prefix, record
 from fedcats.experiment.tasks import Tasks
 from fedcats.experiment.train import followed, train_both
 from fedcats.home import home
@@ -87,7 +87,7 @@ def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> Re
             runs.append((where, results))
     _, results = runs[0]
     if config.seeds is not None:
-        results["replication"] = records(over_seeds(runs), config.margin)
+        record(over_seeds(runs), config.margin, results)
         join(results, [one for _, one in runs])
     problem = write_results(folder, results)
     if config.runner.name != "flwr":  # there, whoever submitted the run prints it

@@ -1,7 +1,7 @@
 """What the experiments of several seeds say together."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -49,15 +49,20 @@ def join(results: Results, runs: Sequence[Results]) -> None:
 
 
 class Found(NamedTuple):
-    """A merged model minus the centralized one over ``seeds``, by measure."""
+    """A model minus its reference over ``seeds``, by measure."""
 
     title: str
     seeds: list[int]
     measures: dict[str, Replication]
 
 
-def over_seeds(runs: Runs) -> dict[str, Found]:
-    """Each merged model against the centralized one, over the seeds of some runs.
+Families = dict[str, dict[str, Found]]
+"""What is judged together: by model, ``replication`` (merged, beside ``centralized``),
+``photos_apart`` (merged, beside ``same_steps``), ``fewer_steps`` (that, beside ``centralized``)."""
+
+
+def over_seeds(runs: Runs) -> Families:
+    """The models of some runs against their references, over the seeds of the runs.
 
     Parameters
     ----------
@@ -86,14 +91,35 @@ def over_seeds(runs: Runs) -> dict[str, Found]:
         titles = {view.title(results, rule) for _, results in runs}
         return titles.pop() if len(titles) == 1 else view.TITLES.get(rule, rule)
 
-    return {
-        rule: Found(
-            title(rule),
-            seeds,
-            {measure: replicate(labels, predicted, rule, measure=measure) for measure in MEASURES},
-        )
-        for rule in view.merged(runs[0][1])
-    }
+    def against(reference: str, models: Iterable[str]) -> dict[str, Found]:
+        return {
+            name: Found(
+                title(name),
+                seeds,
+                {
+                    measure: replicate(labels, predicted, name, reference, measure=measure)
+                    for measure in MEASURES
+                },
+            )
+            for name in models
+        }
+
+    merged = view.merged(runs[0][1])
+    families = {"replication": against("centralized", merged)}
+    if all("same_steps" in models for models in read):
+        families["photos_apart"] = against("same_steps", merged)
+        families["fewer_steps"] = against("centralized", ["same_steps"])
+    return families
+
+
+def record(families: Families, margin: float, results: Results) -> None:
+    """Note in ``results`` what the seeds say; ``margin`` in points."""
+    results["replication"] = records(families["replication"], margin)
+    if "fewer_steps" in families:
+        results["split_over_seeds"] = {
+            "fewer_steps": records(families["fewer_steps"], margin)["same_steps"],
+            "photos_apart": records(families["photos_apart"], margin),
+        }
 
 
 def _predictions(folder: Path, results: Results) -> dict[str, Predictions]:
@@ -108,7 +134,7 @@ def records(found: Mapping[str, Found], margin: float) -> dict[str, Replicated]:
     """What ``results.json`` says of them, all judged together; ``margin`` in points."""
     verdicts = judge({name: one.measures["accuracy"] for name, one in found.items()}, margin / 100)
 
-    def record(name: str, one: Found) -> Replicated:
+    def of(name: str, one: Found) -> Replicated:
         measures = {measure: _measure(value) for measure, value in one.measures.items()}
         accuracy = one.measures["accuracy"]
         whole = {
@@ -123,7 +149,7 @@ def records(found: Mapping[str, Found], margin: float) -> dict[str, Replicated]:
         }
         return cast(Replicated, whole)
 
-    return {name: record(name, one) for name, one in found.items()}
+    return {name: of(name, one) for name, one in found.items()}
 
 
 def _measure(found: Replication) -> OverSeeds:

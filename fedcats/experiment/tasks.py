@@ -1,6 +1,7 @@
 """What each training of a run does, and the weights that it starts from."""
 
 from dataclasses import replace
+from statistics import fmean
 
 from fedcats import tensors
 from fedcats.experiment.inputs import Inputs, Positions
@@ -45,13 +46,39 @@ class Tasks:
         task = self._task("centralized", "centralized", 1, self.start, self.inputs.baseline)
         return replace(task, recipe=replace(task.recipe, epochs=epochs, proximal_mu=0.0))
 
+    def same_steps(self) -> Task | None:
+        """The baseline with as many steps as a client has in all rounds, in the mean over clients.
+
+        Its epochs are as long as a client's, so that the learning rate decays after as many steps.
+        None where it is not asked for, or would be the baseline.
+        """
+        inputs, baseline = self.inputs, self.baseline()
+        recipe = baseline.recipe
+        of_client = fmean(recipe.steps(size) for size in inputs.sizes)
+        steps = round(recipe.epochs * of_client)
+        if not inputs.config.has_same_steps or steps >= recipe.epochs * recipe.steps(
+            len(inputs.baseline)
+        ):
+            return None
+        return replace(baseline, name="centralized, same steps", steps=steps)
+
+    @property
+    def references(self) -> dict[str, Task]:
+        """What is trained in one place, by the name of the model."""
+        if self.inputs.config.mode == "federated":
+            return {}
+        fewer = self.same_steps()
+        return {"centralized": self.baseline(), **({"same_steps": fewer} if fewer else {})}
+
     def client(self, client: int, server_round: int, start: str, rule: str = "") -> Task:
         """What a client does in a round, from the weights with the digest ``start``.
 
         From the second round on each ``rule`` goes its own way.
         """
         name = self._name(client, server_round, rule)
-        return self._task(name, client, server_round, start, self.inputs.shards[client])
+        task = self._task(name, client, server_round, start, self.inputs.shards[client])
+        earlier = (server_round - 1) * task.recipe.epochs
+        return replace(task, begins=earlier) if task.recipe.decays(earlier) else task
 
     def key(self, task: Task) -> str:
         """Key in the store of the update that the task gives."""
@@ -79,11 +106,16 @@ class Tasks:
             images = len(inputs.baseline)
             expected["centralized"] = Work(images, epochs * config.rounds, "centralized")
             count += 1
+            if fewer := self.same_steps():
+                images = round(fewer.steps * config.train.batch_size / fewer.recipe.epochs)
+                expected[fewer.name] = Work(images, fewer.recipe.epochs, fewer.name)
+                count += 1
         if config.mode != "centralized":
             batch = 0
             for number in range(1, config.rounds + 1):
                 chosen = plan.clients(number)
-                count += len(chosen) if number == 1 else len(config.strategy.rules)
+                merges = len(config.strategy.rules)
+                count += len(chosen) if number == 1 else merges * (1 + len(chosen))
                 for rule in config.strategy.rules if number > 1 else ("",):
                     batch += 1
                     for client in chosen:

@@ -52,6 +52,16 @@ class Trained:
         self.history.append((model, server_round, update))
         self.updates.setdefault(model, update)
 
+    @property
+    def by_round(self) -> dict[tuple[int, str], dict[int, Update]]:
+        """The clients' updates of each round and rule; of the first, which all share, rule ""."""
+        found: dict[tuple[int, str], dict[int, Update]] = {}
+        for name, number, update in self.history:
+            rule, is_client, client = name.rpartition("submodel/")
+            if is_client:
+                found.setdefault((number, rule.rstrip("/")), {})[int(client)] = update
+        return found
+
     def own(self) -> SubModels:
         """The clients' models of the first round."""
         own = {
@@ -66,32 +76,32 @@ class Trained:
 
 
 def train_both(tasks: Tasks, predictor: Predictor, grid: Grid | None) -> Trained:
-    """The baseline in a process of its own, and beside it the federation."""
+    """What is trained in one place, each in a process of its own, and beside it the federation."""
     inputs, store = tasks.inputs, tasks.store
     mode = inputs.config.mode
     trained = Trained()
     with contextlib.ExitStack() as stack:
-        baseline = None
-        workers = inputs.workers
-        if mode != "federated":
-            task = tasks.baseline()
-            key = tasks.key(task)
-            store.hold([key], "baseline")
-            found = read(store, key, task)
+        running: dict[str, Baseline] = {}
+        references = tasks.references
+        keys = {model: tasks.key(task) for model, task in references.items()}
+        store.hold(keys.values(), "baseline")
+        for model, task in references.items():
+            found = read(store, keys[model], task)
             if found is None:
                 # An epoch of all images takes as many times longer as there are shards.
                 patience = inputs.config.strategy.timeout * max(1, len(inputs.shards))
-                baseline = Baseline(task, store, inputs.events, patience)
-                stack.enter_context(baseline)
-                workers = max(1, workers - 1)  # the baseline keeps one core busy
+                running[model] = Baseline(task, store, inputs.events, patience)
+                stack.enter_context(running[model])
             else:
-                trained.add("centralized", 1, found)
+                trained.add(model, 1, found)
                 report_done(task, found, append_events(inputs.events))
         if mode != "centralized":
+            # The baseline keeps one core busy, beside which that with fewer steps is little.
+            workers = max(1, inputs.workers - bool(running))
             _federate(tasks, predictor, trained, workers, grid)
-        if baseline is not None:
-            damaged = key in store.damaged
-            trained.add("centralized", 1, replace(baseline.result(), damaged=damaged))
+        for model, baseline in running.items():
+            damaged = keys[model] in store.damaged
+            trained.add(model, 1, replace(baseline.result(), damaged=damaged))
     return trained
 
 

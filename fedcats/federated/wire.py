@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -15,9 +15,9 @@ from fedcats.errors import RunError, UserError
 from fedcats.federated.received import Reply, read_tensors
 from fedcats.federated.sites import site_number, site_photos
 from fedcats.home import home
-from fedcats.storage import Store
-from fedcats.tensors import State
-from fedcats.training.update import Task, put_received, put_weights, read
+from fedcats.storage import Store, content_key
+from fedcats.tensors import State, digest
+from fedcats.training.update import Task, put_weights, read
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,10 @@ class OnTheWire:
     def unpack(self, content: RecordDict, said: Reply, key: str, like: State) -> str:
         """Keep the update under a key of the server's own making: what a site says is not a key."""
         tensors = read_tensors(content, like)
-        return put_received(self.store, tensors, said.examples, said.epochs)
+        about = {"examples": said.examples, "epochs": [asdict(epoch) for epoch in said.epochs]}
+        key = content_key({"kind": "received", "tensors": digest(tensors), **about})
+        self.store.put(key, tensors, {"kind": "update", "task": "received", **about})
+        return key
 
 
 def open_at_site(content: RecordDict, context: Context) -> dict[str, Scalar]:

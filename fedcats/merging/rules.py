@@ -189,9 +189,13 @@ class Polyak(FoldRule):
 
     name = "polyak"
     title = "Polyak"
-    detail = " β = {beta}"
     beta: Any = checked("a number from 0 to 1 | auto", lambda v: v == "auto" or is_share(v))
     start: str = one_of("first", "global", default="first")
+
+    @property
+    def label(self) -> str:
+        """With beta, of which a search may have found many digits."""
+        return f"{self.title} β = {self.beta if self.undecided else f'{self.beta:.6g}'}"
 
     @property
     def record(self) -> dict[str, Any]:
@@ -308,9 +312,15 @@ class TrimmedMean(GatherRule):
         """So many at either end, rounded down."""
         from fedcats.merging.robust import trimmed_mean
 
-        return Merge(
-            trimmed_mean(files, int(self.trim * len(files))), key=f"{self.title} {self.trim:g}"
-        )
+        cut = self.cut(len(files))
+        key = f"{self.title} {self.trim:g}"
+        if cut != int(self.trim * len(files)):  # what versions before had under that key
+            key += f", {cut} at either end"
+        return Merge(trimmed_mean(files, cut), key=key)
+
+    def cut(self, clients: int) -> int:
+        """Values left out at either end: of 100 with 0.29 they are 29, which 28.999.. means."""
+        return min(int(self.trim * clients + 1e-9), (clients - 1) // 2)
 
 
 @dataclass(frozen=True)

@@ -247,6 +247,8 @@ def look(results: Results, name: str) -> tuple[str, str]:
     """Colour and mark of a model, the same in every figure."""
     if name == "centralized":
         return CENTRALIZED, "o"
+    if name == "same_steps":
+        return CENTRALIZED, "D"
     if name.startswith("submodel/"):
         return OWN, "o"
     i = list(view.merged(results)).index(name)

@@ -45,6 +45,7 @@ Curve = Sequence[tuple[int, int, float]]  # training loss: round, epoch, mean cr
 def run_figures(results: Results, folder: Path) -> list[Drawn]:
     """Draw everything that one run has to show into ``folder/figures``."""
     what = view.things(results)
+    dotted = "; dotted: with as many steps as a client" * ("same_steps" in results["models"])
     hollow = ", hollow marks: the paper's values" if view.has_paper(results) else ""
     return write(
         folder / "figures",
@@ -67,7 +68,7 @@ def run_figures(results: Results, folder: Path) -> list[Drawn]:
             ),
             "loss": (
                 "Training loss of the centralized model and of the clients' own models "
-                "(the paper's Fig. 3, twice).",
+                f"(the paper's Fig. 3, twice){dotted}.",
                 lambda: loss(results, history(folder, results)),
             ),
             "weights": (
@@ -215,6 +216,10 @@ def loss(results: Results, curves: Mapping[str, Curve]) -> Figure | None:
         if name == "centralized":
             (curve,) = own
             ax.plot(_epochs(curve), [p[2] for p in curve], "o-", color=CENTRALIZED, markersize=4.5)
+            if fewer := curves.get("same_steps"):
+                losses, label = [p[2] for p in fewer], view.TITLES["same_steps"]
+                ax.plot(_epochs(fewer), losses, "D:", color=CENTRALIZED, markersize=4, label=label)
+                ax.legend(loc="upper right")
             final = view.published(results, name).get("training_loss")
             if final is not None:
                 label = f"the paper, last epoch: {final}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from fedcats.report import page, tables, verdict, view
+from fedcats.report import page, split, tables, thresholds, verdict, view
 from fedcats.report.page import render
 from fedcats.results import OverSeeds, Replicated, Results
 
@@ -47,6 +47,9 @@ def write_report(folder: Path, results: Results) -> None:
             "measures": tables.measures_over_seeds(view.replication(results)),
             "scores": tables.scores(results),
             "comparison": tables.comparison(results),
+            "split": split.in_one_run(results),
+            "split_over_seeds": split.over_seeds_of(results),
+            "thresholds": thresholds.table(results),
             "paper": tables.paper(results),
             "rounds": tables.rounds(results),
             "per_class": tables.per_class(results),

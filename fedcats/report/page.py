@@ -126,6 +126,8 @@ REPORT = """\
 <h2>Over seeds</h2>
 {{ to_html(tables.seeds) }}
 {{ figure(figures.seeds) }}
+{% if tables.split_over_seeds %}<h3>{{ tables.split_over_seeds.title }}</h3>
+{{ to_html(tables.split_over_seeds) }}{% endif %}
 {{ to_html(tables.measures) }}
 {% endif %}
 
@@ -136,6 +138,14 @@ REPORT = """\
 <h2>Merged minus centralized{{ of_seed }}</h2>
 {{ to_html(tables.comparison) }}
 {{ figure(figures.difference) }}
+{% endif %}
+{% if tables.split %}
+<h2>{{ tables.split.title }}</h2>
+{{ to_html(tables.split) }}
+{% endif %}
+{% if tables.thresholds %}
+<h2>{{ tables.thresholds.title }}</h2>
+{{ to_html(tables.thresholds) }}
 {% endif %}
 {% if tables.paper %}
 <h2>Beside the paper</h2>
@@ -190,6 +200,7 @@ SWEEP = """\
 {{ figure(one) }}
 {% endfor %}
 {% for one in seeds %}{% if one %}
+<h3>{{ one.title }}</h3>
 {{ to_html(one) }}
 {% endif %}{% endfor %}
 <h2>Every point</h2>

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fedcats.merging.rules import RULES
+from fedcats.metrics.choice import rank
 from fedcats.plugins import short_name
 from fedcats.report import page, tables, view
 from fedcats.report.page import render
@@ -38,7 +39,7 @@ from fedcats.report.varied import (
 )
 from fedcats.report.verdict import of_replication
 from fedcats.report.view import MEASURES, points
-from fedcats.results import Replicated, Results
+from fedcats.results import GridRow, Replicated, Results, Tested
 from fedcats.text import write_csv
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ DATA_SETS = ("data", "data.root", "data.repo", "classes")  # scores compare with
 # What a model does not depend on; a sweep over it gives the same model again and again.
 _NO_BEARING = {
     "centralized": ("strategy.", "partition.", "attack"),
+    "same_steps": ("strategy.", "attack"),
     "best_submodel": ("strategy.",),
 }
 _READ_BY = {key: name for name, rule in RULES.items() for key in rule.reads()}
@@ -75,11 +77,14 @@ def sweep_rows(jobs: Iterable[tuple[Mapping[str, Any], Results]]) -> list[dict[s
     rows: list[dict[str, Any]] = []
     for parameters, results in jobs:
         several = results.get("config", {}).get("rounds", 1) != 1
-        models = {**view.merged(results)}
-        if base := view.centralized(results):
-            models = {"centralized": base, **models}
+        found = results["models"]
+        models = {name: found[name] for name in view.IN_ONE_PLACE if name in found}
+        models |= view.merged(results)
         if own := view.submodels(results):
-            models["best_submodel"] = max(own.values(), key=lambda model: model["accuracy"])
+            held = all("validation" in model for model in own.values())  # else on the test images
+            models["best_submodel"] = max(
+                own.values(), key=lambda model: rank(model["validation"] if held else model)
+            )
         for name, model in models.items():
             # after a first round a sub-model starts from a merge, and so depends on its rule
             without = () if several and name == "best_submodel" else _NO_BEARING.get(name)
@@ -96,8 +101,7 @@ def sweep_rows(jobs: Iterable[tuple[Mapping[str, Any], Results]]) -> list[dict[s
             }
             row = {**kept, "model": name, "n": model["n"]}
             row |= {key: model[key] for key in MEASURES}
-            if "validation" in model:
-                row["validation"] = model["validation"]["accuracy"]
+            row |= _held_out(model)
             if row not in rows:
                 rows.append(row)
     return rows
@@ -116,9 +120,14 @@ def grid_rows(results: Results) -> list[dict[str, Any]]:
     rows = sweep_rows([({}, results)])
     for merge in results["grid"]["rows"]:
         rows.append({k: v for k, v in merge.items() if k in FIXED or "." in k})
-        if "validation" in merge:
-            rows[-1]["validation"] = merge["validation"]["accuracy"]
+        rows[-1] |= _held_out(merge)
     return rows
+
+
+def _held_out(model: Tested | GridRow) -> dict[str, float]:
+    """What was chosen by, where images are held out."""
+    found = model.get("validation")
+    return {"validation": found["accuracy"], "validation_loss": found["loss"]} if found else {}
 
 
 def write_sweep_report(
@@ -127,6 +136,7 @@ def write_sweep_report(
     *,
     warnings: Sequence[str] = (),
     replicated: Mapping[str, Replicated] = MappingProxyType({}),
+    more: Sequence[Table | None] = (),
 ) -> None:
     """Write ``sweep.csv``, ``figures/`` and ``sweep.html``.
 
@@ -140,12 +150,17 @@ def write_sweep_report(
         What a reader must know first, for example ``view.warnings(results)`` of one of the jobs.
     replicated
         What several seeds say of the merged models, under any names.
+    more
+        Further tables over seeds.
     """
     from fedcats.report import drawing
 
     folder.mkdir(parents=True, exist_ok=True)
     write_sweep_csv(folder / "sweep.csv", rows)
-    what = "dashed: centralized, dotted: the best single sub-model, dash-dotted: the plain mean"
+    what = (
+        "dashed: centralized (thin: with as many steps as a client), dotted: "
+        f"the {_best_single(rows)}, dash-dotted: the plain mean"
+    )
     drawn = drawing.write(
         folder / "figures",
         {
@@ -176,7 +191,7 @@ def write_sweep_report(
         answer=_answer(rows, replicated),
         meta=f"{len(rows)} models",
         points=points_table(rows),
-        seeds=[tables.over_seeds(replicated), tables.measures_over_seeds(replicated)],
+        seeds=[tables.over_seeds(replicated), *more, tables.measures_over_seeds(replicated)],
         jobs=sorted(jobs, key=lambda name: (len(name), name)),
     )
     (folder / "sweep.html").write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -190,6 +205,7 @@ def print_sweep(
     warnings: Sequence[str] = (),
     note: str = "",
     replicated: Mapping[str, Replicated] = MappingProxyType({}),
+    more: Sequence[Table | None] = (),
 ) -> None:
     """Print the points, the answer and, as the last line, the absolute path of the folder."""
     from rich.text import Text
@@ -201,9 +217,10 @@ def print_sweep(
         out.print(Text(warning, style="yellow"))
     out.print(to_rich(points_table(rows)))
     out.print()
-    if (table := tables.over_seeds(replicated)) is not None:
-        out.print(to_rich(table))
-        out.print()
+    for table in (tables.over_seeds(replicated), *more):
+        if table is not None:
+            out.print(to_rich(table))
+            out.print()
     out.print(Text(" ".join(_answer(rows, replicated)), style="bold"))
     if note:
         out.print(Text(note))
@@ -269,10 +286,13 @@ def sweep_verdict(rows: Sequence[Row]) -> list[str]:
 def _chosen_verdict(models: Sequence[Row], rows: Sequence[Row]) -> list[str]:
     """The choice on held-out training pictures, and what the test says of it."""
     merges = [row for row in models if row["model"] != "ensemble"]  # that is no merge
-    chosen = max(merges or models, key=lambda row: row["validation"])
+    top = max(row["validation"] for row in merges or models)
+    equal = [row for row in merges or models if row["validation"] == top]
+    chosen = min(equal, key=lambda row: row["validation_loss"])
+    why = f", and of {len(equal)} with that the lowest loss" if equal[1:] else ""
     return [
         f"Of {len(models)} models {model_name(chosen, rows)} is chosen: it has the highest "
-        f"accuracy on the held-out training pictures, {view.percent(chosen['validation'])}. On the "
+        f"accuracy on the held-out training pictures, {view.percent(top)}{why}. On the "
         "test pictures, which had no part in the choice, it has "
         f"{view.percent(chosen['accuracy'])}.",
         _beside(chosen, rows).strip(),
@@ -286,8 +306,17 @@ def _beside(chosen: Row, rows: Sequence[Row]) -> str:
         found = [row for row in rows if row["model"] == model and fits(row, chosen, rows)]
         if found:
             top = max(found, key=lambda row: row["accuracy"])
-            beside.append(f"{title(model)} {view.percent(top['accuracy'])}")
+            name = _best_single(found) if model == "best_submodel" else title(model)
+            beside.append(f"{name} {view.percent(top['accuracy'])}")
     return f"To compare: {', '.join(beside)}. " if beside else ""
+
+
+def _best_single(rows: Sequence[Row]) -> str:
+    """What the best sub-model is called: on what it was picked must be known."""
+    own = [row for row in rows if row["model"] == "best_submodel"]
+    if own and all("validation" in row for row in own):
+        return "best sub-model (chosen on held-out pictures)"
+    return "best sub-model (picked on the test pictures)"
 
 
 def points_table(rows: Sequence[Row]) -> Table:

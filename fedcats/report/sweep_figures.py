@@ -146,7 +146,8 @@ def dots(rows: Sequence[Row]) -> Figure | None:
     for ax, key in zip(axes, view.SCORES, strict=True):
         ax.set_title(key)
         for line, row in enumerate(rows):
-            colour, mark = CENTRALIZED if row["model"] == "centralized" else MUTED, "o"
+            colour, mark = CENTRALIZED if row["model"] in view.IN_ONE_PLACE else MUTED, "o"
+            mark = "D" if row["model"] == "same_steps" else mark
             if row["model"] in merged:
                 i = merged.index(row["model"])
                 colour, mark = RULES[i % len(RULES)], MARKS[i % len(MARKS)]
@@ -190,6 +191,6 @@ def _levels(ax: Axes, rows: Sequence[Row], x: str, measure: str) -> None:
 def _level_look(model: str) -> dict[str, Any]:
     from fedcats.report.drawing import CENTRALIZED, INK, MUTED
 
-    looks = {"centralized": (CENTRALIZED, "--"), "best_submodel": (MUTED, ":")}
+    looks = {"best_submodel": (MUTED, ":"), **dict.fromkeys(view.IN_ONE_PLACE, (CENTRALIZED, "--"))}
     colour, dash = looks.get(model, (INK, "-."))
-    return {"color": colour, "linestyle": dash, "linewidth": 1.4}
+    return {"color": colour, "linestyle": dash, "linewidth": 0.8 if model == "same_steps" else 1.4}

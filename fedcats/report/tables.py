@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from fedcats.report import view
 from fedcats.report.view import MEASURES, points
-from fedcats.results import OverSeeds, Published, Replicated, Results, Scores, Traffic
+from fedcats.results import Comparison, OverSeeds, Published, Replicated, Results, Scores, Traffic
 from fedcats.text import shown
 
 if TYPE_CHECKING:
@@ -171,17 +171,26 @@ def comparison(results: Results, *, counts: bool = True) -> Table | None:
     With ``counts`` also on how many pictures exactly one of the two was right.
     """
     found = results.get("comparison") or {}
-    if not found:
-        return None
+    named = {view.title(results, name): one for name, one in found.items()}
+    title = f"Merged minus centralized{view.of_seed(results)}"
+    return compared(title, named, results, counts=counts) if named else None
+
+
+def compared(
+    title: str, found: Mapping[str, Comparison], results: Results, *, counts: bool
+) -> Table:
+    """Comparisons of single models, by what they are called."""
+    holm = counts and len(found) > 1
     rows = [
         (
-            view.title(results, name),
+            name,
             *(
                 f"{points(one[key]['difference'])} ({view.interval(one[key])})"
                 for key in view.SCORES
             ),
             *((f"{one['only_model_right']} : {one['only_reference_right']}",) if counts else ()),
             _p(one["mcnemar_p"]),
+            *((_p(one.get("mcnemar_p_holm")),) if holm else ()),
         )
         for name, one in found.items()
     ]
@@ -189,15 +198,15 @@ def comparison(results: Results, *, counts: bool = True) -> Table | None:
     exact = "accuracy and recall" if view.is_binary(results) else "accuracy"
     note = (
         f"Differences in percentage points with {level} intervals, exact ones for {exact}; p of "
-        "the exact McNemar test of the accuracy. All speak of the choice of test pictures, not of "
-        "another training seed."
+        f"the exact McNemar test of the accuracy{', also by Holm over the models' * holm}. All "
+        "speak of the choice of test pictures, not of another training seed."
     )
     header = ("model", *view.SCORES, *(("only one right",) if counts else ()), "p")
-    return Table(f"Merged minus centralized{view.of_seed(results)}", header, rows, note=note)
+    return Table(title, (*header, *(("p Holm",) if holm else ())), rows, note=note)
 
 
-def over_seeds(found: Mapping[str, Replicated]) -> Table | None:
-    """Each merged model's accuracy minus the centralized one's, over seeds."""
+def over_seeds(found: Mapping[str, Replicated], title: str = "Over seeds") -> Table | None:
+    """Each model's accuracy minus its reference's, over seeds."""
     if not found:
         return None
     rows = [
@@ -215,10 +224,10 @@ def over_seeds(found: Mapping[str, Replicated]) -> Table | None:
         f"Mean difference in accuracy over {len(first['seeds'])} seeds in percentage points, with "
         f"{100 * first['confidence']:.0f}% interval; p of no difference, also by Holm over the "
         f"models, and of one of {view.size(first['margin'])} or more, by Holm; P: probability "
-        "that with a new seed, on these images, the merged model is at least as good."
+        "that with a new seed, on these images, the model is at least as good."
     )
     header = ("model", "difference", "verdict", "p", "p Holm", "p margin", "P")
-    return Table("Over seeds", header, rows, text=(0, 2), note=note)
+    return Table(title, header, rows, text=(0, 2), note=note)
 
 
 def measures_over_seeds(found: Mapping[str, Replicated]) -> Table | None:
@@ -284,6 +293,14 @@ def shards(results: Results) -> Table | None:
         if model.get("effective_weights")
     }
     own = view.submodels(results)
+    last = results["rounds"][-1] if len(results.get("rounds") or []) > 1 else {}
+    later = {
+        f"{view.title(results, name)}, round {last['round']}": dict(
+            zip(one["clients"], one["own"], strict=True)
+        )
+        for name, one in view.by_rule(last).items()
+        if "own" in one
+    }
     rows = []
     for shard in found:
         client = shard["client"]
@@ -295,10 +312,12 @@ def shards(results: Results) -> Table | None:
                 f"{shard['examples']:,}",
                 *([f"{counts[name]:,}" for name in classes] if each else [str(len(+counts))]),
                 EMPTY if model is None else f"{model['accuracy']:.4f}",
+                *(_number(accuracy.get(client), "{:.4f}") for accuracy in later.values()),
                 *(_share(kept.get(client)) for kept in weights.values()),
             )
         )
-    header = ("client", "examples", *(classes if each else ("classes",)), "own accuracy")
+    header = ("client", "examples", *(classes if each else ("classes",)))
+    header += (f"own accuracy{', round 1' if last else ''}", *(f"own, {name}" for name in later))
     kept = tuple(f"in {view.title(results, name)}" for name in weights)
     note = "The last columns: how much of the client's weights is in each merged model."
     return Table("The shards", (*header, *kept), rows, note=note if kept else "")
@@ -328,11 +347,24 @@ def cost(results: Results) -> Table | None:
             row[5:5] = [EMPTY if known is None else f"{known:.4f}"]
             row.append(f"{there['minutes']:g} min" if "minutes" in there else EMPTY)
         rows.append(tuple(row))
+    several = len(results.get("rounds") or []) > 1
+    for one in (results.get("rounds") or [])[1:]:
+        for name, merged in view.by_rule(one).items():
+            if did := merged.get("training"):
+                who = f"round {one['round']}, {len(merged['clients'])} clients"
+                cells = [f"{did['examples']:,}", str(did["epochs"]), f"{did['steps']:,}"]
+                cells += [f"{did['loss']:.4f}", *[EMPTY] * beside, view.duration(did["seconds"])]
+                title = f"{who} ({view.title(results, name)})"
+                rows.append((title, *cells, *[EMPTY] * beside))
     header = ["model", "examples", "epochs", "steps", "last loss", "time"]
     if beside:
         header[5:5] = ["paper"]
         header.append("paper's time")
-    return Table("Training", tuple(header), rows)
+    note = (
+        "Sub-models: in the first round. Of later rounds all clients of a rule together; their "
+        "loss is the mean of the last epochs'."
+    )
+    return Table("Training", tuple(header), rows, note=note if several else "")
 
 
 def rounds(results: Results) -> Table | None:
@@ -345,14 +377,22 @@ def rounds(results: Results) -> Table | None:
             str(one["round"]),
             view.title(results, name),
             *_numbers(model),
+            _own_models([value for value in model.get("own", ()) if value is not None]),
             *_megabytes(model["bytes"]),
         )
         for one in found
         for name, model in view.by_rule(one).items()
     ]
-    header = ("round", "model", "accuracy", "precision", "recall", "F1", "loss", "down", "up")
-    note = "Down, up: weights to the clients of the round and back, in a real federation."
-    return Table("After each round", header, rows, text=(1,), note=note)
+    header = ("round", "model", "accuracy", "precision", "recall", "F1", "loss")
+    note = (
+        "Own: accuracy of the clients' own models before they were merged, median and range. Down, "
+        "up: weights to the clients of the round and back, in a real federation."
+    )
+    return Table("After each round", (*header, "own", "down", "up"), rows, text=(1,), note=note)
+
+
+def _own_models(found: list[float]) -> str:
+    return f"{median(found):.4f} ({view.span(found)})" if found else EMPTY
 
 
 def _megabytes(traffic: Traffic) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedcats.report import tables, verdict, view
+from fedcats.report import split, tables, verdict, view
 from fedcats.results import Results
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def print_summary(results: Results, folder: Path, console: Console | None = None
         from fedcats.report.sweep import grid_rows, print_sweep
 
         rows, grid = grid_rows(results), results["grid"]
-        note = f"{grid['points']} combinations, {len(grid['rows'])} different models. "
+        different = len({row["sha256"] for row in grid["rows"]})
+        note = f"{grid['points']} combinations, {different} different models. "
         warnings = view.warnings(results)
         print_sweep(rows, folder, out, warnings=warnings, note=note + _store_note(results))
         return
@@ -45,6 +46,7 @@ def print_summary(results: Results, folder: Path, console: Console | None = None
         tables.scores(results, submodels=False),
         tables.paper(results, submodels=False),
         None if view.replication(results) else tables.comparison(results, counts=False),
+        split.over_seeds_of(results) or split.in_one_run(results, counts=False),
     ):
         if table is not None:
             out.print(tables.to_rich(table))

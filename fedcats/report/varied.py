@@ -12,12 +12,12 @@ from fedcats.report.view import MEASURES
 Row = Mapping[str, Any]
 
 
-FIXED = ("job", "model", *MEASURES, "n", "validation")
+FIXED = ("job", "model", *MEASURES, "n", "validation", "validation_loss")
 
 
 SEEDS = ("seed", "seeds")  # replicates, no settings: nothing is chosen among them
 
-REFERENCES = ("centralized", "best_submodel")
+REFERENCES = (*view.IN_ONE_PLACE, "best_submodel")
 
 
 def merged_rows(rows: Sequence[Row]) -> list[Row]:
@@ -54,7 +54,7 @@ def varied_names(rows: Sequence[Row]) -> list[str]:
 
 def means_over_seeds(rows: Sequence[Row]) -> list[Row]:
     """One row for what differs in the seed only, with the means of its scores."""
-    scores = (*MEASURES, "validation")
+    scores = (*MEASURES, "validation", "validation_loss")
     alike: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         setting = {key: value for key, value in row.items() if key not in (*SEEDS, *scores)}

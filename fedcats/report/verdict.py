@@ -6,9 +6,9 @@ from typing import Any, cast
 
 from fedcats.metrics.replication import LEAST_SEEDS, Replication
 from fedcats.metrics.verdict import LEVEL, MOST_SEEDS, Verdict, Word
-from fedcats.report import view
+from fedcats.report import split, thresholds, view
 from fedcats.report.view import apart, interval, p_value, percent, points
-from fedcats.results import Comparison, Replicated, Results
+from fedcats.results import Comparison, Model, Replicated, Results
 
 CENTRALIZED = "training in one place"
 
@@ -34,20 +34,24 @@ def answer(results: Results) -> list[str]:
         ]
     name = next(iter(rules))
     if replication := view.replication(results):
-        return [of_replication(replication[name], what), _of_which(results)]
+        said = split.sentences(results, name) + thresholds.sentences(results, name)
+        chosen = [f"For seed {results['seed']}: {one}" for one in _chosen(results)]
+        return [of_replication(replication[name], what), *said, _of_which(results), *chosen]
     start = _merging(results, name)
     if base is None:
         accuracies = [model["accuracy"] for model in view.submodels(results).values()]
         middle = f", single sub-models {view.span(accuracies)}" if accuracies else ""
         return [
             f"{start} on {rules[name]['n']:,} test {what}{middle}; "
-            "there is no centralized model in this run to compare with."
+            "there is no centralized model in this run to compare with.",
+            *_chosen(results),
         ]
     first = f"{start}, training on {_in_one_place(results)} in one place "
     first += f"{percent(base['accuracy'])}."
     found = results.get("comparison", {}).get(name)
     judged = _judged(results, name, found) if found else []
-    return [first, *judged, *_never(results, name)]
+    said = split.sentences(results, name) + thresholds.sentences(results, name)
+    return [first, *judged[:1], *said, *judged[1:], *_chosen(results), *_never(results, name)]
 
 
 def of_replication(found: Replicated, what: str = "photos") -> str:
@@ -76,7 +80,7 @@ def _of_which(results: Results) -> str:
 
 def _merging(results: Results, name: str) -> str:
     own, shards = view.submodels(results), results["data"].get("shards") or []
-    how = f"{len(own)} devices" if own else "the devices"
+    how = f"{len(own)} device{'s' if len(own) > 1 else ''}" if own else "the devices"
     if len(own) < len(shards) and len(results.get("rounds") or []) > 1:  # others in later rounds
         how = f"{len(own)} of {len(shards)} devices a round"
     return (
@@ -129,13 +133,36 @@ def over_seeds(
     return f"{title} is {verdict.word}: it gets {size} ({base}; {at_95})."
 
 
+def _chosen(results: Results) -> list[str]:
+    """Say that a beta was chosen, on how many images, and against what."""
+    models = view.merged(results).values()
+    return [_of_choice(one, view.things(results)) for one in models if "beta_chosen_from" in one]
+
+
+def _of_choice(model: Model, what: str) -> str:
+    found = model["beta_chosen_from"]
+    n, own = model["validation"]["n"], f"{model['beta']:g}"
+    most, others = found[own], {beta: one for beta, one in found.items() if beta != own}
+    text = f"β = {own} was chosen among {len(found)} values"
+    if alike := sum(one == most for one in others.values()):
+        text += f", as that with the lowest loss of {alike + 1} equally good ones,"
+    text += f" on {n:,} held-out training {what}: {round(most * n):,} right"
+    if "0.5" in others:
+        text += f", with β = 0.5 {round(others['0.5'] * n):,}"
+    elif others:
+        text += f", with the others {round(min(others.values()) * n):,} to "
+        text += f"{round(max(others.values()) * n):,}"
+    return f"{text}."
+
+
 def of_one_seed(title: str, comparison: Comparison, what: str = "photos") -> str:
     """Say what one run shows, and what it does not; ``comparison`` as of `metrics.compare`."""
-    found = comparison["accuracy"]
+    found, plain = comparison["accuracy"], comparison["mcnemar_p"]
+    adjusted = comparison.get("mcnemar_p_holm", plain)
     return (
         f"This one {title} model gets {apart(found['difference'])} this one centralized model "
         f"({comparison['n']:,} test {what}, {100 * comparison['confidence']:.0f}% interval "
-        f"{interval(found)} points, exact McNemar {p_value(comparison['mcnemar_p'])}). What other "
+        f"{interval(found)} points{_p('exact McNemar', plain, adjusted)}). What other "
         f"seeds would give, one seed cannot say: that takes at least {LEAST_SEEDS}."
     )
 
@@ -178,7 +205,8 @@ def _in_one_place(results: Results) -> str:
     if n == sum(sum(counts.values()) for counts in parts):
         return f"all {n:,} {what}"
     if n == sum(shard["examples"] for shard in data["shards"]):
-        return f"the {n:,} {what} of all {len(data['shards'])} devices"
+        clients = len(data["shards"])
+        return f"the {n:,} {what} of " + (f"all {clients} devices" if clients > 1 else "the device")
     return f"{n:,} {what}"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from fedcats.merging.rules import RULES
 from fedcats.results import (
+    AtThresholds,
     Difference,
     Measure,
     Model,
@@ -20,6 +21,7 @@ from fedcats.results import (
     Round,
     RoundScores,
     Score,
+    Unbounded,
 )
 
 SCORES: tuple[Score, ...] = ("accuracy", "precision", "recall")
@@ -29,9 +31,11 @@ NOTABLE = 0.01  # a larger share of the training photos left out is worth a warn
 SIGNIFICANT = 0.05  # a p value is written so that one sees on which side of this it is
 MINUS = "\N{MINUS SIGN}"
 
+IN_ONE_PLACE = ("centralized", "same_steps")  # models of all photos, and not merged
 TITLES = {
     **{name: rule.title for name, rule in RULES.items()},
     "centralized": "centralized",
+    "same_steps": "centralized, same steps",
     "soup": "greedy soup",
     "best_submodel": "best sub-model",
     "best": "best sub-model, chosen",
@@ -59,13 +63,13 @@ def merged(results: Results) -> dict[str, Model]:
     return {
         name: model
         for name, model in results["models"].items()
-        if name != "centralized" and not name.startswith("submodel/")
+        if name not in IN_ONE_PLACE and not name.startswith("submodel/")
     }
 
 
 def ordered(results: Results) -> dict[str, Model]:
     """Return all models: centralized, merged, then the clients' own."""
-    first = {"centralized": model} if (model := centralized(results)) else {}
+    first = {name: results["models"][name] for name in IN_ONE_PLACE if name in results["models"]}
     own = {f"submodel/{client}": model for client, model in submodels(results).items()}
     return {**first, **merged(results), **own}
 
@@ -147,6 +151,12 @@ def warnings(results: Results) -> list[str]:
         )
     if (weights := results.get("weights") or {}).get("missing"):
         found.append(f"{weights['note']}.")
+    means = [m for m in merged(results).values() if "effective_weights" in m] or "grid" in results
+    if (results.get("weights") or {}).get("only_linear") and means:
+        found.append(
+            "Only the last layer is trained, and it is linear: a weighted mean of models answers "
+            "with the weighted means of their logits, so that such a merge is a logit ensemble."
+        )
     for who, why in (results.get("failures") or {}).items():
         found.append(f"Left out of the merge: {who} ({why}).")
     for who, why in (results.get("not_scored") or {}).items():
@@ -220,7 +230,7 @@ def size(share: float) -> str:
     return f"{number} point{'' if number == '1' else 's'}"
 
 
-def interval(difference: Difference | OverSeeds) -> str:
+def interval(difference: Difference | OverSeeds | Unbounded | AtThresholds) -> str:
     """Format the ends of a difference's interval: "−1.8 to +0.3".
 
     With as many digits as it takes to see on which side of 0 an end lies.

@@ -1,5 +1,6 @@
 """The one local training loop and the one evaluation, for every client and for the baseline."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,6 +84,8 @@ def train(
     start: Mapping[str, Tensor] | None = None,
     after_epoch: Callable[[tuple[Epoch, ...], Step], None] | None = None,
     features: Features | None = None,
+    begins: int = 0,
+    steps: int = 0,
     step_for: Callable[[nn.Module, Recipe], Step] = make_step,
 ) -> tuple[Epoch, ...]:
     """Train in place: cross entropy and SGD over shuffled batches, `recipe.epochs` times.
@@ -106,6 +109,11 @@ def train(
     features
         Where a part of the model is frozen: what that part gives for ``images``. The numbers are
         the same without it. The step is then one of the trained module, and knows its names.
+    begins
+        Epochs that went before, in earlier rounds: the learning rate decays on from there.
+    steps
+        Steps in all, in epochs of equal length that may end within a pass over the images; 0: each
+        epoch is one pass.
 
     Returns
     -------
@@ -128,19 +136,21 @@ def train(
     first: Tensor | None = None
     labels = torch.from_numpy(np.ascontiguousarray(images.labels)).to(device)
     pixels = read_pixels(images, device, keep=device.type != "cpu")
+    each = recipe.steps(len(images))
     for epoch in range(len(done), recipe.epochs):
         started = time.perf_counter()
-        step.set_lr(recipe.lr_at(epoch))
-        order = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+        step.set_lr(recipe.lr_at(begins + epoch))
+        total = steps or each * recipe.epochs
+        part = range(epoch * total // recipe.epochs, (epoch + 1) * total // recipe.epochs)
         flips = torch.Generator().manual_seed(derive_seed(seed, "flip", epoch))
         losses = torch.zeros((), dtype=torch.float64, device=device)
-        examples, steps = 0, 0
+        examples = 0
         # Dropout layers know no generator of their own: they get torch's, forked and seeded.
         with torch.random.fork_rng(devices=[]):
             # On the CPU without a look at every kind of accelerator, which takes a millisecond.
             generators = torch.default_generator if device.type == "cpu" else torch
             generators.manual_seed(derive_seed(seed, "dropout", epoch))
-            for batch in batches(len(images), recipe.batch_size, recipe.drop_last, order):
+            for batch in _batches_of(part, each, len(images), recipe, seed):
                 flipped = draw_flips(len(batch), flips)
                 if features is None:
                     x = normalise(flip_(pixels(batch), flipped))
@@ -150,13 +160,12 @@ def train(
                 first = loss if first is None else first
                 losses += loss.double() * len(batch)
                 examples += len(batch)
-                steps += 1
-        total = losses.item()  # once an epoch: a GPU would be waited for each time
-        if not math.isfinite(total):
+        lost = losses.item()  # once an epoch: a GPU would be waited for each time
+        if not math.isfinite(lost):
             unfit = epoch == 0 and first is not None and not math.isfinite(first.item())
-            raise RunError(f"the training loss is {total} {_why(recipe, epoch, unfit)}")
-        loss_per_image = total / max(examples, 1)
-        done = (*done, Epoch(loss_per_image, examples, steps, time.perf_counter() - started))
+            raise RunError(f"the training loss is {lost} {_why(recipe, epoch, unfit)}")
+        loss_per_image = lost / max(examples, 1)
+        done = (*done, Epoch(loss_per_image, examples, len(part), time.perf_counter() - started))
         if after_epoch is not None:
             after_epoch(done, step)
     return done
@@ -181,6 +190,15 @@ def read_pixels(images: Images, device: torch.device, *, keep: bool) -> Callable
         return lambda batch: images.pixels(batch).to(device)
     everything = images.pixels(np.arange(len(images))).to(device)
     return lambda batch: everything[batch.to(device)]
+
+
+def _batches_of(part: range, each: int, n: int, recipe: Recipe, seed: int) -> Iterator[Tensor]:
+    """The batches of some steps, counted over passes of ``each`` steps, each with its order."""
+    for number in range(part.start // each, -(-part.stop // each)) if part else ():
+        order = torch.Generator().manual_seed(derive_seed(seed, "order", number))
+        one = batches(n, recipe.batch_size, recipe.drop_last, order)
+        first = number * each
+        yield from itertools.islice(one, max(0, part.start - first), part.stop - first)
 
 
 def batches(n: int, size: int, drop_last: bool, generator: torch.Generator) -> Iterator[Tensor]:

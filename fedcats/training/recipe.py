@@ -47,6 +47,15 @@ class Recipe(Limited):
         """Learning rate in an epoch (from 0)."""
         return self.lr * self.gamma ** (epoch // self.step_size) if self.step_size else self.lr
 
+    def decays(self, begins: int) -> bool:
+        """Whether after so many epochs more an epoch has another learning rate than from 0 on."""
+        return any(self.lr_at(begins + e) != self.lr_at(e) for e in range(self.epochs))
+
+    def steps(self, images: int) -> int:
+        """Steps of a pass over so many images."""
+        whole, rest = divmod(images, self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
 
 @dataclass(frozen=True)
 class Epoch:

@@ -13,7 +13,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,8 @@ class Task:
         How often, at the end of an epoch, an unfinished training is saved.
     attack
         What a simulated hostile client does.
+    begins, steps
+        See `fedcats.training.loop.train`.
     """
 
     name: str
@@ -81,6 +83,8 @@ class Task:
     device: str
     checkpoint_seconds: float
     attack: Attack | None = None
+    begins: int = 0
+    steps: int = 0
 
     def to_json(self) -> str:
         """As one line of JSON."""
@@ -107,13 +111,15 @@ class Task:
 
     def key(self, images: Images) -> str:
         """Key in the store of the update that these images give."""
-        sent = {"attack": asdict(self.attack)} if self.attack and self.attack.on_update else {}
+        # What has no effect does not change the keys of older updates.
+        more: dict[str, Any] = {k: v for k in ("begins", "steps") if (v := getattr(self, k))}
+        if self.attack and self.attack.on_update:
+            more["attack"] = asdict(self.attack)
         return content_key(
             {
-                **sent,
+                **more,
                 "kind": "update",
                 "start": self.start,
-                # Without its own effect a key does not change the keys of older updates.
                 "recipe": {k: v for k, v in asdict(self.recipe).items() if k != "proximal_mu" or v},
                 "seed": self.training_seed,
                 **_environment(self, images),
@@ -237,16 +243,6 @@ def read(store: Store, key: str, task: Task | None = None) -> Update | None:
     return Update(key, entry.tensors, entry.meta["examples"], epochs, reused=True)
 
 
-def put_received(
-    store: Store, tensors: Mapping[str, Tensor], examples: int, epochs: Sequence[Epoch]
-) -> str:
-    """Keep an update that came from elsewhere, under a key of what it holds; that key."""
-    about = {"examples": examples, "epochs": [asdict(epoch) for epoch in epochs]}
-    key = content_key({"kind": "received", "tensors": digest(tensors), **about})
-    store.put(key, tensors, {"kind": "update", "task": "received", **about})
-    return key
-
-
 _model_of_process: dict[tuple[str, int, str], nn.Module] = {}
 
 
@@ -366,6 +362,8 @@ def _train(task: Task, images: Images, key: str, store: Store, report: Report) -
         start=anchor,
         after_epoch=after_epoch,
         features=_features(task, images, model, names, store),
+        begins=task.begins,
+        steps=task.steps,
     )
     # A copy: the next task of this process trains the same model object.
     trained = {name: tensors[name].to("cpu", copy=True) for name in names}

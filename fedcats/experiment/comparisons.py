@@ -1,0 +1,78 @@
+"""A run's models compared on the same photos, with each of the references."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+from fedcats.metrics import compare
+from fedcats.metrics.thresholds import (
+    best_threshold,
+    compare_at_thresholds,
+    compare_thresholdless,
+    thresholdless,
+)
+from fedcats.metrics.verdict import holm
+from fedcats.report.view import IN_ONE_PLACE
+from fedcats.results import Comparison, Results
+from fedcats.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from fedcats.experiment.inputs import Inputs
+    from fedcats.experiment.predictions import Probabilities
+
+Predicted = Mapping[str, Sequence["Probabilities"]]
+"""By model its predictions of the test photos and, where there are any, of the held-out ones."""
+
+
+def record_comparisons(inputs: Inputs, predicted: Predicted, results: Results) -> None:
+    """Note in ``results`` what its models have beside each other, and without the threshold 1/2."""
+    labels, held = inputs.dataset.test.labels, inputs.validation.labels
+    thresholds = {
+        name: best_threshold(held, one[1])
+        for name, one in predicted.items()
+        if len(held) and len(inputs.dataset.classes) == 2 and name in results["models"]
+    }
+    for name, model in results["models"].items():
+        model["thresholdless"] = thresholdless(labels, predicted[name][0])
+
+    def against(reference: str, names: Sequence[str]) -> dict[str, Comparison]:
+        found = {name: _compared(inputs, predicted, name, reference, thresholds) for name in names}
+        adjusted = holm([one["mcnemar_p"] for one in found.values()])
+        for one, p in zip(found.values(), adjusted, strict=True):
+            one["mcnemar_p_holm"] = p
+        return found
+
+    merged = [name for name in predicted if is_merged(name)]
+    if "centralized" in predicted:
+        results["comparison"] = against("centralized", merged)
+    if "same_steps" in predicted and merged:
+        results["split"] = {
+            "fewer_steps": against("centralized", ["same_steps"])["same_steps"],
+            "photos_apart": against("same_steps", merged),
+        }
+    for name, value in thresholds.items():
+        one = predicted[name][0]
+        at = compare_at_thresholds(labels, one, one, (value, value))
+        results["models"][name]["threshold"] = {"value": value, "accuracy": at["accuracy"]}
+
+
+def is_merged(model: str) -> bool:
+    """Whether a model of that name was merged, not trained."""
+    return model not in IN_ONE_PLACE and not model.startswith("submodel/")
+
+
+def _compared(
+    inputs: Inputs,
+    predicted: Predicted,
+    name: str,
+    reference: str,
+    thresholds: Mapping[str, float],
+) -> Comparison:
+    labels, pair = inputs.dataset.test.labels, (predicted[name][0], predicted[reference][0])
+    found = compare(labels, *pair, seed=derive_seed(inputs.config.draws.own, "bootstrap"))
+    more = {"thresholdless": compare_thresholdless(labels, *pair)}
+    if thresholds:
+        both = thresholds[name], thresholds[reference]
+        more["at_thresholds"] = compare_at_thresholds(labels, *pair, both)  # type: ignore[assignment]
+    return cast(Comparison, {**found, **more})
