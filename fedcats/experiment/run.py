@@ -34,7 +34,9 @@ from fedcats.results import Results, Seconds
 from fedcats.storage import opened
 
 
-def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> Results:
+def run(
+    raw: DictConfig, folder: Path, grid: Grid | None = None, *, summary: bool = True
+) -> Results:
     """Run the experiment of a composed configuration.
 
     Parameters
@@ -46,6 +48,8 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> Results:
     grid
         Where the clients are, when Flower runs this (see `fedcats.experiment.server_app`); by
         default they are started here, as the configuration says.
+    summary
+        Print it when all is done.
 
     Returns
     -------
@@ -65,12 +69,14 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> Results:
     folder = folder.absolute()
     try:
         with claimed(folder, alone=config.runner.name != "flwr"):  # there the submitter has it
-            return _run(config, raw, folder, grid)
+            return _run(config, raw, folder, grid, summary)
     except OSError as error:
         raise disk_error(error) from error
 
 
-def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> Results:
+def _run(
+    config: Config, raw: DictConfig, folder: Path, grid: Grid | None, summary: bool
+) -> Results:
     runs: list[tuple[Path, Results]] = []
     with Progress() as progress:
         for seed in config.replicates:
@@ -90,7 +96,7 @@ def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> Re
         results["replication"] = records(over_seeds(runs), config.margin)
         join(results, [one for _, one in runs])
     problem = write_results(folder, results)
-    if config.runner.name != "flwr":  # there, whoever submitted the run prints it
+    if summary and config.runner.name != "flwr":  # there, whoever submitted the run prints it
         print_summary(results, folder)
     if problem:
         raise RunError(
