@@ -8,31 +8,24 @@ after `federate` trains nothing, and a cell that was stopped goes on where it wa
 from __future__ import annotations
 
 import copy
-import difflib
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fedcats import plugins
-from fedcats.config import paths
+from fedcats.config import asked
+from fedcats.config.asked import Function, Settings
 from fedcats.config.compose import as_dict, compose_config
 from fedcats.config.load import load
-from fedcats.config.schema import MODELS
 from fedcats.errors import UserError
 from fedcats.experiment.finished import read_results
-from fedcats.merging.rules import RULES
 from fedcats.report import view
 from fedcats.report.shown import Shown, beside
 
 if TYPE_CHECKING:
     from fedcats.experiment.predicting import Answers
     from fedcats.results import Results
-
-Function = Callable[..., Any]
-Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,7 @@ class Shards:
         from fedcats.experiment.inputs import class_counts, deal_out, decoded, make_source
         from fedcats.report import Progress
 
-        config = load(_raw(_composed(self.photos, self, {"seed": seed})))
+        config = load(asked.raw(_composed(self.photos, self, {"seed": seed})))
         with Progress() as progress:
             dataset = decoded(config, make_source(config, progress), progress)
         shards = deal_out(config, dataset)
@@ -128,9 +121,9 @@ class Run(Shown):
         """
         config = self._config()
         config["mode"] = "federated"
-        _set_rules(config, rules)
+        asked.set_rules(config, _pairs(rules))
         for key, value in settings.items():
-            _set(config, f"strategy.{key}", value)
+            asked.set_key(config, f"strategy.{key}", value)
         return _run(config, folder)
 
     def centralized(self, *, folder: str | Path | None = None) -> Run:
@@ -341,7 +334,7 @@ def federate(
     }
     config = _composed(photos, shards, given | dict(settings or {}), runner)
     if rules:
-        _set_rules(config, rules)
+        asked.set_rules(config, _pairs(rules))
     return _run(config, folder)
 
 
@@ -369,103 +362,23 @@ def _run(config: dict[str, Any], folder: str | Path | None) -> Run:
     if folder is None:
         folder = Path("outputs") / f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"
     where = Path(folder).expanduser().absolute()
-    return Run(where, run_experiment(_raw(config), where, summary=False))
-
-
-def _composed(
-    photos: Photos, shards: Shards | None, given: Settings, runner: str | None = None
-) -> dict[str, Any]:
-    """The configuration with what was asked for; ``None`` is the default."""
-    parts = [("data", "sources", photos.source, photos.settings)]
-    if shards is not None:
-        clients = {} if shards.clients is None else {"num_shards": shards.clients}
-        parts.append(("partition", "partitions", shards.partition, clients | dict(shards.settings)))
-    overrides = [f"runner={runner}"] if runner else []
-    for group, _, what, _ in parts:
-        overrides.append(f"{group}={what if isinstance(what, str) else 'own'}")
-    config = as_dict(compose_config(overrides))
-    for group, kind, what, settings in parts:
-        own = not isinstance(what, str)
-        if not isinstance(what, str):
-            config[group]["name"] = _name(kind, what)
-        for key, value in settings.items():
-            _set(config, f"{group}.{key}", value, new=own)
-    for key, value in given.items():
-        if value is not None:
-            _set(config, key, value)
-    return config
-
-
-def _set(config: dict[str, Any], key: str, value: Any, *, new: bool = False) -> None:
-    """Set a value by its dotted key, which must be there unless it may be ``new``."""
-    *groups, name = key.split(".")
-    node = config
-    for group in groups:
-        node = node.get(group, {})
-    if not new and (not isinstance(node, dict) or name not in node):
-        near = difflib.get_close_matches(key, [*_keys(config)], 3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise UserError(f"{key}: no such key{hint}")
-    node[name] = str(value) if isinstance(value, Path) else value
-
-
-def _keys(config: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
-    for key, value in config.items():
-        yield prefix + key
-        if isinstance(value, dict):
-            yield from _keys(value, f"{prefix}{key}.")
-
-
-def _set_rules(config: dict[str, Any], rules: Sequence[Merging | str | Function]) -> None:
-    names: list[str] = []
-    strategy = config["strategy"]
-    for old in strategy["rules"]:
-        if old not in RULES:
-            strategy.pop(plugins.short_name(old), None)
-    for one in rules:
-        found = one if isinstance(one, Merging) else Merging(one)
-        if isinstance(found.rule, str):
-            name = found.rule
-            where = RULES[name].where if name in RULES else f"strategy.{plugins.short_name(name)}."
-        else:
-            name = _name("rules", found.rule)
-            where = f"strategy.{plugins.short_name(name)}."
-        if name not in RULES and (short := plugins.short_name(name)) in strategy:
-            raise UserError(f"{short}: is a key of strategy; give the rule another name")
-        if name not in RULES and found.parameters:
-            strategy[plugins.short_name(name)] = {}
-        for key, value in found.parameters.items():
-            _set(config, where + key, value, new=name not in RULES)
-        names.append(name)
-    if len({*names}) < len(names):
-        raise UserError(f"{', '.join(names)}: each rule once; merge again for another parameter")
-    strategy["rules"] = names
-
-
-def _name(kind: str, thing: Any) -> str:
-    """What a configuration calls something of the user's: where it can be imported, by that."""
-    module, own = getattr(thing, "__module__", ""), getattr(thing, "__qualname__", "")
-    if module != "__main__" and getattr(sys.modules.get(module), own, None) is thing:
-        return f"{module}:{own}"
-    name = own.rpartition(".")[2] or type(thing).__name__
-    name = name if name.isidentifier() else "own"  # a lambda
-    if name in MODELS:
-        raise UserError(f"{name}: is a rule of fedcats; give the function another name")
-    plugins.register(kind, name, thing)
-    return name
+    return Run(where, run_experiment(asked.raw(config), where, summary=False))
 
 
 def _called(what: str | Function) -> str:
     return what if isinstance(what, str) else getattr(what, "__name__", type(what).__name__)
 
 
-def _raw(config: Mapping[str, Any]) -> Any:
-    """As Hydra composes it: paths are taken as they are."""
-    from omegaconf import OmegaConf
+def _pairs(rules: Sequence[Merging | str | Function]) -> list[tuple[str | Function, Settings]]:
+    found = (one if isinstance(one, Merging) else Merging(one) for one in rules)
+    return [(one.rule, one.parameters) for one in found]
 
-    found = copy.deepcopy(dict(config))
-    for key in paths.KEYS:
-        group, _, name = key.partition(".")
-        if isinstance(found.get(group), dict) and isinstance(found[group].get(name), str):
-            found[group][name] = paths.literal(found[group][name])
-    return OmegaConf.create(found)
+
+def _composed(
+    photos: Photos, shards: Shards | None, given: Settings, runner: str | None = None
+) -> dict[str, Any]:
+    parts = [("data", "sources", photos.source, photos.settings)]
+    if shards is not None:
+        clients = {} if shards.clients is None else {"num_shards": shards.clients}
+        parts.append(("partition", "partitions", shards.partition, clients | dict(shards.settings)))
+    return asked.composed(parts, given, *([f"runner={runner}"] if runner else []))

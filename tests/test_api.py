@@ -12,6 +12,7 @@ from conftest import check_results, run_tiny
 
 import fedcats as fc
 from fedcats import api
+from fedcats.config import asked
 from fedcats.config.compose import as_dict, compose_config
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -71,7 +72,7 @@ def test_it_asks_for_what_the_command_line_asks_for(photos, shards, given, overr
     if "root" in photos.settings:
         expected["data"]["root"] = photos.settings["root"]
     assert config == expected
-    assert as_dict(api._raw(config)) == config
+    assert as_dict(asked.raw(config)) == config
 
 
 def test_the_same_bytes_as_on_the_command_line(

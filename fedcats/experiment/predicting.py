@@ -1,13 +1,14 @@
 """What the models of a finished run say of a photo, now: with the bytes that the run would write.
 
-Probabilities depend in their last bits on how many photos a model is given at once, so a photo is
-tested in a batch as large as the run's own, filled up with copies.
+Probabilities depend in their last bits on how many photos a model is given at once. So one of the
+run's test photos, known by its path, is given in a batch as large as its own was, filled up with
+copies; others as they come.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,26 +216,26 @@ def _read(photos: Iterable[Path]) -> tuple[Found, list[Pixels], list[tuple[str, 
 
 
 def _batches(folder: Path, results: Results, files: Found) -> list[tuple[int, list[int]]]:
-    """Size and members of each batch: a test photo's own was perhaps the smaller last one."""
+    """Size and members of each batch: a test photo's is as large as the run's own was."""
     tested = sum(results["data"]["test"].values())
-    rest = tested % BATCH
-    last = _last_test_photos(folder, results, rest) if tested > BATCH and rest else set()
-    whole = min(BATCH, tested)
-    groups: dict[int, list[int]] = {whole: [], rest: []}
+    known = _test_photos(folder, results)
+    groups: dict[int, list[int]] = {}
     for i, (_, path) in enumerate(files):
-        groups[rest if last and path.resolve() in last else whole].append(i)
+        place = known.get(path.resolve())
+        start = 0 if place is None else place // BATCH * BATCH
+        groups.setdefault(0 if place is None else min(BATCH, tested - start), []).append(i)
     return [
-        (size, members[start : start + size])
+        (size, members[start : start + (size or BATCH)])
         for size, members in groups.items()
-        for start in range(0, len(members), size or 1)
+        for start in range(0, len(members), size or BATCH)
     ]
 
 
-def _last_test_photos(folder: Path, results: Results, count: int) -> set[Path]:
-    """Where the last test photos of the run are, if they are files."""
+def _test_photos(folder: Path, results: Results) -> dict[Path, int]:
+    """Where the run's test photos are, if they are files, and which of them each is."""
     root = results["config"]["data"].get("root")
-    if not isinstance(root, str):
-        return set()
-    written: Sequence[str] = [model["predictions"] for model in results["models"].values()]
-    names = read_predictions(folder / written[0]).files
-    return {(Path(root).expanduser() / name).resolve() for name in names[-count:]}
+    written = [model["predictions"] for model in results["models"].values()]
+    if not isinstance(root, str) or not written:
+        return {}
+    above = Path(root).expanduser().resolve()
+    return {above / name: i for i, name in enumerate(read_predictions(folder / written[0]).files)}
