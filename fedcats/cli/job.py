@@ -6,6 +6,7 @@ Heavy imports wait until a job starts, so that ``--help`` is quick.
 import itertools
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -68,7 +69,8 @@ def job(raw: DictConfig) -> float | None:
                 baseline_process.start(config, folder)
             from fedcats.experiment.run import run
 
-            results = run(raw, folder)
+            given = shlex.join(["fedcats", *hydra_config.overrides.task])
+            results = run(raw, folder, command=given)
     except (UserError, RunError, OSError) as caught:
         error = disk_error(caught) if isinstance(caught, OSError) else caught
         if sweep:  # the other jobs go on; Hydra raises it when they are done

@@ -11,6 +11,7 @@ import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -44,61 +45,63 @@ Curve = Sequence[tuple[int, int, float]]  # training loss: round, epoch, mean cr
 
 def run_figures(results: Results, folder: Path) -> list[Drawn]:
     """Draw everything that one run has to show into ``folder/figures``."""
-    return write(folder / "figures", of_run(results, folder))
+    return write(folder / "figures", drawings(results, folder))
 
 
-def of_run(
-    results: Results, folder: Path | None
-) -> dict[str, tuple[str, Callable[[], Figure | None]]]:
-    """Caption of each figure of a run, and what draws it; ``folder`` as of `history`."""
+def drawings(
+    results: Results, folder: Path
+) -> Mapping[str, tuple[str, Callable[[], Figure | None]]]:
+    """Caption of each figure of a run, and what draws it, by name; ``folder`` as of `history`."""
     what = view.things(results)
     hollow = ", hollow marks: the paper's values" if view.has_paper(results) else ""
-    return {
-        "seeds": (SEEDS, lambda: over_seeds(view.replication(results))),
-        "scores": (
-            f"Scores on the test {what} with 95% Wilson intervals; dashed: the centralized "
-            f"model{hollow}.",
-            lambda: scores(results),
-        ),
-        "difference": (
-            "Merged minus centralized on the same test set, with 95% intervals where there are "
-            f"any; right of 0 the merged model is better{hollow}.",
-            lambda: difference(results),
-        ),
-        "confusion": (
-            f"Test {what} by true class (rows) and predicted class (columns); shading: share "
-            "of the true class.",
-            lambda: confusion(results),
-        ),
-        "loss": (
-            "Training loss of the centralized model and of the clients' own models "
-            "(the paper's Fig. 3, twice).",
-            lambda: loss(results, history(folder, results)),
-        ),
-        "weights": (
-            "How much of each client's weights is in each merged model.",
-            lambda: weights(results),
-        ),
-        "who-has-what": (
-            f"How many training {what} of each class each client has.",
-            lambda: who_has_what(
-                [shard["per_class"] for shard in results["data"]["shards"]],
-                results["data"]["classes"],
+    return MappingProxyType(
+        {
+            "seeds": (SEEDS, lambda: over_seeds(view.replication(results))),
+            "scores": (
+                f"Scores on the test {what} with 95% Wilson intervals; dashed: the centralized "
+                f"model{hollow}.",
+                lambda: scores(results),
             ),
-        ),
-        "by-client": (
-            f"Accuracy of each model (rows) on the {what} held out at each client (columns).",
-            lambda: by_client(results),
-        ),
-        "rounds": (
-            "The merged models after each round; dashed: the centralized model.",
-            lambda: rounds(results),
-        ),
-        "confusion_submodels": (
-            "The clients' own models, one confusion matrix each.",
-            lambda: confusion_submodels(results),
-        ),
-    }
+            "difference": (
+                "Merged minus centralized on the same test set, with 95% intervals where there are "
+                f"any; right of 0 the merged model is better{hollow}.",
+                lambda: difference(results),
+            ),
+            "confusion": (
+                f"Test {what} by true class (rows) and predicted class (columns); shading: share "
+                "of the true class.",
+                lambda: confusion(results),
+            ),
+            "loss": (
+                "Training loss of the centralized model and of the clients' own models"
+                f"{' (the paper’s Fig. 3, twice)' if view.has_paper(results) else ''}.",
+                lambda: loss(results, history(folder, results)),
+            ),
+            "weights": (
+                "How much of each client's weights is in each merged model.",
+                lambda: weights(results),
+            ),
+            "who-has-what": (
+                f"How many training {what} of each class each client has.",
+                lambda: who_has_what(
+                    [shard["per_class"] for shard in results["data"]["shards"]],
+                    results["data"]["classes"],
+                ),
+            ),
+            "by-client": (
+                f"Accuracy of each model (rows) on the {what} held out at each client (columns).",
+                lambda: by_client(results),
+            ),
+            "rounds": (
+                "The merged models after each round; dashed: the centralized model.",
+                lambda: rounds(results),
+            ),
+            "confusion_submodels": (
+                "The clients' own models, one confusion matrix each.",
+                lambda: confusion_submodels(results),
+            ),
+        },
+    )
 
 
 def scores(results: Results) -> Figure | None:
@@ -143,6 +146,11 @@ def scores(results: Results) -> Figure | None:
             loc="outside lower center",
             ncols=2,
         )
+    said = (
+        f"{title} {', '.join(f'{key} {model[key]:.4f}' for key in view.SCORES)}"
+        for title, model in zip(labels, (results["models"][name] for name in names), strict=False)
+    )
+    figure.set_label(f"{'; '.join(said)}.")
     return figure
 
 
@@ -168,17 +176,22 @@ def difference(results: Results) -> Figure | None:
             if there and base:
                 hollow_mark(ax, 100 * (there[key] - base[key]), row, colour)
         ax.set_xlabel("percentage points")
+    said = (
+        f"{view.title(results, name)} {view.points(one['difference'])} ({view.interval(one)})"
+        for name, one in ((name, every["accuracy"]) for name, every in found.items())
+    )
+    figure.set_label(f"Accuracy, in points: {'; '.join(said)}.")
     return figure
 
 
-def history(folder: Path | None, results: Results) -> dict[str, Curve]:
+def history(folder: Path, results: Results) -> dict[str, Curve]:
     """Read each model's training loss: (round, epoch, loss), from ``history.csv`` if it is there.
 
     Without that file the last round's losses are taken from the results themselves.
     """
-    path = None if folder is None else folder / "history.csv"
+    path = folder / "history.csv"
     curves: dict[str, list[tuple[int, int, float]]] = {}
-    if path is not None and path.is_file():
+    if path.is_file():
         with path.open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream):
                 if row["loss"]:

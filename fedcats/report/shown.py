@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -175,10 +176,11 @@ class Shown:
             tables.paper(self.results, submodels=False),
         ]
 
-    def _drawings(self) -> dict[str, tuple[str, Any]]:
-        from fedcats.report.figures import of_run
+    def _drawings(self) -> Mapping[str, tuple[str, Any]]:
+        from fedcats.report.figures import drawings
 
-        return of_run(self.results, self._folder)
+        nowhere = Path(os.devnull)  # losses are then taken from the results
+        return drawings(self.results, self._folder or nowhere)
 
     def _draw(self, name: str) -> Picture | None:
         from fedcats.report.drawing import style
