@@ -363,6 +363,8 @@ class Results(TypedDict):
 
     schema: Annotated[int, "version of this description: 1"]
     status: Annotated[str, "`complete`; `without its report` if that could not be written"]
+    date: Annotated[str, "when it was trained, ISO 8601 with the offset from UTC"]
+    command: Annotated[str, "as it was given; empty where a program or `flwr run` gave none"]
     config: Annotated[dict[str, Any], "the resolved configuration, see configuration.md"]
     seed: Annotated[int, "`seed`, or the first of `seeds`, of which everything else here speaks"]
     versions: Annotated[dict[str, str], "of fedcats, python, torch, torchvision, flwr and ray"]

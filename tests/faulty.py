@@ -19,6 +19,7 @@ from typing import Any
 
 MODULES = (
     "fedcats.cli.run",
+    "fedcats.cli.job",
     "fedcats.cli.data",
     "fedcats.cli.store",
     "fedcats.experiment.run",

@@ -165,7 +165,7 @@ def finish(chance: random.Random, arguments: list[str]) -> int:
     sys.stderr = sys.__stderr__ = stream(chance.choice(STREAMS), 2, encoding)  # type: ignore
     sys.argv = ["fedcats", *arguments]
 
-    def run(raw: object, folder: Path) -> dict[str, object]:
+    def run(raw: object, folder: Path, **_: object) -> dict[str, object]:
         print(f"Käse − 猫 \udcff {folder}")
         return {"models": {}}
 

@@ -202,7 +202,7 @@ def test_help_and_cfg(tmp_path: Path) -> None:
 
 def test_the_command_line_starts_without_torch_flower_and_ray() -> None:
     code = (
-        "import sys, fedcats.cli.run; print({'torch', 'flwr', 'ray', 'sklearn'} & {*sys.modules})"
+        "import sys, fedcats.cli.job; print({'torch', 'flwr', 'ray', 'sklearn'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import TINY, TINY_DRAWINGS
 from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "paper.ipynb"
@@ -14,17 +13,24 @@ NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "paper.ipynb"
 def test_the_notebook_runs(tmp_path: Path) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     (parameters,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    parameters.source = f"overrides = {[*TINY, *TINY_DRAWINGS, 'runner=local']}"
+    parameters.source = (
+        "import fedcats as fc\n"
+        "photos = fc.drawings(train_per_class=8, test_per_class=6)\n"
+        "settings = dict(model='squeezenet1_1', weights='none', epochs=1, runner='local')\n"
+        "clients = 2"
+    )
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
     shown = "".join(
-        str(output.get("data", {}).get("text/markdown", ""))
+        str(output.get("data", {}).get("text/html", ""))
         for cell in notebook.cells
         for output in cell.get("outputs", [])
     )
     assert "centralized" in shown
     assert "drawings" in shown
-    assert (tmp_path / "outputs/notebook/report.html").is_file()
+    assert shown.count("<figure>") == 9
+    assert "2 of 2 done" in shown  # the progress
+    assert [*tmp_path.glob("outputs/*/*/report.html")]
 
 
 def test_the_notebook_is_committed_without_outputs_and_logic() -> None:

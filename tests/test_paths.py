@@ -109,7 +109,7 @@ def mine(folder: Path) -> Path:
 def test_the_check_looks_where_hydra_looks(
     here: Path, monkeypatch: pytest.MonkeyPatch, how: Callable[[Path], list[str]]
 ) -> None:
-    from fedcats.cli.run import check
+    from fedcats.cli.job import check
 
     check([*how(mine(here / "my")), "experiment=mine"])
     check(["-m", *how(here / "my"), "experiment=mine,none"])
@@ -128,7 +128,7 @@ def test_the_check_looks_where_hydra_looks(
     ],
 )
 def test_places_that_are_not_there(arguments: list[str], message: str) -> None:
-    from fedcats.cli.run import check
+    from fedcats.cli.job import check
 
     with pytest.raises(UserError, match=message):
         check(arguments)

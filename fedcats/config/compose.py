@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedcats.config import paths
+from fedcats.config.hints import hint, option_hint
 from fedcats.errors import UserError
 
 
@@ -76,10 +77,13 @@ def hydra_error(error: Exception) -> str:
         options = ", ".join(
             itertools.takewhile(lambda s: not s.startswith("Config"), lines[at + 1 :])
         )
-        return f"{lines[0].rstrip('.')}; allowed are {options}"
+        group, _, option = lines[0].rpartition("'")[0].rpartition("'")[2].partition("/")
+        return f"{lines[0].rstrip('.')}; allowed are {options}{option_hint(group, option)}"
     if "is not in struct" in str(error) or "Could not override" in lines[0]:
         what = lines[0].removeprefix("Could not override ").split(".\n")[0].rstrip(".")
-        return f"{what.strip(chr(39))}: no such key; see fedcats --cfg job for all keys"
+        key = what.strip(chr(39))
+        meant = hint(key, conf_dir()) or "see fedcats --cfg job for all keys"
+        return f"{key}: no such key; {meant}"
     if lines and lines[0].startswith("Ambiguous value"):
         given = lines[0].removeprefix("Ambiguous value for argument ").strip("'")
         return f"{given}: several values; -m runs each of them, [..] makes a list, '..' one value"

@@ -10,7 +10,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fedcats import plugins
 from fedcats.config import paths
+from fedcats.config.compose import conf_dir
 from fedcats.config.cross_checks import faults
+from fedcats.config.hints import hint
 from fedcats.config.schema import GROUPS, Config, StrategyConfig, is_own_rule
 from fedcats.data.catalogue import OwnData
 from fedcats.data.partition import OwnPartition
@@ -43,7 +45,8 @@ def _load(raw: DictConfig) -> Config:
     known = {item.name for item in fields(Config)} - {"available", "replicate"}
     for key in map(str, raw):
         if key not in known:
-            raise UserError(f"{key}: no such key; see fedcats --cfg job for all keys")
+            meant = hint(key, conf_dir()) or "see fedcats --cfg job for all keys"
+            raise UserError(f"{key}: no such key; {meant}")
     if lacking := sorted(known - {*map(str, raw)}):  # with a --config-name of the user's own
         raise UserError(f"{lacking[0]}: not in the configuration")
     for item in fields(Config):

@@ -233,6 +233,7 @@ class Config(Limited):
     hold_out: float | None = optional(share_below_one())
     save_models: str = one_of(*SAVED)
     verbose: bool = switch()
+    gallery: int = number(0, 100)
     available: Mapping[str, Rule] = field(default_factory=dict)
     replicate: int | None = None
 

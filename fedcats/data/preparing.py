@@ -21,6 +21,7 @@ from fedcats.data.build import FORMAT, Build, in_order, sha256_of, transform_nam
 from fedcats.data.dataset import DamagedData, Dataset, open_dataset
 from fedcats.data.decoding import BadImage
 from fedcats.data.sources import SPLITS, Item, Source
+from fedcats.data.transforms import SIZE
 from fedcats.errors import RunError, UserError
 from fedcats.locks import locked
 from fedcats.text import shown
@@ -29,7 +30,7 @@ from fedcats.text import shown
 def prepare(
     source: Source,
     cache_root: Path,
-    size: int = 224,
+    size: int = SIZE,
     workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     max_bad_fraction: float | None = 0.05,

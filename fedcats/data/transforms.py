@@ -6,6 +6,9 @@ of both together equals torchvision's pipeline bit by bit.
 
 import torch
 
+SIZE = 224
+"""Height and width of an image, in pixels."""
+
 MEAN = (0.485, 0.456, 0.406)
 """Mean of the ImageNet photos, red, green, blue, of values in 0..1."""
 

@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import cast
@@ -16,7 +17,7 @@ from torch import nn
 
 from fedcats import __version__
 from fedcats.config.compose import as_dict
-from fedcats.data import shared_between_shards
+from fedcats.data import Images, shared_between_shards
 from fedcats.experiment.inputs import Inputs, class_counts
 from fedcats.experiment.train import Trained
 from fedcats.federated.quiet import default_workers
@@ -58,7 +59,7 @@ def training_record(update: Update) -> Training:
     }
 
 
-def collect(this: Inputs, raw: DictConfig, trained: Trained) -> Results:
+def collect(this: Inputs, raw: DictConfig, trained: Trained, command: str) -> Results:
     """All of ``results.json``, still without scores and times."""
     dataset, classes = this.dataset, this.dataset.classes
 
@@ -81,6 +82,8 @@ def collect(this: Inputs, raw: DictConfig, trained: Trained) -> Results:
     results: Results = {
         "schema": SCHEMA,
         "status": "complete",
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": command,
         "config": as_dict(raw),
         "seed": this.config.draws.own,
         "versions": {
@@ -165,14 +168,14 @@ def write_history(folder: Path, trained: Trained) -> None:
     write_csv(folder / "history.csv", rows)
 
 
-def write_results(folder: Path, results: Results) -> OSError | None:
+def write_results(folder: Path, results: Results, images: Images) -> OSError | None:
     """Write ``results.json`` and what shows it; it says ``complete`` when all of that is there.
 
     Returns what was wrong with the disk when only the report was to be written.
     """
     write_json(folder / "results.json", results | {"status": "without its report"})
     try:
-        write_report(folder, results)
+        write_report(folder, results, images)
         write_json(folder / "results.json", results)
     except OSError as error:
         return error

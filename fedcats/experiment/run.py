@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from fedcats.config.load import load
 from fedcats.config.schema import Config
+from fedcats.data import Images
 from fedcats.environment import disk_error
 from fedcats.errors import RunError, UserError
 from fedcats.experiment.baseline_process import remember_trained
@@ -34,7 +35,14 @@ from fedcats.results import Results, Seconds
 from fedcats.storage import opened
 
 
-def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> Results:
+def run(
+    raw: DictConfig,
+    folder: Path,
+    grid: Grid | None = None,
+    *,
+    summary: bool = True,
+    command: str = "",
+) -> Results:
     """Run the experiment of a composed configuration.
 
     Parameters
@@ -46,6 +54,10 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> Results:
     grid
         Where the clients are, when Flower runs this (see `fedcats.experiment.server_app`); by
         default they are started here, as the configuration says.
+    summary
+        Print it when all is done.
+    command
+        That asked for this, for the record.
 
     Returns
     -------
@@ -65,12 +77,20 @@ def run(raw: DictConfig, folder: Path, grid: Grid | None = None) -> Results:
     folder = folder.absolute()
     try:
         with claimed(folder, alone=config.runner.name != "flwr"):  # there the submitter has it
-            return _run(config, raw, folder, grid)
+            return _run(config, raw, folder, grid, summary, command)
     except OSError as error:
         raise disk_error(error) from error
 
 
-def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> Results:
+def _run(
+    config: Config,
+    raw: DictConfig,
+    folder: Path,
+    grid: Grid | None,
+    summary: bool,
+    command: str,
+) -> Results:
+    images: list[Images] = []
     runs: list[tuple[Path, Results]] = []
     with Progress() as progress:
         for seed in config.replicates:
@@ -80,7 +100,8 @@ def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> Re
             if runs:  # of the others no weights: they are in the store
                 one = replace(one, save_models="none")
                 make(where)
-            results = _experiment(one, raw, where, grid, progress)
+            results, tested_on = _experiment(one, raw, where, grid, progress, command)
+            images.append(tested_on)
             if runs:
                 results["config"] |= {"seeds": [seed], "save_models": "none"}
                 write_json(where / "results.json", results)
@@ -89,8 +110,8 @@ def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> Re
     if config.seeds is not None:
         record(over_seeds(runs), config.margin, results)
         join(results, [one for _, one in runs])
-    problem = write_results(folder, results)
-    if config.runner.name != "flwr":  # there, whoever submitted the run prints it
+    problem = write_results(folder, results, images[0])
+    if summary and config.runner.name != "flwr":  # there, whoever submitted the run prints it
         print_summary(results, folder)
     if problem:
         raise RunError(
@@ -101,9 +122,14 @@ def _run(config: Config, raw: DictConfig, folder: Path, grid: Grid | None) -> Re
 
 
 def _experiment(
-    config: Config, raw: DictConfig, folder: Path, grid: Grid | None, progress: Progress
-) -> Results:
-    """All of one seed, but its report."""
+    config: Config,
+    raw: DictConfig,
+    folder: Path,
+    grid: Grid | None,
+    progress: Progress,
+    command: str,
+) -> tuple[Results, Images]:
+    """All of one seed, but its report; and the test images."""
     seconds: dict[str, float] = {}
     root, max_bytes = home() / "store", int(config.store.max_gb * 1e9)
     with (
@@ -119,10 +145,10 @@ def _experiment(
             trained = train_both(tasks, predictor, grid)
             remember_trained(config)
         with clock(seconds, "evaluation"):
-            results = collect(inputs, raw, trained)
+            results = collect(inputs, raw, trained, command)
             evaluate(predictor, trained, results, progress)
             if config.mode == "merge":
                 results["grid"] = merge_grid(predictor, trained.own(), progress)
     results["seconds"] = cast(Seconds, seconds)
     write_history(folder, trained)
-    return results
+    return results, inputs.dataset.test

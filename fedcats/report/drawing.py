@@ -144,7 +144,8 @@ def write(
         svg = buffer.getvalue()
         (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
         width = round(100 * figure.get_figwidth())
-        drawn.append(Drawn(name, caption, width, inline(svg, name, caption)))
+        label = f"{caption} {figure.get_label()}".strip()  # with the values, for who cannot see it
+        drawn.append(Drawn(name, caption, width, inline(svg, name, label)))
     return drawn
 
 

@@ -8,9 +8,10 @@ of Okabe and Ito, which colour-blind readers can tell apart, and marks differ in
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -44,11 +45,17 @@ Curve = Sequence[tuple[int, int, float]]  # training loss: round, epoch, mean cr
 
 def run_figures(results: Results, folder: Path) -> list[Drawn]:
     """Draw everything that one run has to show into ``folder/figures``."""
+    return write(folder / "figures", drawings(results, folder))
+
+
+def drawings(
+    results: Results, folder: Path
+) -> Mapping[str, tuple[str, Callable[[], Figure | None]]]:
+    """Caption of each figure of a run, and what draws it, by name; ``folder`` as of `history`."""
     what = view.things(results)
     dotted = "; dotted: with as many steps as a client" * ("same_steps" in results["models"])
     hollow = ", hollow marks: the paper's values" if view.has_paper(results) else ""
-    return write(
-        folder / "figures",
+    return MappingProxyType(
         {
             "seeds": (SEEDS, lambda: over_seeds(view.replication(results))),
             "scores": (
@@ -67,8 +74,8 @@ def run_figures(results: Results, folder: Path) -> list[Drawn]:
                 lambda: confusion(results),
             ),
             "loss": (
-                "Training loss of the centralized model and of the clients' own models "
-                f"(the paper's Fig. 3, twice){dotted}.",
+                "Training loss of the centralized model and of the clients' own models"
+                f"{' (the paper’s Fig. 3, twice)' if view.has_paper(results) else ''}{dotted}.",
                 lambda: loss(results, history(folder, results)),
             ),
             "weights": (
@@ -140,6 +147,11 @@ def scores(results: Results) -> Figure | None:
             loc="outside lower center",
             ncols=2,
         )
+    said = (
+        f"{title} {', '.join(f'{key} {model[key]:.4f}' for key in view.SCORES)}"
+        for title, model in zip(labels, (results["models"][name] for name in names), strict=False)
+    )
+    figure.set_label(f"{'; '.join(said)}.")
     return figure
 
 
@@ -165,6 +177,11 @@ def difference(results: Results) -> Figure | None:
             if there and base:
                 hollow_mark(ax, 100 * (there[key] - base[key]), row, colour)
         ax.set_xlabel("percentage points")
+    said = (
+        f"{view.title(results, name)} {view.points(one['difference'])} ({view.interval(one)})"
+        for name, one in ((name, every["accuracy"]) for name, every in found.items())
+    )
+    figure.set_label(f"Accuracy, in points: {'; '.join(said)}.")
     return figure
 
 

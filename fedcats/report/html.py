@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fedcats.report import page, split, tables, thresholds, verdict, view
+from fedcats.report import page, photos, split, tables, thresholds, verdict, view
 from fedcats.report.page import render
 from fedcats.results import OverSeeds, Replicated, Results
 
+if TYPE_CHECKING:
+    from fedcats.data import Images
 
-def write_report(folder: Path, results: Results) -> None:
+
+def write_report(folder: Path, results: Results, images: Images | None = None) -> None:
     """Draw the figures of a run and write its page.
 
     Parameters
@@ -22,6 +26,8 @@ def write_report(folder: Path, results: Results) -> None:
         The results dict (``results.json``, schema 1). No key of ``models`` is required, and
         neither are ``comparison``, ``paper``, ``rounds``, ``store`` and ``failures``. With
         ``grid`` (``mode=merge``) the page is that of a sweep.
+    images
+        The test images, for the gallery.
     """
     if "grid" in results:
         from fedcats.report.sweep import grid_rows, write_sweep_report
@@ -40,6 +46,9 @@ def write_report(folder: Path, results: Results) -> None:
         warnings=view.warnings(results),
         answer=verdict.answer(results),
         meta=_meta(results),
+        made_by=_made_by(results),
+        gallery=photos.gallery(results, folder, images),
+        data=photos.data(results),
         cards=_cards(results),
         of_seed=view.of_seed(results),
         tables={
@@ -77,6 +86,14 @@ def _meta(results: Results) -> str:
     return " · ".join([*parts, f"seed {results.get('seed')}"])
 
 
+def _made_by(results: Results) -> str:
+    """When, by which version, and the command."""
+    parts = [f"fedcats {results.get('versions', {}).get('fedcats', '')}".strip()]
+    if date := results.get("date"):
+        parts.insert(0, date.replace("T", " ")[:16] + date[19:])
+    return " · ".join([*parts, *([results["command"]] if results.get("command") else [])])
+
+
 def _cards(results: Results) -> list[dict[str, str]]:
     """The three numbers of the answer: what merging changes in accuracy, precision, recall."""
     base, rules = view.centralized(results), view.merged(results)
@@ -92,6 +109,8 @@ def _cards(results: Results) -> list[dict[str, str]]:
         ends = view.interval(found[key]) if found else ""
         ends = f"interval {ends}" if " to " in ends else ends
         change = f"{view.points(model[key] - base[key])} points"
+        if key == "precision" and (view.takes_none(base) or view.takes_none(model)):
+            change, ends = tables.EMPTY, "not defined where nothing is taken for the class"
         cards.append({"name": key, "change": change, "detail": detail, "interval": ends})
     return cards
 

@@ -8,13 +8,42 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fedcats.report import page, tables
+from fedcats.report import page, photos, tables
 from fedcats.text import lines_shown
 
 if TYPE_CHECKING:
     from fedcats.report.drawing import Drawn
 
-BASE = """\
+# Columns are sorted by a click or a key on their name: numbers as numbers, whatever is around them.
+_SORT = """\
+for (const table of document.querySelectorAll("table")) {
+  const body = table.tBodies[0];
+  if (!table.tHead || !body || body.rows.length < 2) continue;
+  [...table.tHead.rows[0].cells].forEach((th, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...th.childNodes);
+    th.append(button);
+    button.addEventListener("click", () => {
+      const up = th.getAttribute("aria-sort") === "descending";
+      for (const one of th.parentNode.cells) one.removeAttribute("aria-sort");
+      th.setAttribute("aria-sort", up ? "ascending" : "descending");
+      const key = row => row.cells[column].textContent.replace("\u2212", "-").replaceAll(",", "");
+      const order = (a, b) => {
+        const [x, y] = [parseFloat(key(a)), parseFloat(key(b))];
+        const numbers = !isNaN(x) && !isNaN(y);
+        const words = isNaN(x) && isNaN(y);
+        return numbers ? x - y : words ? key(a).localeCompare(key(b)) : isNaN(x) - isNaN(y);
+      };
+      const rows = [...body.rows].sort(order);
+      body.append(...(up ? rows : rows.reverse()));
+    });
+  });
+}
+"""
+
+BASE = (
+    """\
 <!DOCTYPE html>
 <html lang="en">
 <head>
@@ -24,13 +53,13 @@ BASE = """\
 <title>{{ title }}</title>
 <style>
 :root {
-  --page: #ffffff; --ink: #1f2328; --muted: #6e7781; --grid: #d8dee4; --soft: #f6f8fa;
+  --page: #ffffff; --ink: #1f2328; --muted: #59626c; --grid: #d8dee4; --soft: #f6f8fa;
   --blue: #0072b2; --vermillion: #d55e00; --green: #009e73; --purple: #aa4499;
   --orange: #e69f00; --warn: #fff4d6; --warn-ink: #5c4300;
 }
 @media (prefers-color-scheme: dark) {
   :root {
-    --page: #0f1318; --ink: #e6eaef; --muted: #98a2ad; --grid: #2c333b; --soft: #171d24;
+    --page: #0f1318; --ink: #e6eaef; --muted: #a3adb8; --grid: #2c333b; --soft: #171d24;
     --blue: #4aa8e0; --vermillion: #f08a4b; --green: #3cc79c; --purple: #d583c6;
     --orange: #f0b63a; --warn: #3a2f10; --warn-ink: #f5dc9a;
   }
@@ -75,6 +104,12 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; 
 dt { color: var(--muted); }
 dd { margin: 0; overflow-wrap: anywhere; }
 a { color: var(--blue); }
+th button { all: unset; cursor: pointer; } th[aria-sort] button::after { content: " \25BC"; }
+th[aria-sort="ascending"] button::after { content: " \25B2"; }
+:focus-visible { outline: 2px solid var(--blue); outline-offset: 2px; }
+"""
+    + photos.STYLE
+    + """\
 @media (max-width: 34rem) {
   body { padding-top: 1rem; } h1 { font-size: 1.35rem; }
   dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; }
@@ -87,13 +122,16 @@ a { color: var(--blue); }
   }
   body { max-width: none; padding: 0; font-size: 10pt; }
   figure, .card, tr { break-inside: avoid; } h2, h3 { break-after: avoid; }
-  .scroll, figure { overflow: visible; } figure svg { min-width: 0; }
+  .scroll, figure, pre { overflow: visible; } figure svg { min-width: 0; }
+  pre { white-space: pre-wrap; }
+  .gallery { display: block; } .gallery > * { display: inline-block; }
+  th, td { white-space: normal; overflow-wrap: anywhere; } thead { display: table-header-group; }
   table { font-size: 8pt; } th, td { padding-right: .5rem; }
 }
 </style>
 </head>
 <body>
-{% macro figure(one) %}{% if one %}<figure style="--width: {{ one.width }}px">
+{% macro figure(one) %}{% if one %}<figure tabindex="0" style="--width: {{ one.width }}px">
 {{ one.svg | safe }}
 <figcaption>{{ one.caption }}</figcaption></figure>{% endif %}{% endmacro %}
 {% macro pairs(items) %}<dl>{% for key, value in items %}
@@ -106,13 +144,20 @@ a { color: var(--blue); }
 {% for sentence in answer %}<p class="answer">{{ sentence }}</p>
 {% endfor %}
 <p class="meta">{{ meta }}</p>
+{% if made_by %}<p class="meta">{{ made_by }}</p>{% endif %}
 </header>
 <main>
 {% block main %}{% endblock %}
 </main>
+<script>
+"""
+    + _SORT
+    + """\
+</script>
 </body>
 </html>
 """
+)
 
 REPORT = """\
 {% extends "base.html" %}
@@ -175,6 +220,7 @@ REPORT = """\
 {{ figure(figures.confusion_submodels) }}</details>
 {% endif %}
 
+{% include "gallery.html" %}
 <h2>Training</h2>
 {{ figure(figures.loss) }}
 {% if tables.cost %}{{ to_html(tables.cost) }}{% endif %}
@@ -185,9 +231,10 @@ REPORT = """\
 {{ to_html(tables.shards) }}
 {% endif %}
 
+{% include "data.html" %}
 <h2>How it was made</h2>
 {{ pairs(made) }}
-<details><summary>Configuration</summary><pre>{{ config }}</pre></details>
+<details><summary>Configuration</summary><pre tabindex="0">{{ config }}</pre></details>
 <p class="note">Beside this page lie results.json (every number here), history.csv (loss of each
 epoch), predictions/ (each test {{ thing }}, every model), figures/ (PNG and SVG).</p>
 {% endblock %}
@@ -224,7 +271,9 @@ def render(template: str, drawn: list[Drawn], **values: Any) -> str:
         return Markup(tables.to_html(table))
 
     environment = Environment(
-        loader=DictLoader({"base.html": page.BASE}),
+        loader=DictLoader(
+            {"base.html": page.BASE, "gallery.html": photos.TEMPLATE, "data.html": photos.DATA}
+        ),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=lambda value: lines_shown(value) if type(value) is str else value,

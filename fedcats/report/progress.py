@@ -2,19 +2,69 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from fedcats.report.estimate import FINISHED, Task, Work, seconds_left
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.live import Live
 
 _STYLES = {"done": "green", "reused": "cyan", "failed": "bold red", "waiting": "dim"}
 _MANY = 30  # above this many tasks, plain output no longer has a line for each
+
+
+class Cell:
+    """A live display in a notebook's cell: Rich's own needs widgets, which are not everywhere.
+
+    Parameters
+    ----------
+    render
+        What to show.
+    """
+
+    def __init__(self, render: Callable[[], RenderableType]) -> None:
+        self._render = render
+        self._shown: Any = None
+        self._next = 0.0
+
+    def start(self, *, refresh: bool) -> None:
+        """Show it in the cell that runs now."""
+        from IPython.display import HTML, display
+
+        page = HTML(self._html())  # type: ignore[no-untyped-call]
+        self._shown = display(page, display_id=True)  # type: ignore[no-untyped-call]
+
+    def refresh(self) -> None:
+        """Show it as it is now, at most twice a second."""
+        if (now := time.monotonic()) >= self._next:
+            self._next = now + 0.5
+            self._update()
+
+    def stop(self) -> None:
+        """Leave the last state."""
+        self._update()
+
+    def _update(self) -> None:
+        from IPython.display import HTML
+
+        if self._shown is not None:
+            self._shown.update(HTML(self._html()))  # type: ignore[no-untyped-call]
+
+    def _html(self) -> str:
+        from fedcats.report.console import SafeConsole
+
+        console = SafeConsole(record=True, file=io.StringIO(), width=100, force_jupyter=False)
+        console.print(self._render())
+        style = "line-height: 1.3; font-family: monospace; background: none"
+        return console.export_html(
+            inline_styles=True, code_format=f'<pre style="{style}">{{code}}</pre>'
+        )
 
 
 class Progress:
@@ -58,16 +108,16 @@ class Progress:
         self._start = clock()
         self._last_line = self._start
         capable = self.console.is_terminal and not self.console.is_dumb_terminal
-        self._live = (
-            Live(
+        self._live: Live | Cell | None = None
+        if self.console.is_jupyter:
+            self._live = Cell(self._render)
+        elif capable:
+            self._live = Live(
                 console=self.console,
                 get_renderable=self._render,
                 refresh_per_second=4,
                 vertical_overflow="crop",
             )
-            if capable and not self.console.is_jupyter
-            else None
-        )
 
     def __enter__(self) -> Self:
         """Start the display."""
@@ -125,6 +175,8 @@ class Progress:
             one = self._tasks.setdefault(task, Task(Work()))
             news = state in FINISHED and one.state != state
             one.note(epoch, epochs, loss, state, now - ago)
+            if isinstance(self._live, Cell):
+                self._live.refresh()
             if self._live:
                 return
             due = now - self._last_line >= self._every

@@ -199,7 +199,7 @@ def write_sweep_report(
 
 def print_sweep(
     rows: Sequence[Row],
-    folder: Path,
+    folder: Path | None,
     console: Console | None = None,
     *,
     warnings: Sequence[str] = (),
@@ -224,7 +224,8 @@ def print_sweep(
     out.print(Text(" ".join(_answer(rows, replicated)), style="bold"))
     if note:
         out.print(Text(note))
-    out.print(str(folder.resolve()), markup=False, highlight=False, soft_wrap=True)
+    if folder is not None:
+        out.print(str(folder.resolve()), markup=False, highlight=False, soft_wrap=True)
 
 
 def _answer(rows: Sequence[Row], replicated: Mapping[str, Replicated]) -> list[str]:

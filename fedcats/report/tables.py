@@ -63,6 +63,13 @@ def to_rich(table: Table) -> rich.table.Table:
     from rich.text import Text
 
     widths = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
+    rows = table.rows
+    if sum(widths) + 2 * len(widths) > NARROW:  # an interval goes into a line of its own, whole
+        rows = [tuple(cell.replace(" (", "\n(") for cell in row) for row in rows]
+        widths = [
+            max(len(line) for cell in column for line in cell.split("\n"))
+            for column in zip(table.header, *rows, strict=True)
+        ]
     gap = 2 if sum(widths) + 2 * len(widths) <= NARROW else 1
     rendered = RichTable(
         title=Text(table.title),
@@ -77,7 +84,7 @@ def to_rich(table: Table) -> rich.table.Table:
     )
     for i, name in enumerate(table.header):
         rendered.add_column(Text(name), justify="left" if i in table.text else "right")
-    for row in table.rows:
+    for row in rows:
         rendered.add_row(*map(Text, row))
     return rendered
 
@@ -96,15 +103,17 @@ def to_html(table: Table) -> str:
     """Render as an HTML table that scrolls sideways on a narrow screen."""
 
     def cells(tag: str, row: tuple[str, ...]) -> str:
+        scope = " scope=col" if tag == "th" else ""
         return "".join(
-            f"<{tag}{'' if i in table.text else ' class=num'}>{html.escape(cell)}</{tag}>"
+            f"<{tag}{scope}{'' if i in table.text else ' class=num'}>{html.escape(cell)}</{tag}>"
             for i, cell in enumerate(row)
         )
 
     body = "".join(f"<tr>{cells('td', row)}</tr>\n" for row in table.rows)
     note = f"<p class=note>{html.escape(table.note)}</p>" if table.note else ""
     return (
-        f"<div class=scroll><table><thead><tr>{cells('th', table.header)}</tr></thead>\n"
+        f'<div class=scroll tabindex=0 role=region aria-label="{html.escape(table.title)}">'
+        f"<table><thead><tr>{cells('th', table.header)}</tr></thead>\n"
         f"<tbody>{body}</tbody></table></div>{note}"
     )
 
@@ -400,7 +409,10 @@ def _megabytes(traffic: Traffic) -> tuple[str, str]:
 
 
 def _numbers(model: Scores) -> tuple[str, ...]:
-    return tuple(f"{model[key]:.4f}" for key in MEASURES)
+    return tuple(
+        EMPTY if key == "precision" and view.takes_none(model) else f"{model[key]:.4f}"
+        for key in MEASURES
+    )
 
 
 def _counts(model: Scores, binary: bool) -> tuple[str, ...]:

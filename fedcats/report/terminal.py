@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def print_summary(results: Results, folder: Path, console: Console | None = None) -> None:
+def print_summary(results: Results, folder: Path | None, console: Console | None = None) -> None:
     """Print the answer, the scores and, as the last line, the absolute path of the run folder.
 
     Parameters
@@ -20,7 +20,7 @@ def print_summary(results: Results, folder: Path, console: Console | None = None
     results
         The results dict (``results.json``, schema 1).
     folder
-        The run folder.
+        The run folder; without one the last line is left out.
     console
         Where to print; standard output by default.
     """
@@ -54,8 +54,8 @@ def print_summary(results: Results, folder: Path, console: Console | None = None
     out.print(Text(" ".join(verdict.answer(results)), style="bold"))
     if text := _store_note(results):
         out.print(text, markup=False, highlight=False)
-    # one line whatever the width, so that it can be copied
-    out.print(str(folder.resolve()), markup=False, highlight=False, soft_wrap=True)
+    if folder is not None:  # one line whatever the width, so that it can be copied
+        out.print(str(folder.resolve()), markup=False, highlight=False, soft_wrap=True)
 
 
 def _store_note(results: Results) -> str:

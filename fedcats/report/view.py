@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fedcats.merging.rules import RULES
+from fedcats.report.cautions import cautions
 from fedcats.results import (
     AtThresholds,
     Difference,
@@ -21,6 +22,7 @@ from fedcats.results import (
     Round,
     RoundScores,
     Score,
+    Scores,
     Unbounded,
 )
 
@@ -161,7 +163,7 @@ def warnings(results: Results) -> list[str]:
         found.append(f"Left out of the merge: {who} ({why}).")
     for who, why in (results.get("not_scored") or {}).items():
         found.append(f"Without scores, though its update was merged: {who} ({why}).")
-    return found
+    return [*found, *cautions(results)]
 
 
 def _left_out(results: Results) -> list[str]:
@@ -209,6 +211,12 @@ def trained_on(results: Results) -> int:
 def is_binary(results: Results) -> bool:
     """Whether there are two classes, so that precision and recall mean the second one."""
     return len(results["data"]["classes"]) == 2
+
+
+def takes_none(model: Scores) -> bool:
+    """Whether nothing is taken for the second of two classes: its precision is not defined."""
+    matrix = model.get("confusion_matrix", [])
+    return len(matrix) == 2 and not any(row[1] for row in matrix)
 
 
 def percent(value: float, digits: int = 1) -> str:

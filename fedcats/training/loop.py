@@ -20,6 +20,9 @@ from fedcats.training.frozen import Features
 from fedcats.training.recipe import Epoch, Recipe, Step
 from fedcats.training.sgd import Sgd
 
+BATCH = 64
+"""Photos that are tested at once: a probability's last bits depend on it."""
+
 _KEPT_BYTES = 8e9  # of images on a GPU
 
 
@@ -209,7 +212,7 @@ def batches(n: int, size: int, drop_last: bool, generator: torch.Generator) -> I
 
 
 def predict(
-    models: Sequence[nn.Module], images: Images, batch_size: int = 64
+    models: Sequence[nn.Module], images: Images, batch_size: int = BATCH
 ) -> list[np.ndarray[Any, Any]]:
     """Each model's class probabilities of the photos in order, in one pass over the photos.
 
