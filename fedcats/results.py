@@ -9,6 +9,8 @@ files (relative to the data folder) are as the data has them.
 
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+from fedcats.results_explained import Explained
+
 Score = Literal["accuracy", "precision", "recall"]
 Measure = Literal["accuracy", "precision", "recall", "f1", "loss"]
 
@@ -429,6 +431,7 @@ class Results(TypedDict):
         ]
     ]
     grid: NotRequired[Annotated[MergeGrid, "all merges", "with `mode=merge`"]]
+    explained: NotRequired[Annotated[Explained, "why", "with `mode=explain`"]]
     attack: NotRequired[Annotated[AttackUse, "the simulated attack", "unless `attack=none`"]]
     not_scored: NotRequired[
         Annotated[

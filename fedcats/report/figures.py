@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fedcats.metrics import wilson
-from fedcats.report import view
+from fedcats.report import explain_figures, view
 from fedcats.report.confusion import confusion, confusion_submodels
 from fedcats.report.drawing import (
     BARS,
@@ -93,6 +93,7 @@ def run_figures(results: Results, folder: Path) -> list[Drawn]:
                 "The clients' own models, one confusion matrix each.",
                 lambda: confusion_submodels(results),
             ),
+            **explain_figures.all_figures(results, folder),
         },
     )
 
