@@ -29,7 +29,7 @@ def excess(values: Sequence[float], points: Sequence[float]) -> float:
         At least 0, which it is at the ends (Frankle et al., ICML 2020; Entezari et al., ICLR 2022).
     """
     t, found = np.asarray(points, dtype=np.float64), np.asarray(values, dtype=np.float64)
-    over = found - ((1 - t) * found[0] + t * found[-1])
+    over = found - (found[0] + t * (found[-1] - found[0]))  # of equal ends exactly their value
     return float(max(0.0, over[1:-1].max(initial=0.0)))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
 from fedcats.report import view
 from fedcats.report.drawing import (
@@ -38,7 +39,7 @@ def kinds(results: Results, lines: Sequence[Line]) -> dict[str, list[Line]]:
     """The lines by what they join, in words."""
     found: dict[str, list[Line]] = {}
     for line in lines:
-        ends = [_kind(results, line[end]) for end in ("first", "second")]  # type: ignore[literal-required]
+        ends = [_kind(results, line[end]) for end in ("first", "second")]
         words = "two sub-models" if ends[0] == ends[1] else " and ".join(ends)
         found.setdefault(words, []).append(line)
     return found
@@ -64,16 +65,16 @@ def orders(results: Results, explained: Explained) -> Figure | None:
         left.plot([x, x], [one["worst"], one["best"]], color=MUTED, linewidth=1.2)
         left.plot([x, x], near, color=MUTED, linewidth=9, alpha=0.35, solid_capstyle="butt")
         left.plot(x, mean, "_", color=INK, markersize=16, markeredgewidth=2)
-        left.plot(x, one["reported"], "s", color=look(results, "polyak")[0], markersize=6.5) if (
-            "polyak" in results["models"]
-        ) else left.plot(x, one["reported"], "s", color=INK, markersize=6.5)
+        left.plot(x, one["reported"], "s", color=INK, markersize=6)
         left.plot(x, one["plain_mean"], "x", color=INK, markersize=7, markeredgewidth=1.5)
     left.set_xticks(range(len(found)), [f"{one['beta']:g}" for one in found])
     left.set_xlim(-0.7, len(found) - 0.3)
     left.set_xlabel("beta")
     left.set_ylabel("accuracy")
     left.grid(axis="x", visible=False)
-    first = found[0]
+    merged = results["models"].get("polyak")
+    own = merged.get("beta") if merged else None
+    first = next((one for one in found if one["beta"] == own), found[0])
     last = sorted(set(first["last"]))
     for x, client in enumerate(last):
         mine = [a for a, c in zip(first["accuracies"], first["last"], strict=True) if c == client]
@@ -120,13 +121,12 @@ def barriers(results: Results, explained: Explained) -> Figure | None:
     return figure
 
 
-def _heat(ax: Axes, table: np.ndarray, labels: Sequence[str], title: str, digits: int) -> None:  # type: ignore[type-arg]
-    low, high = (
-        (float(one) for one in (np.nanmin(table), np.nanmax(table)))
-        if (np.isfinite(table).any())
-        else (0.0, 0.0)
-    )
-    shades = 0.05 + 0.6 * (table - low) / max(high - low, 1e-12)
+def _heat(
+    ax: Axes, table: NDArray[np.float64], labels: Sequence[str], title: str, digits: int
+) -> None:
+    known = table[np.isfinite(table)]
+    low, high = known.min(initial=0.0), known.max(initial=10.0**-digits)
+    shades = 0.05 + 0.6 * (table - low) / (high - low)
     texts = [[f"{v:.{digits}f}".lstrip("0") if v == v else "" for v in row] for row in table]
     draw_cells(ax, np.nan_to_num(shades, nan=0.0).tolist(), texts, size=6 if len(table) > 8 else 8)
     step = -(-len(labels) // (2 * MANY))
@@ -147,7 +147,7 @@ def lines(results: Results, explained: Explained) -> Figure | None:
     for column, (name, group) in enumerate(groups.items()):
         axes[0][column].set_title("\nand ".join(name.split(" and ")), fontsize=9)
         for ax, key in zip(axes[:, column], ("loss", "accuracy"), strict=True):
-            curves = np.array([one[key] for one in group])  # type: ignore[literal-required]
+            curves = np.array([cast(dict[str, list[float]], one)[key] for one in group])
             ax.plot(explained["points"], curves.T, color=OWN, linewidth=1, alpha=0.5)
             middle = np.median(curves, axis=0)
             ax.plot(explained["points"], middle, color=INK, linewidth=2)
@@ -262,7 +262,7 @@ def without(results: Results, explained: Explained) -> Figure | None:
 
 
 def _predictions(results: Results, folder: Path) -> Iterator[tuple[str, Predictions]]:
-    """What the models said of the test images, the clients' own first, so that others lie on top."""
+    """What the models said of the test images; others lie on top of the clients' own."""
     from fedcats.metrics import read_predictions
 
     names = list(view.ordered(results))
@@ -279,7 +279,7 @@ def _style(results: Results, name: str) -> dict[str, object]:
 
 
 def curves(results: Results, folder: Path) -> Figure | None:
-    """ROC and precision-recall curves; of more than two classes the mean of one against the rest."""
+    """ROC and precision-recall curves; of more than two classes means, one against the rest."""
     from sklearn.metrics import precision_recall_curve, roc_curve
 
     figure = Figure(figsize=(9.0, 4.2), layout="constrained")
@@ -310,7 +310,7 @@ def curves(results: Results, folder: Path) -> Figure | None:
     right.set_xlabel("recall")
     right.set_ylabel(f"precision{macro}")
     for ax in (left, right):
-        low = min(0.9, *(float(np.min(line.get_ydata()[1:-1], initial=1)) for line in ax.lines))  # type: ignore[arg-type, index]
+        low = min(0.9, *(float(np.min(line.get_ydata()[1:-1], initial=1)) for line in ax.lines))
         ax.set_ylim(low - 0.02, 1.01)
     _legend(figure, results)
     return figure
@@ -350,13 +350,14 @@ def _legend(figure: Figure, results: Results) -> None:
     ]
     if view.submodels(results):
         handles.append(Line2D([], [], color=OWN, linewidth=0.8, alpha=0.6, label="sub-models"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+    columns = max(1, int(figure.get_figwidth() / 2.2))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
 
 
 def all_figures(
     results: Results, folder: Path
 ) -> dict[str, tuple[str, Callable[[], Figure | None]]]:
-    """Those of a run with ``mode=explain``, by name, as `fedcats.report.drawing.write` takes them."""
+    """Those of a run with ``mode=explain``, as `fedcats.report.drawing.write` takes them."""
     if "explained" not in results:
         return {}
     found, what = results["explained"], view.things(results)

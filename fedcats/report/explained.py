@@ -57,8 +57,8 @@ def _of_beta(results: Results, one: Orders) -> str:
     text = (
         f"{start} has {percent(one['worst'])} to {percent(one['best'])} accuracy, mean "
         f"{percent(one['mean'])}, SD {100 * one['sd']:.2f} points; {plain}. The run's own order, "
-        f"{percent(one['reported'])}, is better than {percent(one['below'], 0)} of them (equal ones "
-        "count half)."
+        f"{percent(one['reported'])}, is better than {percent(one['below'], 0)} of them "
+        "(equal ones count half)."
     )
     shares = list(one["explained"].values())
     words = ("who is last", "the last two", "the last three")
@@ -173,8 +173,8 @@ def helps(results: Results, found: Explained) -> str:
             for one, word in dict.fromkeys([(ranked[-1], "most"), (ranked[0], "least")])
         )
         said.append(
-            f"Of the {points(game['everybody'] - game['nobody'])} points that the plain mean of all "
-            f"has over the start, by Shapley values ({how}) {worth}."
+            f"Of the {points(game['everybody'] - game['nobody'])} points that the plain mean of "
+            f"all has over the start, by Shapley values ({how}) {worth}."
         )
     return " ".join(said)
 
@@ -194,8 +194,8 @@ def thresholds(results: Results, found: Explained) -> str:
         else:
             ranks = f"ranks the {{}} {'better' if area['low'] > 0 else 'worse'}"
         text = (
-            f"{view.title(results, name)} {ranks.format(view.things(results))} than the centralized "
-            f"model: ROC AUC {_number(one['measures']['roc_auc'])}, "
+            f"{view.title(results, name)} {ranks.format(view.things(results))} than the "
+            f"centralized model: ROC AUC {_number(one['measures']['roc_auc'])}, "
             f"{points(area['difference'], 2)} points ({interval(area)})"
         )
         if error["difference"] is not None:

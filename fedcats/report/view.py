@@ -21,6 +21,7 @@ from fedcats.results import (
     RoundScores,
     Score,
 )
+from fedcats.results_explained import Against, OwnThreshold, Without
 
 SCORES: tuple[Score, ...] = ("accuracy", "precision", "recall")
 MEASURES: tuple[Measure, ...] = (*SCORES, "f1", "loss")
@@ -220,7 +221,7 @@ def size(share: float) -> str:
     return f"{number} point{'' if number == '1' else 's'}"
 
 
-def interval(difference: Difference | OverSeeds) -> str:
+def interval(difference: Difference | OverSeeds | Without | Against | OwnThreshold) -> str:
     """Format the ends of a difference's interval: "−1.8 to +0.3".
 
     With as many digits as it takes to see on which side of 0 an end lies.
