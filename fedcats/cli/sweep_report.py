@@ -40,6 +40,7 @@ def report_unfinished() -> None:
     folder, SweepReport.unfinished = SweepReport.unfinished, None
     if folder is not None and (jobs := read_jobs(folder)):
         from fedcats.report import print_sweep, sweep_rows, view, write_sweep_report
+        from fedcats.report.gaps import gaps
 
         classes = {name: len(results["data"]["classes"]) for name, (_, results) in jobs.items()}
         if len({*classes.values()}) > 1:
@@ -52,7 +53,10 @@ def report_unfinished() -> None:
         results = [results for _, results in jobs.values()]
         warnings = list(dict.fromkeys(line for one in results for line in view.warnings(one)))
         warnings += silent
-        write_sweep_report(folder, rows, warnings=warnings, replicated=replicated)
+        compared = [gaps(results)]
+        write_sweep_report(
+            folder, rows, warnings=warnings, replicated=replicated, compared=compared
+        )
         trained = sum(len(one["store"]["trained"]) for one in results)
         reused = sum(len(one["store"]["reused"]) for one in results)
         note = f"{len(jobs)} jobs: {trained} trained, {reused} taken from the store."

@@ -151,7 +151,7 @@ def shapley(
         for before, player in zip(_growing(order), order, strict=True):
             row[place[player]] = of(before | {player}) - of(before)
     pairs = added.reshape(-1, 2, n).mean(axis=1)
-    errors = pairs.std(axis=0, ddof=1) / math.sqrt(len(pairs))
+    errors = pairs.std(axis=0, ddof=1) / math.sqrt(len(pairs)) if len(pairs) > 1 else np.zeros(n)
     return Shares(pairs.mean(axis=0).tolist(), errors.tolist(), len(pairs))
 
 

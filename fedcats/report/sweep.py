@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fedcats.merging.rules import RULES
 from fedcats.plugins import short_name
 from fedcats.report import page, tables, view
+from fedcats.report.gaps import BARRIER_GAP, GAPS, Gaps, scatter, sentences, side_by_side
 from fedcats.report.page import render
 from fedcats.report.seeds_figure import SEEDS as SEEDS_CAPTION
 from fedcats.report.seeds_figure import over_seeds
@@ -127,6 +128,7 @@ def write_sweep_report(
     *,
     warnings: Sequence[str] = (),
     replicated: Mapping[str, Replicated] = MappingProxyType({}),
+    compared: Sequence[Gaps] = (),
 ) -> None:
     """Write ``sweep.csv``, ``figures/`` and ``sweep.html``.
 
@@ -140,6 +142,8 @@ def write_sweep_report(
         What a reader must know first, for example ``view.warnings(results)`` of one of the jobs.
     replicated
         What several seeds say of the merged models, under any names.
+    compared
+        The gaps between merged and centralized models of the jobs.
     """
     from fedcats.report import drawing
 
@@ -163,6 +167,8 @@ def write_sweep_report(
                 "Scores of every model on the test set; bars are 95% Wilson intervals.",
                 lambda: dots(rows),
             ),
+            "gaps": (GAPS, lambda: side_by_side(compared)),
+            "barrier-gap": (BARRIER_GAP, lambda: scatter(compared)),
         },
     )
     jobs = sorted(path.parent.name for path in folder.glob("*/report.html"))
@@ -173,7 +179,7 @@ def write_sweep_report(
         kind="FEDCATS SWEEP",
         heading=_heading(rows),
         warnings=warnings,
-        answer=_answer(rows, replicated),
+        answer=[*_answer(rows, replicated), *sentences(compared)],
         meta=f"{len(rows)} models",
         points=points_table(rows),
         seeds=[tables.over_seeds(replicated), tables.measures_over_seeds(replicated)],
