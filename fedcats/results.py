@@ -17,6 +17,7 @@ from fedcats.compared import Replicated as Replicated
 from fedcats.compared import Split as Split
 from fedcats.compared import SplitOverSeeds as SplitOverSeeds
 from fedcats.compared import Unbounded as Unbounded
+from fedcats.results_explained import Explained
 
 Score = Literal["accuracy", "precision", "recall"]
 Measure = Literal["accuracy", "precision", "recall", "f1", "loss"]
@@ -408,6 +409,7 @@ class Results(TypedDict):
         ]
     ]
     grid: NotRequired[Annotated[MergeGrid, "all merges", "with `mode=merge`"]]
+    explained: NotRequired[Annotated[Explained, "why", "with `mode=explain`"]]
     attack: NotRequired[Annotated[AttackUse, "the simulated attack", "unless `attack=none`"]]
     not_scored: NotRequired[
         Annotated[

@@ -84,6 +84,12 @@ RUNS = {
         "attack.clients=[1]",
         "attack.factor=1e30",
     ],
+    "explain": [
+        "hold_out=0.5",
+        "explain.points=3",
+        "explain.orders=2",
+        "explain.coalitions=3",
+    ],
     "merge": ["merge.rules=[polyak,soup,best,ensemble]", "merge.betas=[0.5]"],
 }
 

@@ -57,7 +57,7 @@ def test_a_sweep_trains_each_model_once_and_reports(tmp_path: Path) -> None:
         ("0.2", "2"), ("0.8", "2"), ("0.2", "3"), ("0.8", "3"), ("", "")
     }  # fmt: skip
     assert (tmp_path / "sweep.html").is_file()
-    assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == {"sweep", "heat"}
+    assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == {"sweep", "heat", "gaps"}
     assert "4 jobs: 6 trained" in done.stdout
     assert done.stdout.rstrip().endswith(str(tmp_path))
 

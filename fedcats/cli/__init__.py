@@ -1,1 +1,1 @@
-"""The commands ``fedcats``, ``fedcats-data`` and ``fedcats-store``."""
+"""The commands ``fedcats``, ``fedcats-data``, ``fedcats-gaps`` and ``fedcats-store``."""

@@ -45,6 +45,7 @@ def report_unfinished() -> None:
     folder, SweepReport.unfinished = SweepReport.unfinished, None
     if folder is not None and (jobs := read_jobs(folder)):
         from fedcats.report import print_sweep, sweep_rows, view, write_sweep_report
+        from fedcats.report.gaps import gaps
 
         classes = {name: len(results["data"]["classes"]) for name, (_, results) in jobs.items()}
         if len({*classes.values()}) > 1:
@@ -58,7 +59,7 @@ def report_unfinished() -> None:
         warnings = list(dict.fromkeys(line for one in results for line in view.warnings(one)))
         warnings += silent
         seen: dict[str, Any] = {"warnings": warnings, "replicated": replicated, "more": more}
-        write_sweep_report(folder, rows, **seen)
+        write_sweep_report(folder, rows, **seen, compared=[gaps(results)])
         trained = sum(len(one["store"]["trained"]) for one in results)
         reused = sum(len(one["store"]["reused"]) for one in results)
         note = f"{len(jobs)} jobs: {trained} trained, {reused} taken from the store."

@@ -50,8 +50,8 @@ def _attackers_exist(config: Config) -> str | None:
 
 
 def _merge_is_one_round(config: Config) -> str | None:
-    if config.mode == "merge" and config.rounds > 1:
-        return f"rounds={config.rounds}: mode=merge merges once; allowed is 1"
+    if config.mode in ("merge", "explain") and config.rounds > 1:
+        return f"rounds={config.rounds}: mode={config.mode} merges once; allowed is 1"
     return None
 
 
@@ -93,8 +93,9 @@ def _choice_needs_photos(config: Config) -> str | None:
 
 
 def _sites_keep_photos(config: Config) -> str | None:
-    if _shards(config) is None and (config.held_out or config.mode == "merge"):
-        what = config.choice or ("mode=merge" if config.mode == "merge" else "hold_out")
+    stored = config.mode in ("merge", "explain")
+    if _shards(config) is None and (config.held_out or stored):
+        what = config.choice or (f"mode={config.mode}" if stored else "hold_out")
         return (
             f"{what}: not in a real federation, where the server has no training images; "
             "allowed are a number for strategy.beta and hold_out=0"
@@ -104,11 +105,23 @@ def _sites_keep_photos(config: Config) -> str | None:
 
 def _rules_have_clients(config: Config) -> str | None:
     shards = _shards(config)
-    if shards is None or config.mode not in ("compare", "federated"):
+    if shards is None or not config.merges:
         return None
     asked = max(1, math.floor(config.strategy.fraction * shards + 0.5))
     refused = (rule.refusal(asked) for rule in config.rules.values())
     return next((f"strategy.rules: {why}" for why in refused if why), None)
+
+
+def _orders_have_a_beta(config: Config) -> str | None:
+    rule = config.rules.get("polyak", config.available.get("polyak"))
+    if config.mode != "explain" or config.explain.betas or not config.explain.orders:
+        return None
+    if rule is not None and rule.undecided and "polyak" not in config.rules:
+        return (
+            "explain.betas=null: strategy.beta=auto decides nothing without polyak among "
+            "strategy.rules; allowed are numbers, or explain.orders=0"
+        )
+    return None
 
 
 def _nesterov_needs_momentum(config: Config) -> str | None:
@@ -138,6 +151,7 @@ _RULES: tuple[Callable[[Config], str | None], ...] = (
     _choice_needs_photos,
     _sites_keep_photos,
     _rules_have_clients,
+    _orders_have_a_beta,
     _nesterov_needs_momentum,
     _seeds_compare,
 )

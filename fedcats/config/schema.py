@@ -29,7 +29,7 @@ from fedcats.plugins import is_own
 from fedcats.training.attack import ATTACKS, Attack
 from fedcats.training.recipe import Recipe
 
-MODES = ("compare", "federated", "centralized", "merge")
+MODES = ("compare", "federated", "centralized", "merge", "explain")
 HELD_OUT = 0.2  # hold_out=null means this share where something is chosen
 REFERENCES = ("full", "same_steps")
 CHOSEN = ("soup", "best")  # need held-out images to choose on
@@ -116,6 +116,24 @@ class MergeConfig(Limited):
         "a list of partition, reversed, shuffled, or lists of all clients",
         lambda v: bool(v) and all(_is_order(one) for one in v),
     )
+
+
+@dataclass(frozen=True)
+class ExplainConfig(Limited):
+    """``explain``: how much of what ``mode=explain`` looks at."""
+
+    where = "explain."
+    betas: list[float] | None = optional(
+        checked(
+            "a list of different numbers from 0 to 1",
+            lambda v: bool(v) and len({*v}) == len(v) and all(is_share(one) for one in v),
+        )
+    )
+    orders: int = number(0, 100_000)
+    points: int = checked("0, or a number from 3 to 1001", lambda v: v == 0 or 3 <= v <= 1001)
+    clients: int = number(1)
+    coalitions: int = number(0, 1_000_000)
+    precision: str = one_of("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -209,6 +227,7 @@ class Config(Limited):
     attack: AttackConfig
     centralized: CentralizedConfig
     merge: MergeConfig
+    explain: ExplainConfig
     runner: Any
     store: StoreConfig
     paper: dict[str, Any]
@@ -276,6 +295,11 @@ class Config(Limited):
             return f"merge.rules={chosen}" if chosen else None
         auto = any(rule.undecided for rule in self.rules.values())
         return "strategy.beta=auto" if auto and self.mode != "centralized" else None
+
+    @property
+    def merges(self) -> bool:
+        """Whether the rules of ``strategy.rules`` merge."""
+        return self.mode in ("compare", "federated", "explain")
 
     @property
     def held_out(self) -> float:

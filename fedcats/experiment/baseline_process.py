@@ -37,7 +37,7 @@ def remember_trained(config: Config) -> None:
 
 
 def _keeps_baseline(config: Config) -> bool:
-    return config.mode in ("compare", "centralized") and config.store.enabled
+    return config.mode in ("compare", "centralized", "explain") and config.store.enabled
 
 
 def _trained(config: Config) -> Path:

@@ -29,7 +29,7 @@ from fedcats.training.update import Update, read
 def evaluate(predictor: Predictor, trained: Trained, results: Results, progress: Progress) -> None:
     """Test every model on the same photos; write predictions and weights."""
     inputs = predictor.inputs
-    final = _candidates(predictor, trained)
+    final = candidates(predictor, trained)
     earlier = {
         (number, rule): _of_merge(merged)
         for number, row in enumerate(trained.earlier[:-1], 1)
@@ -74,7 +74,7 @@ def evaluate(predictor: Predictor, trained: Trained, results: Results, progress:
         results["rounds"] = _rounds(predictor, trained, on_test | first)
 
 
-def _candidates(predictor: Predictor, trained: Trained) -> dict[str, Candidate]:
+def candidates(predictor: Predictor, trained: Trained) -> dict[str, Candidate]:
     """The models to be tested, by name: in one place, the clients' of round 1, the merged ones."""
     found = {
         name: _of_update(predictor, update)

@@ -266,7 +266,7 @@ def gather(
     check_sizes(this)
     check_step(this, model)
     address = cluster_address(config)
-    if grid is None and config.mode in ("compare", "federated") and address:
+    if grid is None and config.merges and address:
         with tempfile.NamedTemporaryFile(dir=store.root, prefix=".shared-", suffix=".tmp") as file:
             check_cluster(address, [photos.dataset.path, folder, Path(file.name)])
     return this

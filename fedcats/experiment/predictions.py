@@ -68,11 +68,15 @@ class Predictor:
     ----------
     inputs, store
         Of the run.
+    precision
+        ``float32``, or ``bfloat16``: weights and what is worked out of them, probabilities are
+        float32 all the same. With a frozen part it is always float32, which takes little time.
     """
 
-    def __init__(self, inputs: Inputs, store: Store) -> None:
+    def __init__(self, inputs: Inputs, store: Store, precision: str = "float32") -> None:
         self.inputs = inputs
         self.store = store
+        self.precision = precision if inputs.config.model.trainable == "all" else "float32"
         self._frozen: dict[str, SharedTest | None] = {}  # by the images' digest
         self._lock = threading.Lock()  # one thread at a time works out a frozen part's answers
 
@@ -191,7 +195,14 @@ class Predictor:
     def _model(self, whole: State) -> nn.Module:
         name, classes = self.inputs.config.model.name, len(self.inputs.dataset.classes)
         model = build.empty(name, classes, whole)
-        return model.to(self.inputs.device).to(memory_format=torch.channels_last)
+        model = model.to(self.inputs.device, getattr(torch, self.precision))
+        return model.to(memory_format=torch.channels_last)
+
+    @property
+    def _rounded(self) -> list[Any]:
+        """What decides about the bits of another precision's results."""
+        able = getattr(torch.cpu, "get_capabilities", dict[str, Any])()
+        return [self.precision, *(bool(able.get(name)) for name in ("amx_bf16", "avx512_bf16"))]
 
     def _frozen_part(self, images: Images) -> SharedTest | None:
         """The frozen part's answers, which all models of a run share; worked out once."""
@@ -223,6 +234,7 @@ class Predictor:
                 "normalise": [MEAN, STD],
                 "threads": config.runner.threads,
                 **rounding(self.inputs.device),
+                **({} if self.precision == "float32" else {"precision": self._rounded}),
             }
         )
 

@@ -14,6 +14,7 @@ from fedcats.environment import disk_error
 from fedcats.errors import RunError, UserError
 from fedcats.experiment.baseline_process import remember_trained
 from fedcats.experiment.evaluate import evaluate
+from fedcats.experiment.explain import explain
 from fedcats.experiment.folders import claimed, make
 from fedcats.experiment.inputs import gather
 from fedcats.experiment.merges import merge_grid
@@ -149,6 +150,8 @@ def _experiment(
             evaluate(predictor, trained, results, progress)
             if config.mode == "merge":
                 results["grid"] = merge_grid(predictor, trained.own(), progress)
+            if config.mode == "explain":
+                results["explained"] = explain(predictor, trained, tasks.start, progress)
     results["seconds"] = cast(Seconds, seconds)
     write_history(folder, trained)
     return results, inputs.dataset.test

@@ -101,7 +101,7 @@ class Tasks:
         inputs, config = self.inputs, self.inputs.config
         epochs, plan, sizes = config.train.epochs, inputs.plan, inputs.sizes
         expected: dict[str, Work] = {}
-        count = len(config.strategy.rules) if config.mode in ("compare", "federated") else 0
+        count = len(config.strategy.rules) if config.merges else 0
         if config.mode != "federated":
             images = len(inputs.baseline)
             expected["centralized"] = Work(images, epochs * config.rounds, "centralized")

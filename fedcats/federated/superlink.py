@@ -100,7 +100,7 @@ def run_on_superlink(raw: DictConfig, overrides: Sequence[str], folder: Path) ->
 
     config = load(raw)
     link, workers = config.runner.superlink, config.runner.workers or default_workers()
-    if config.mode == "compare":
+    if config.mode in ("compare", "explain"):
         workers = max(1, workers - 1)  # the baseline keeps one core busy
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)

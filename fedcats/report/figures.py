@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fedcats.metrics import wilson
-from fedcats.report import view
+from fedcats.report import explain_figures, view
 from fedcats.report.confusion import confusion, confusion_submodels
 from fedcats.report.drawing import (
     BARS,
@@ -101,6 +101,7 @@ def drawings(
                 "The clients' own models, one confusion matrix each.",
                 lambda: confusion_submodels(results),
             ),
+            **explain_figures.all_figures(results, folder),
         },
     )
 

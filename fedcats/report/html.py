@@ -34,6 +34,7 @@ def write_report(folder: Path, results: Results, images: Images | None = None) -
 
         write_sweep_report(folder, grid_rows(results), warnings=view.warnings(results))
         return
+    from fedcats.report import explained
     from fedcats.report.figures import run_figures
 
     drawn = run_figures(results, folder)
@@ -51,6 +52,7 @@ def write_report(folder: Path, results: Results, images: Images | None = None) -
         data=photos.data(results),
         cards=_cards(results),
         of_seed=view.of_seed(results),
+        explained=explained.sections(results),
         tables={
             "seeds": tables.over_seeds(view.replication(results)),
             "measures": tables.measures_over_seeds(view.replication(results)),

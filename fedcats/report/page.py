@@ -207,6 +207,15 @@ REPORT = """\
 {{ figure(figures["by-client"]) }}
 {% endif %}
 
+{% if explained %}
+<h2>Why merging works, or does not{{ of_seed }}</h2>
+{% for part in explained %}
+<h3>{{ part.title }}</h3>
+<p>{{ part.text }}</p>
+{% for name in part.figures %}{{ figure(figures[name]) }}{% endfor %}
+{% endfor %}
+{% endif %}
+
 <h2>Where the models err</h2>
 {{ figure(figures.confusion) }}
 {% if tables.per_class %}

@@ -17,6 +17,7 @@ from fedcats.merging.rules import RULES
 from fedcats.metrics.choice import rank
 from fedcats.plugins import short_name
 from fedcats.report import page, tables, view
+from fedcats.report.gaps import BARRIER_GAP, GAPS, Gaps, scatter, sentences, side_by_side
 from fedcats.report.page import render
 from fedcats.report.seeds_figure import SEEDS as SEEDS_CAPTION
 from fedcats.report.seeds_figure import over_seeds
@@ -137,6 +138,7 @@ def write_sweep_report(
     warnings: Sequence[str] = (),
     replicated: Mapping[str, Replicated] = MappingProxyType({}),
     more: Sequence[Table | None] = (),
+    compared: Sequence[Gaps] = (),
 ) -> None:
     """Write ``sweep.csv``, ``figures/`` and ``sweep.html``.
 
@@ -152,6 +154,8 @@ def write_sweep_report(
         What several seeds say of the merged models, under any names.
     more
         Further tables over seeds.
+    compared
+        The gaps between merged and centralized models of the jobs.
     """
     from fedcats.report import drawing
 
@@ -178,6 +182,8 @@ def write_sweep_report(
                 "Scores of every model on the test set; bars are 95% Wilson intervals.",
                 lambda: dots(rows),
             ),
+            "gaps": (GAPS, lambda: side_by_side(compared)),
+            "barrier-gap": (BARRIER_GAP, lambda: scatter(compared)),
         },
     )
     jobs = sorted(path.parent.name for path in folder.glob("*/report.html"))
@@ -188,7 +194,7 @@ def write_sweep_report(
         kind="FEDCATS SWEEP",
         heading=_heading(rows),
         warnings=warnings,
-        answer=_answer(rows, replicated),
+        answer=[*_answer(rows, replicated), *sentences(compared)],
         meta=f"{len(rows)} models",
         points=points_table(rows),
         seeds=[tables.over_seeds(replicated), *more, tables.measures_over_seeds(replicated)],

@@ -25,6 +25,7 @@ from fedcats.results import (
     Scores,
     Unbounded,
 )
+from fedcats.results_explained import Against, OwnThreshold, Without
 
 SCORES: tuple[Score, ...] = ("accuracy", "precision", "recall")
 MEASURES: tuple[Measure, ...] = (*SCORES, "f1", "loss")
@@ -238,7 +239,15 @@ def size(share: float) -> str:
     return f"{number} point{'' if number == '1' else 's'}"
 
 
-def interval(difference: Difference | OverSeeds | Unbounded | AtThresholds) -> str:
+def interval(
+    difference: Difference
+    | OverSeeds
+    | Unbounded
+    | AtThresholds
+    | Without
+    | Against
+    | OwnThreshold,
+) -> str:
     """Format the ends of a difference's interval: "−1.8 to +0.3".
 
     With as many digits as it takes to see on which side of 0 an end lies.

@@ -219,14 +219,15 @@ def predict(
     Parameters
     ----------
     models
-        On one device.
+        On one device, of one precision.
 
     Returns
     -------
     list of numpy.ndarray
         For each model (n, classes), float32.
     """
-    device = next(models[0].parameters()).device
+    first = next(models[0].parameters())
+    device, dtype = first.device, first.dtype
     training = [module for model in models for module in model.modules() if module.training]
     parts: list[list[Tensor]] = [[] for _ in models]
     try:
@@ -234,9 +235,9 @@ def predict(
             model.eval()
         with torch.inference_mode():
             for batch in torch.split(torch.arange(len(images)), batch_size):
-                x = images.input(batch, device)
+                x = images.input(batch, device).to(dtype)
                 for model, own in zip(models, parts, strict=True):
-                    own.append(torch.softmax(model(x), dim=1))
+                    own.append(torch.softmax(model(x).float(), dim=1))
     finally:
         for module in training:
             module.training = True

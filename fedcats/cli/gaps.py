@@ -1,0 +1,93 @@
+"""The command ``fedcats-gaps``: several sweeps side by side, what each does to the gap."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedcats.environment import disk_error, output_lost, settle, tell
+from fedcats.errors import RunError, UserError
+from fedcats.results import Results
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; 2 when a folder holds no runs to compare."""
+    parser = argparse.ArgumentParser(
+        prog="fedcats-gaps",
+        description="Merged minus centralized over what each sweep varied, in one figure: writes "
+        "gaps.html and figures/ into --out.",
+    )
+    parser.add_argument("folders", nargs="+", type=Path, help="of sweeps, or of runs in folders")
+    parser.add_argument("--out", type=Path, default=Path("gaps"), help="folder (default: gaps)")
+    settle()
+    chosen = parser.parse_args(arguments)
+    try:
+        _write([_read(folder) for folder in chosen.folders], chosen.out)
+    except (UserError, RunError) as error:
+        return tell(error, "fedcats-gaps")
+    except OSError as error:
+        return tell(disk_error(error), "fedcats-gaps")
+    sys.stdout.flush()
+    return 1 if output_lost() else 0
+
+
+def _read(folder: Path) -> list[Results]:
+    """Results of the runs in a folder's folders."""
+    runs: list[Results] = []
+    for path in sorted(folder.glob("*/results.json")):
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read: {error}") from error
+        if isinstance(found, dict) and found.get("comparison") and "config" in found:
+            runs.append(found)  # type: ignore[arg-type]
+    if not runs:
+        raise UserError(
+            f"{folder}: no finished runs with both ways of training in its folders; allowed are "
+            "folders of sweeps (fedcats -m ..)"
+        )
+    return runs
+
+
+def _write(sweeps: Sequence[Sequence[Results]], out: Path) -> None:
+    from rich.text import Text
+
+    from fedcats.report import drawing, gaps, page, tables, view
+    from fedcats.report.console import SafeConsole
+
+    found = [gaps.gaps(runs) for runs in sweeps]
+    drawn = drawing.write(
+        out / "figures",
+        {
+            "gaps": (gaps.GAPS, lambda: gaps.side_by_side(found)),
+            "barrier-gap": (gaps.BARRIER_GAP, lambda: gaps.scatter(found)),
+        },
+    )
+    said, table = gaps.sentences(found), gaps.table(found)
+    assert table is not None
+    lines = dict.fromkeys(line for runs in sweeps for one in runs for line in view.warnings(one))
+    text = page.render(
+        page.SWEEP,
+        drawn,
+        title="fedcats gaps",
+        kind="FEDCATS SWEEPS",
+        heading="What changes the gap to training in one place?",
+        warnings=list(lines) if len(lines) < 6 else [],
+        answer=said,
+        meta=f"{sum(map(len, sweeps))} runs",
+        points=table,
+        seeds=[],
+        jobs=[],
+    )
+    (out / "gaps.html").write_text(text, encoding="utf-8", errors="backslashreplace")
+    console = SafeConsole()
+    console.print(tables.to_rich(table))
+    console.print(Text(" ".join(said), style="bold"))
+    console.print(str(out.resolve()), markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""The gap, merged minus centralized, against what a user can change; and against the barrier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fedcats.report import view
+from fedcats.report.tables import Table
+from fedcats.report.varied import short, value_text
+from fedcats.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# What changes no model, or is drawn anew and no setting.
+_ASIDE = ("seed", "runner", "store", "save_models", "verbose", "mode", "explain", "paper", "merge")
+GAPS = (
+    "Accuracy of the merged models minus the centralized one's of the same run, with 95% intervals "
+    "(over seeds where there are several, else over test pictures)."
+)
+BARRIER_GAP = (
+    "The same gap against the mean barrier of the loss between two sub-models of the run "
+    "(mode=explain)."
+)
+
+
+class Gap(NamedTuple):
+    """A merged model against the centralized one of its run, in accuracy.
+
+    ``setting`` is what was changed, in words; ``bytes`` went between server and clients in all
+    rounds; ``barrier`` is the mean over pairs of sub-models, None without ``mode=explain``.
+    """
+
+    setting: str
+    rule: str
+    title: str
+    difference: float
+    low: float | None
+    high: float | None
+    bytes: int
+    barrier: float | None
+
+
+class Gaps(NamedTuple):
+    """Those of some runs, and the keys in which their configurations differ."""
+
+    keys: list[str]
+    found: list[Gap]
+
+
+def gaps(runs: Sequence[Results]) -> Gaps:
+    """Gaps of runs with both ways of training, by what sets their configurations apart."""
+    runs = [one for one in runs if one["comparison"]]
+    flat = [dict(_flat(one["config"])) for one in runs]
+    keys = [  # one that only some options of a group have counts where it differs among those
+        key
+        for key in dict.fromkeys(key for one in flat for key in one)
+        if not key.startswith(_ASIDE) and len({repr(one[key]) for one in flat if key in one}) > 1
+    ]
+    values = [[one.get(key) for key in keys] for one in flat]
+    numeric = bool(keys) and all(type(row[0]) in (int, float) for row in values)
+    order = list(range(len(runs)))
+    if numeric:
+        order.sort(key=lambda i: float(values[i][0]))  # type: ignore[arg-type]
+    found = []
+    for i in order:
+        setting = ", ".join(value_text(value) for value in values[i])
+        found += [_gap(runs[i], rule, setting) for rule in runs[i]["comparison"]]
+    return Gaps(keys, found)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _gap(results: Results, rule: str, setting: str) -> Gap:
+    over_seeds = view.replication(results).get(rule)
+    one = over_seeds or results["comparison"][rule]["accuracy"]
+    rounds = [view.by_rule(row) for row in results.get("rounds", [])]
+    traffic = [row[rule]["bytes"] for row in rounds if rule in row]
+    traffic = traffic or [results["models"][rule]["bytes"]]
+    lines = results["explained"]["lines"] if "explained" in results else []
+    own = [line["barrier"] for line in lines if line["second"].startswith("submodel/")]
+    return Gap(
+        setting,
+        rule,
+        view.title(results, rule),
+        one["difference"] or 0.0,
+        one["low"],
+        one["high"],
+        sum(each["down"] + each["up"] for each in traffic),
+        fmean(own) if own else None,
+    )
+
+
+def side_by_side(sweeps: Sequence[Gaps]) -> Figure | None:
+    """A panel for each of some sweeps: the gap of each rule over the settings."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    from fedcats.report.drawing import CENTRALIZED, MARKS, RULES
+
+    sweeps = [one for one in sweeps if len({gap.setting for gap in one.found}) > 1]
+    if not sweeps:
+        return None
+    rules = list(dict.fromkeys(gap.rule for one in sweeps for gap in one.found))
+    settings = [list(dict.fromkeys(gap.setting for gap in one.found)) for one in sweeps]
+    widths = [max(2, min(12, len(own))) for own in settings]
+    figure = Figure(figsize=(min(16.0, 1.2 + 0.75 * sum(widths)), 3.9), layout="constrained")
+    axes = figure.subplots(1, len(sweeps), sharey=True, squeeze=False, width_ratios=widths)[0]
+    for ax, one, own in zip(axes, sweeps, settings, strict=True):
+        ax.axhline(0, color=CENTRALIZED, linewidth=1, linestyle=(0, (4, 3)))
+        for gap in one.found:
+            i = rules.index(gap.rule)
+            x = own.index(gap.setting) + (i - (len(rules) - 1) / 2) * min(0.2, 0.6 / len(rules))
+            colour, mark = RULES[i % len(RULES)], MARKS[i % len(MARKS)]
+            if gap.low is not None and gap.high is not None:
+                ends = [100 * gap.low, 100 * gap.high]
+                ax.plot([x, x], ends, color=colour, linewidth=1.5, alpha=0.7)
+            ax.plot(x, 100 * gap.difference, mark, color=colour, markersize=6)
+        step = -(-len(own) // 12)
+        turned = sum(map(len, own)) > 8 * len(own)
+        places = range(0, len(own), step)
+        ax.set_xticks(
+            places, own[::step], rotation=30 if turned else 0, ha="right" if turned else "center"
+        )
+        ax.set_xlabel(", ".join(short(key) for key in one.keys))
+        ax.grid(axis="x", visible=False)
+    axes[0].set_ylabel("merged minus centralized, points")
+    handles = [
+        Line2D([], [], color=RULES[i % len(RULES)], marker=MARKS[i % len(MARKS)], label=rule)
+        for i, rule in enumerate(view.TITLES.get(rule, rule) for rule in rules)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))
+    return figure
+
+
+def scatter(sweeps: Sequence[Gaps]) -> Figure | None:
+    """The gap against the barrier, a point for each run and rule."""
+    from matplotlib.figure import Figure
+
+    from fedcats.report.drawing import CENTRALIZED, MARKS, RULES
+
+    found = [gap for one in sweeps for gap in one.found if gap.barrier is not None]
+    if len({gap.barrier for gap in found}) < 2:
+        return None
+    rules = list(dict.fromkeys(gap.rule for gap in found))
+    figure = Figure(figsize=(5.2, 3.9), layout="constrained")
+    ax = figure.subplots()
+    ax.axhline(0, color=CENTRALIZED, linewidth=1, linestyle=(0, (4, 3)))
+    for i, rule in enumerate(rules):
+        mine = [gap for gap in found if gap.rule == rule]
+        xs, ys = [gap.barrier for gap in mine], [100 * gap.difference for gap in mine]
+        label = view.TITLES.get(rule, rule)
+        colour, mark = RULES[i % len(RULES)], MARKS[i % len(MARKS)]
+        ax.plot(xs, ys, mark, color=colour, markersize=6, label=label)  # type: ignore[arg-type]
+    ax.set_xlabel("mean barrier between two sub-models, nats")
+    ax.set_ylabel("merged minus centralized, points")
+    ax.legend()
+    return figure
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float] | None:
+    """Spearman's rho with its 95 % interval (Bonett and Wright, Psychometrika 65, 2000).
+
+    None for fewer than 4 pairs, or where one side does not vary.
+    """
+    from scipy.stats import spearmanr
+
+    if len(x) < 4 or len({*x}) < 2 or len({*y}) < 2:
+        return None
+    rho = float(spearmanr(x, y).statistic)
+    if abs(rho) >= 1:  # whose variance is not defined by the formula
+        return rho, rho, rho
+    wide = 1.959964 * math.sqrt((1 + rho**2 / 2) / (len(x) - 3))
+    return rho, math.tanh(math.atanh(rho) - wide), math.tanh(math.atanh(rho) + wide)
+
+
+def sentences(sweeps: Sequence[Gaps]) -> list[str]:
+    """What the figures show, from their numbers: of the first rule of each sweep."""
+    said = []
+    for one in sweeps:
+        mine = [gap for gap in one.found if gap.rule == one.found[0].rule]
+        if len(mine) < 2 or not one.keys:
+            continue
+        low, high = (f(mine, key=lambda gap: gap.difference) for f in (min, max))
+        clear = sum(gap.high is not None and gap.high < 0 for gap in mine)
+        said.append(
+            f"Over {', '.join(short(key) for key in one.keys)} {mine[0].title} gets from "
+            f"{view.points(low.difference)} points ({low.setting}) to "
+            f"{view.points(high.difference)} ({high.setting}) against training in one place; "
+            f"{clear} of {len(mine)} intervals lie below 0."
+        )
+    pairs = [
+        (gap.barrier, gap.difference)
+        for one in sweeps
+        for gap in one.found
+        if gap.rule == one.found[0].rule and gap.barrier is not None
+    ]
+    if (found := spearman([b for b, _ in pairs], [g for _, g in pairs])) is not None:
+        rho, low_end, high_end = (f"{value:.2f}".replace("-", view.MINUS) for value in found)
+        ends = f"95% interval {low_end} to {high_end}" if found[1] < found[2] else "no interval"
+        said.append(
+            f"Over {len(pairs)} runs barrier and gap go together with Spearman's rho = {rho} "
+            f"({ends}); below 0 the gap grows with the barrier."
+        )
+    return said
+
+
+def table(sweeps: Sequence[Gaps]) -> Table | None:
+    """Every gap as text."""
+    rows: list[tuple[str, ...]] = [
+        (
+            ", ".join(short(key) for key in one.keys) or view.MINUS,
+            gap.setting or view.MINUS,
+            gap.title,
+            view.points(gap.difference),
+            view.interval({"difference": gap.difference, "low": gap.low, "high": gap.high}),
+            f"{gap.bytes / 1e9:.2f}",
+            "" if gap.barrier is None else f"{gap.barrier:.4f}",
+        )
+        for one in sweeps
+        for gap in one.found
+    ]
+    header = ("varied", "setting", "model", "points", "95% interval", "GB", "barrier")
+    note = "Merged minus centralized; GB: weights sent and received in all rounds; barrier: nats."
+    return Table("The gap", header, rows, (0, 1, 2), note) if rows else None

@@ -1,0 +1,118 @@
+"""The gap against what a user can change, and against the barrier."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy.stats import spearmanr
+
+from fedcats.cli.gaps import main
+from fedcats.report import gaps
+
+
+def one(gap: float, barrier: float | None = None, **config: Any) -> Any:
+    """Results of a run with two rules, FedAvg half as far from the centralized model."""
+    own = {"accuracy": 0.9, "bytes": {"down": 10**9, "up": 10**9}, "training": {"examples": 0}}
+    results: dict[str, Any] = {
+        "schema": 1,
+        "config": {"seed": 0, "train": {"epochs": 5}} | config,
+        "seed": 0,
+        "data": {
+            "source": "folder",
+            "classes": ["cat", "dog"],
+            "train": {},
+            "test": {},
+            "shards": [],
+        },
+        "models": {"centralized": own, "polyak": own | {"title": "Polyak β = 0.5"}, "fedavg": own},
+        "comparison": {
+            rule: {"accuracy": {"difference": d, "low": d - 0.01, "high": d + 0.01}}
+            for rule, d in (("polyak", gap), ("fedavg", gap / 2))
+        },
+    }
+    if barrier is not None:
+        line = {"first": "submodel/0", "second": "submodel/1", "barrier": barrier}
+        results["explained"] = {"lines": [line, line | {"second": "polyak", "barrier": 9.0}]}
+    return results
+
+
+def shards(n: int) -> dict[str, Any]:
+    return {"partition": {"name": "equal", "num_shards": n}}
+
+
+def test_what_was_varied_is_found_in_the_configurations() -> None:
+    found = gaps.gaps([one(-0.03, **shards(20)), one(-0.01, **shards(5), seed=3), one(-0.02)])
+    assert found.keys == ["partition.num_shards"]
+    found = gaps.gaps([one(-0.03, **shards(20)), one(-0.01, **shards(5))])
+    assert [(gap.setting, gap.rule) for gap in found.found] == [
+        ("5", "polyak"), ("5", "fedavg"), ("20", "polyak"), ("20", "fedavg"),
+    ]  # fmt: skip
+    other = {"partition": {"name": "dirichlet", "alpha": 0.5, "num_shards": 5}}
+    assert gaps.gaps([one(0, **shards(5)), one(0, **other)]).keys == ["partition.name"]
+    third = {"partition": {"name": "dirichlet", "alpha": 1, "num_shards": 5}}
+    keys = gaps.gaps([one(0, **shards(5)), one(0, **other), one(0, **third)]).keys
+    assert keys == ["partition.name", "partition.alpha"]
+    several = [one(0, rounds=r, train={"epochs": 10 // r}) for r in (1, 2, 5)]
+    assert [gap.setting for gap in gaps.gaps(several).found[::2]] == ["1, 10", "2, 5", "5, 2"] or (
+        gaps.gaps(several).keys == ["train.epochs", "rounds"]
+    )
+
+
+def test_bytes_are_those_of_all_rounds() -> None:
+    results = one(0)
+    assert {gap.bytes for gap in gaps.gaps([results]).found} == {2 * 10**9}
+    traffic = {"bytes": {"down": 1, "up": 2}}
+    results["rounds"] = [{"round": i, "polyak": traffic, "fedavg": traffic} for i in (1, 2)]
+    assert {gap.bytes for gap in gaps.gaps([results]).found} == {6}
+
+
+def test_spearmans_rho_and_its_interval() -> None:
+    x, y = [1.0, 2, 3, 4, 5, 6], [1.0, 3, 2, 4, 6, 5]
+    found = gaps.spearman(x, y)
+    assert found is not None
+    rho, low, high = found
+    assert rho == pytest.approx(spearmanr(x, y).statistic)
+    assert -1 < low < rho < high < 1
+    assert gaps.spearman(x, x) == (1, 1, 1)
+    assert gaps.spearman(x[:3], y[:3]) is None
+    assert gaps.spearman(x, [0.5] * 6) is None
+
+
+def test_sweeps_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = [one(-0.01 * i, 0.01 * i, **shards(5 * i)) for i in range(1, 5)]
+    second = [one(-0.02, 0.05, train={"epochs": 5}), one(-0.03, 0.07, train={"epochs": 10})]
+    for name, runs in (("a", first), ("b", second)):
+        for i, results in enumerate(runs):
+            folder = tmp_path / name / str(i)
+            folder.mkdir(parents=True)
+            (folder / "results.json").write_text(json.dumps(results))
+    sweeps = [gaps.gaps(first), gaps.gaps(second)]
+    figure = gaps.side_by_side(sweeps)
+    assert figure is not None
+    assert [ax.get_xlabel() for ax in figure.axes] == ["num shards", "epochs"]
+    shown = gaps.scatter(sweeps)
+    assert shown is not None
+    assert [len(line.get_xdata()) for line in shown.axes[0].lines[1:]] == [6, 6]  # type: ignore[arg-type]
+    out = tmp_path / "out"
+    assert main([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(out)]) == 0
+    assert {path.stem for path in (out / "figures").glob("*.png")} == {"gaps", "barrier-gap"}
+    page = (out / "gaps.html").read_text()
+    assert "Over num shards Polyak β = 0.5 gets from −4.0 points (20) to −1.0 (5)" in page
+    assert "Over 6 runs barrier and gap go together" in page
+    assert capsys.readouterr().out.rstrip().endswith(str(out))
+    assert gaps.side_by_side([gaps.gaps(first[:1])]) is None
+    assert gaps.scatter([gaps.gaps([one(0), one(0, **shards(2))])]) is None
+
+
+def test_a_folder_without_runs_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert "allowed are folders of sweeps" in capsys.readouterr().err
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "results.json").write_text("{")
+    assert main([str(tmp_path)]) == 2
+    assert "cannot be read" in capsys.readouterr().err
