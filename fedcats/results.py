@@ -9,6 +9,8 @@ files (relative to the data folder) are as the data has them.
 
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+from fedcats.results_privacy import Privacy
+
 Score = Literal["accuracy", "precision", "recall"]
 Measure = Literal["accuracy", "precision", "recall", "f1", "loss"]
 
@@ -430,6 +432,7 @@ class Results(TypedDict):
     ]
     grid: NotRequired[Annotated[MergeGrid, "all merges", "with `mode=merge`"]]
     attack: NotRequired[Annotated[AttackUse, "the simulated attack", "unless `attack=none`"]]
+    privacy: NotRequired[Annotated[Privacy, "what weights give away", "with `privacy=measure`"]]
     not_scored: NotRequired[
         Annotated[
             dict[str, str],

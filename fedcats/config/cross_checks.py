@@ -102,6 +102,18 @@ def _sites_keep_photos(config: Config) -> str | None:
     return None
 
 
+def _privacy_needs_photos(config: Config) -> str | None:
+    if config.privacy.name == "none":
+        return None
+    if _shards(config) is None:
+        what = "a real federation, where the server has no training images"
+    elif config.mode == "merge":
+        what = "mode=merge"
+    else:
+        return None
+    return f"privacy={config.privacy.name}: not in {what}; allowed is privacy=none"
+
+
 def _rules_have_clients(config: Config) -> str | None:
     shards = _shards(config)
     if shards is None or config.mode not in ("compare", "federated"):
@@ -137,6 +149,7 @@ _RULES: tuple[Callable[[Config], str | None], ...] = (
     _first_is_whole,
     _choice_needs_photos,
     _sites_keep_photos,
+    _privacy_needs_photos,
     _rules_have_clients,
     _nesterov_needs_momentum,
     _seeds_compare,

@@ -91,6 +91,15 @@ class AttackConfig(Attack):
 
 
 @dataclass(frozen=True)
+class PrivacyConfig(Limited):
+    """``privacy``: whether it is measured what the weights give away of the photos."""
+
+    where = "privacy."
+    name: str = one_of("none", "measure")
+    exposed: int = number(0, 1000)
+
+
+@dataclass(frozen=True)
 class CentralizedConfig(Limited):
     """``centralized``: the baseline's photos, those of all clients or every one not held out."""
 
@@ -206,6 +215,7 @@ class Config(Limited):
     train: Recipe
     strategy: StrategyConfig
     attack: AttackConfig
+    privacy: PrivacyConfig
     centralized: CentralizedConfig
     merge: MergeConfig
     runner: Any

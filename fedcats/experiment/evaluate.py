@@ -29,7 +29,7 @@ from fedcats.training.update import read
 def evaluate(predictor: Predictor, trained: Trained, results: Results, progress: Progress) -> None:
     """Test every model on the same photos; write predictions and weights."""
     inputs = predictor.inputs
-    final = _candidates(predictor, trained)
+    final = candidates(predictor, trained)
     earlier = [_of_merge(merged) for row in trained.earlier[:-1] for merged in row.values()]
     test, count = inputs.dataset.test, len(final) + len(earlier)
 
@@ -59,7 +59,7 @@ def evaluate(predictor: Predictor, trained: Trained, results: Results, progress:
         results["rounds"] = _rounds(trained, (predictor.scores(test, one) for (one,) in on_test))
 
 
-def _candidates(predictor: Predictor, trained: Trained) -> dict[str, Candidate]:
+def candidates(predictor: Predictor, trained: Trained) -> dict[str, Candidate]:
     """The models to be tested, by name: the baseline, the clients' of round 1, the merged ones."""
     found = {
         name: Candidate(

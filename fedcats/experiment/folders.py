@@ -30,10 +30,11 @@ _RULES = "|".join(name for name in MODELS if name != "centralized")
 _MODEL = rf"(?:centralized|submodel-\d+|(?:{_RULES}|[^\W\d]\w*@[\w.]*)(?:-[\w.-]+)?)"
 _FIGURE = (
     "scores|difference|confusion|confusion_submodels|loss|weights|who-has-what|by-client|rounds|"
-    "sweep|heat|dots|seeds"
+    "sweep|heat|dots|seeds|membership"
 )
 _OWN = re.compile(
     r"results\.json|results\.\d+\.tmp|progress\.jsonl|history\.csv|shards\.csv|report\.html|"
+    r"exposed\.(?:csv|png)|"
     rf"sweep\.csv|sweep\.html|figures/(?:{_FIGURE})\.(?:png|svg)|"
     rf"predictions/{_MODEL}\.csv|models/{_MODEL}\.(?:safetensors|json)"
 )

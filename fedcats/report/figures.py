@@ -36,6 +36,7 @@ from fedcats.report.drawing import (
     short,
     write,
 )
+from fedcats.report.privacy import CURVES, curves
 from fedcats.report.seeds_figure import SEEDS, over_seeds
 from fedcats.results import Model, Results, Score
 
@@ -89,6 +90,7 @@ def run_figures(results: Results, folder: Path) -> list[Drawn]:
                 "The merged models after each round; dashed: the centralized model.",
                 lambda: rounds(results),
             ),
+            "membership": (CURVES, lambda: curves(results)),
             "confusion_submodels": (
                 "The clients' own models, one confusion matrix each.",
                 lambda: confusion_submodels(results),

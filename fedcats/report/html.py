@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from fedcats.report import page, tables, verdict, view
+from fedcats.report import page, privacy, tables, verdict, view
 from fedcats.report.page import render
 from fedcats.results import OverSeeds, Replicated, Results
 
@@ -52,7 +52,10 @@ def write_report(folder: Path, results: Results) -> None:
             "per_class": tables.per_class(results),
             "cost": tables.cost(results),
             "shards": tables.shards(results),
+            "membership": privacy.membership(results),
+            "who_sees_what": privacy.who_sees_what(results),
         },
+        privacy=privacy.sentences(results),
         made=_made(results),
         config=json.dumps(results.get("config", {}), indent=2, ensure_ascii=False, default=str),
         thing=view.things(results).removesuffix("s"),
