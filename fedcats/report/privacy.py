@@ -49,8 +49,8 @@ def sentences(results: Results) -> list[str]:
         )
     if any(not one["shadows"] for one in found["models"].values()):
         said.append(
-            "With so few clients there are too few models that did not train on a "
-            f"{what.removesuffix('s')}: some were attacked by the loss only; stronger attacks exist."
+            "With so few clients too few models did not train on a "
+            f"{what.removesuffix('s')}: some were attacked by the loss only; better attacks exist."
         )
     return said
 
