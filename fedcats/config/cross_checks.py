@@ -114,6 +114,25 @@ def _privacy_needs_photos(config: Config) -> str | None:
     return f"privacy={config.privacy.name}: not in {what}; allowed is privacy=none"
 
 
+def _secure_sum(config: Config) -> str | None:
+    if not config.strategy.secure or config.mode == "centralized":
+        return None
+    rules = list(config.rules.values())
+    shards = _shards(config)
+    asked = 3 if shards is None else max(1, math.floor(config.strategy.fraction * shards + 0.5))
+    if len(rules) > 1:
+        why = "each further rule would be a further sum of the same updates; allowed is one rule"
+    elif config.mode == "merge" or config.choice:
+        why = f"{config.choice or 'mode=merge'} needs the single updates"
+    elif config.strategy.max_norm is not None:
+        why = "strategy.max_norm needs the single updates; allowed is null"
+    else:
+        from fedcats.merging.secure import refusal
+
+        why = refusal(rules[0], asked)
+    return f"strategy.secure=true: {why}" if why else None
+
+
 def _rules_have_clients(config: Config) -> str | None:
     shards = _shards(config)
     if shards is None or config.mode not in ("compare", "federated"):
@@ -150,6 +169,7 @@ _RULES: tuple[Callable[[Config], str | None], ...] = (
     _choice_needs_photos,
     _sites_keep_photos,
     _privacy_needs_photos,
+    _secure_sum,
     _rules_have_clients,
     _nesterov_needs_momentum,
     _seeds_compare,

@@ -75,6 +75,7 @@ class StrategyConfig(Limited):
     on_failure: str = one_of("fail", "survivors")
     min_clients: int = number(1)
     timeout: float = number(0, above=True)
+    secure: bool = switch()
     max_norm: float | None = optional(number(0, above=True))
     max_examples: int = number(1)
 

@@ -107,8 +107,11 @@ def who_sees_what(results: Results) -> Table | None:
     up, down = (model["bytes"][way] / 1e6 for way in ("up", "down"))
     from_merged = _strongest(found["models"][name]) if name in found["models"] else EMPTY
     title = view.title(results, name)
+    seen = ("server", f"{count} updates, {up:,.1f} MB a round", _strongest(found["clients"]))
+    if results["config"]["strategy"]["secure"]:
+        seen = ("server", f"the sum of the updates (secure sum), {up:,.1f} MB a round", from_merged)
     rows: list[tuple[str, ...]] = [
-        ("server", f"{count} updates, {up:,.1f} MB a round", _strongest(found["clients"])),
+        seen,
         ("site", f"the model of each round, {down / max(count, 1):,.1f} MB", from_merged),
         ("everybody with the result", f"{title}, the last round's", from_merged),
     ]
