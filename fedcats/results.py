@@ -18,6 +18,7 @@ from fedcats.compared import Split as Split
 from fedcats.compared import SplitOverSeeds as SplitOverSeeds
 from fedcats.compared import Unbounded as Unbounded
 from fedcats.results_explained import Explained
+from fedcats.results_privacy import Privacy
 
 Score = Literal["accuracy", "precision", "recall"]
 Measure = Literal["accuracy", "precision", "recall", "f1", "loss"]
@@ -411,6 +412,7 @@ class Results(TypedDict):
     grid: NotRequired[Annotated[MergeGrid, "all merges", "with `mode=merge`"]]
     explained: NotRequired[Annotated[Explained, "why", "with `mode=explain`"]]
     attack: NotRequired[Annotated[AttackUse, "the simulated attack", "unless `attack=none`"]]
+    privacy: NotRequired[Annotated[Privacy, "what weights give away", "with `privacy=measure`"]]
     not_scored: NotRequired[
         Annotated[
             dict[str, str],

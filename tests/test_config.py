@@ -38,6 +38,7 @@ def test_there_is_a_yaml_for_every_group() -> None:
         "train",
         "strategy",
         "attack",
+        "privacy",
         "runner",
         "experiment",
         "paper",

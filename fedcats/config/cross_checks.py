@@ -103,6 +103,37 @@ def _sites_keep_photos(config: Config) -> str | None:
     return None
 
 
+def _privacy_needs_photos(config: Config) -> str | None:
+    if config.privacy.name == "none":
+        return None
+    if _shards(config) is None:
+        what = "a real federation, where the server has no training images"
+    elif config.mode == "merge":
+        what = "mode=merge"
+    else:
+        return None
+    return f"privacy={config.privacy.name}: not in {what}; allowed is privacy=none"
+
+
+def _secure_sum(config: Config) -> str | None:
+    if not config.strategy.secure or config.mode == "centralized":
+        return None
+    rules = list(config.rules.values())
+    shards = _shards(config)
+    asked = 3 if shards is None else max(1, math.floor(config.strategy.fraction * shards + 0.5))
+    if len(rules) > 1:
+        why = "each further rule would be a further sum of the same updates; allowed is one rule"
+    elif config.mode == "merge" or config.choice:
+        why = f"{config.choice or 'mode=merge'} needs the single updates"
+    elif config.strategy.max_norm is not None:
+        why = "strategy.max_norm needs the single updates; allowed is null"
+    else:
+        from fedcats.merging.secure import refusal
+
+        why = refusal(rules[0], asked)
+    return f"strategy.secure=true: {why}" if why else None
+
+
 def _rules_have_clients(config: Config) -> str | None:
     shards = _shards(config)
     if shards is None or not config.merges:
@@ -150,6 +181,8 @@ _RULES: tuple[Callable[[Config], str | None], ...] = (
     _first_is_whole,
     _choice_needs_photos,
     _sites_keep_photos,
+    _privacy_needs_photos,
+    _secure_sum,
     _rules_have_clients,
     _orders_have_a_beta,
     _nesterov_needs_momentum,

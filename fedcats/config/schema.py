@@ -76,6 +76,7 @@ class StrategyConfig(Limited):
     on_failure: str = one_of("fail", "survivors")
     min_clients: int = number(1)
     timeout: float = number(0, above=True)
+    secure: bool = switch()
     max_norm: float | None = optional(number(0, above=True))
     max_examples: int = number(1)
 
@@ -89,6 +90,15 @@ class AttackConfig(Attack):
         "a number of clients, or a list of them",
         lambda v: _distinct_integers(v) or (type(v) is int and v >= 0),
     )
+
+
+@dataclass(frozen=True)
+class PrivacyConfig(Limited):
+    """``privacy``: whether it is measured what the weights give away of the photos."""
+
+    where = "privacy."
+    name: str = one_of("none", "measure")
+    exposed: int = number(0, 1000)
 
 
 @dataclass(frozen=True)
@@ -225,6 +235,7 @@ class Config(Limited):
     train: Recipe
     strategy: StrategyConfig
     attack: AttackConfig
+    privacy: PrivacyConfig
     centralized: CentralizedConfig
     merge: MergeConfig
     explain: ExplainConfig

@@ -92,7 +92,9 @@ def _of_update(predictor: Predictor, update: Update) -> Candidate:
 
 
 def _of_merge(merged: Merged) -> Candidate:
-    parts = Parts(tuple(merged.keys), tuple(merged.steps), merged.rule)
+    # A secure sum has steps, but not the fold's bits.
+    steps = () if merged.rule else tuple(merged.steps)
+    parts = Parts(tuple(merged.keys), steps, merged.rule)
     return Candidate(parts, lambda: merged.state)
 
 

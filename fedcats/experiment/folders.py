@@ -30,11 +30,12 @@ _RULES = "|".join(name for name in MODELS if name != "centralized")
 _MODEL = rf"(?:centralized|submodel-\d+|(?:{_RULES}|[^\W\d]\w*@[\w.]*)(?:-[\w.-]+)?)"
 _FIGURE = (
     "scores|difference|confusion|confusion_submodels|loss|weights|who-has-what|by-client|rounds|"
-    "sweep|heat|dots|seeds|gaps|barrier-gap|"
+    "sweep|heat|dots|seeds|gaps|barrier-gap|membership|"
     "orders|barriers|lines|updates|clients|without|curves|reliability"
 )
 _OWN = re.compile(
     r"results\.json|results\.\d+\.tmp|progress\.jsonl|history\.csv|shards\.csv|report\.html|"
+    r"exposed\.(?:csv|png)|"
     rf"sweep\.csv|sweep\.html|figures/(?:{_FIGURE})\.(?:png|svg)|"
     rf"predictions/{_MODEL}\.csv|models/{_MODEL}\.(?:safetensors|json)"
 )

@@ -19,6 +19,7 @@ from fedcats.experiment.folders import claimed, make
 from fedcats.experiment.inputs import gather
 from fedcats.experiment.merges import merge_grid
 from fedcats.experiment.predictions import Predictor
+from fedcats.experiment.privacy import measure_privacy
 from fedcats.experiment.results import (
     clock,
     collect,
@@ -148,6 +149,8 @@ def _experiment(
         with clock(seconds, "evaluation"):
             results = collect(inputs, raw, trained, command)
             evaluate(predictor, trained, results, progress)
+            if config.privacy.name == "measure":
+                measure_privacy(predictor, trained, results, progress)
             if config.mode == "merge":
                 results["grid"] = merge_grid(predictor, trained.own(), progress)
             if config.mode == "explain":

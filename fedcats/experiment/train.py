@@ -156,7 +156,8 @@ def serve(tasks: Tasks, predictor: Predictor, trained: Trained, grid: Grid) -> N
     if this.sites is not None:
         nodes = [site.node for site in this.sites]
         limit = int(config.store.max_gb * 1e9)
-        allow_arrays(max(value.nbytes for value in this.initial.state.values()))
+        largest = max(value.numel() for value in this.initial.state.values())
+        allow_arrays(8 * largest)  # bytes, of the numbers of a secure sum and of counters
         transport = OnTheWire(
             store,
             nodes,
@@ -189,12 +190,19 @@ def serve(tasks: Tasks, predictor: Predictor, trained: Trained, grid: Grid) -> N
             return list(zip(made, own, strict=True))
 
         def on_update(client: int, server_round: int, update: Update) -> None:
-            trained.add(f"{prefix}submodel/{client}", server_round, update)
-            if this.sites is not None:  # a site's progress is seen when its update has come
+            name = f"{prefix}submodel/{client}"
+            if this.sites is None:
+                trained.add(name, server_round, update)
+                return
+            if config.strategy.secure:  # the update stays at the site
+                trained.history.append((name, server_round, update))
+            else:
+                trained.add(name, server_round, update)
                 keys.append(update.key)
                 store.hold(keys, "round")
-                task = tasks.client(client, server_round, "", rule)
-                report_done(task, update, append_events(this.events))
+            # A site's progress is seen when its update is done.
+            task = tasks.client(client, server_round, "", rule)
+            report_done(task, update, append_events(this.events))
 
         return MergeStrategy(
             {name: trained.rules.get(name, rules[name]) for name in names},
@@ -208,6 +216,8 @@ def serve(tasks: Tasks, predictor: Predictor, trained: Trained, grid: Grid) -> N
             first_round,
             this.parameters,
             memory,
+            config.strategy.secure,
+            hangs,
         )
 
     shared = strategy([name for name in rules if name not in undecided], 1)

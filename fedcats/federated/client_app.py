@@ -10,6 +10,8 @@ from flwr.common import Scalar
 from fedcats.federated.client import FedcatsClient
 from fedcats.federated.flower_patches import use_own_parts
 from fedcats.federated.flower_words import SIMULATION
+from fedcats.federated.secure import ACTION, remember
+from fedcats.federated.secure import answer as answer_secure
 from fedcats.federated.sites import answer
 from fedcats.federated.wire import arrays_of, open_at_site
 
@@ -25,15 +27,24 @@ def query(message: Message, context: Context) -> Message:
     return Message(answer(message.content, context), reply_to=message)
 
 
+@app.query(ACTION)
+def secure_sum(message: Message, context: Context) -> Message:
+    """One of the questions of a secure sum."""
+    return Message(answer_secure(message.content, context), reply_to=message)
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """One client's part of a round; an exception becomes an error reply that the server reads."""
     config = cast(dict[str, Scalar], dict(cast(ConfigRecord, message.content["config"])))
-    at_site = "classes" in config
+    at_site, secure = "classes" in config, bool(config.get("secure"))
     if at_site:
         config = open_at_site(message.content, context)
     _, examples, info = FedcatsClient().fit([], config)
-    arrays = arrays_of(config, str(info["key"])) if at_site else ArrayRecord()
+    if secure:
+        remember(context, config, str(info["key"]))
+    sent = at_site and not secure
+    arrays = arrays_of(config, str(info["key"])) if sent else ArrayRecord()
     content = RecordDict(
         {
             "arrays": arrays,

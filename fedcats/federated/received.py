@@ -101,6 +101,14 @@ def get(values: Mapping[str, Any], name: str, kind: type[R]) -> R:
     return value
 
 
+def get_bytes(values: Mapping[str, Any], name: str, lengths: Sequence[int]) -> list[bytes]:
+    """The list of this name, of as many byte strings with these lengths."""
+    found: list[Any] = get(values, name, list)
+    if [len(one) if type(one) is bytes else -1 for one in found] != [*lengths]:
+        raise ValueError(f"its {name} has other lengths than it should")
+    return found
+
+
 def between(value: int, low: int, high: int, what: str) -> int:
     """The value, which must be from ``low`` to ``high``."""
     if not low <= value <= high:

@@ -17,10 +17,12 @@ from flwr.serverapp.strategy import Strategy
 from fedcats.errors import RunError
 from fedcats.federated.flower_words import reason
 from fedcats.federated.received import printable, read_reply
-from fedcats.federated.transport import Transport
+from fedcats.federated.secure import SecureSum
+from fedcats.federated.transport import ByReference, Transport
 from fedcats.merging.fold import check_update, distance, has_outgrown
 from fedcats.merging.plan import Merged, Plan
 from fedcats.merging.rules import Round, Rule
+from fedcats.merging.secure import merge_sum, public_weights
 from fedcats.metrics import NOT_FINITE
 from fedcats.storage import Store
 from fedcats.tensors import State, digest
@@ -54,6 +56,10 @@ class MergeStrategy(Strategy):
         State-dict keys that are no buffers.
     memory
         What rules keep from round to round.
+    secure
+        Whether there is a secure sum, of the first rule: then no update comes here.
+    timeout
+        Seconds for each answer in it.
     round, merged, failures
         Results of the last round: who was merged, as a `Merged` without a model, the merges by
         rule, and the reason by client left out.
@@ -70,6 +76,8 @@ class MergeStrategy(Strategy):
     first_round: int = 1
     parameters: frozenset[str] = frozenset()
     memory: dict[Rule, Any] = field(default_factory=dict)
+    secure: bool = False
+    timeout: float | None = None
     round: Merged = field(default_factory=lambda: Merged({}, [], [], []))
     merged: dict[str, Merged] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
@@ -88,8 +96,11 @@ class MergeStrategy(Strategy):
         asked = self.plan.clients(server_round)
         tasks = self.make_tasks(asked, server_round, start)
         self._asked = list(zip(asked, tasks, strict=True))
+        self._nodes, self._grid = nodes, grid
         for client, (task, _) in self._asked:
             content = self.transport.pack(task, self._start)
+            if self.secure:
+                cast(ConfigRecord, content["config"])["secure"] = True
             yield Message(content, dst_node_id=nodes[client], message_type=MessageType.TRAIN)
 
     def aggregate_train(
@@ -112,7 +123,8 @@ class MergeStrategy(Strategy):
                     ) from error
                 self.failures[client] = why
                 continue
-            now.add(update.tensors, update.examples, self.store.path(update.key))
+            if not self.secure:
+                now.add(update.tensors, update.examples, self.store.path(update.key))
             clients.append(client)
             keys.append(update.key)
             self.on_update(client, server_round, update)
@@ -124,7 +136,11 @@ class MergeStrategy(Strategy):
         size = sum(value.nbytes for value in self._start.values())
         down, up = size * len(self._asked), size * len(clients)
         self.round = Merged({}, clients, keys, [], down=down, up=up)
-        self.merged = {}
+        if self.secure:
+            self.merged = self._sum_securely(now, server_round)
+            begun = {}
+        else:
+            self.merged = {}
         for name, accumulator in begun.items():
             try:
                 state, steps, what = accumulator.finish()
@@ -147,6 +163,8 @@ class MergeStrategy(Strategy):
         if reply.has_error():
             raise ValueError(reason(reply.error.reason or str(reply.error.code)))
         said = read_reply(reply.content, size, task.recipe.epochs)
+        if self.secure:
+            return Update(key, {}, said.examples, said.epochs, said.reused, said.resumed)
         update = read(self.store, self.transport.unpack(reply.content, said, key, self._start))
         if update is None:
             raise ValueError("its update is not in the store")
@@ -163,6 +181,39 @@ class MergeStrategy(Strategy):
             resumed=said.resumed,
             damaged=said.damaged,
         )
+
+    def _sum_securely(self, now: Round, server_round: int) -> dict[str, Merged]:
+        """The merge of the first rule, from the sum of the updates of the round's clients."""
+        (name, rule), size = next(iter(self.rules.items())), self.sizes
+        ask = SecureSum(
+            self._grid,
+            {client: self._nodes[client] for client in self.round.clients},
+            self._start,
+            self.store if isinstance(self.transport, ByReference) else None,
+            self.timeout,
+        )
+        try:
+            means, there, factors = ask(lambda clients: public_weights(rule, clients, size))
+            examples = [size[client] for client in there]
+            state, steps = merge_sum(rule, now, means, factors, examples)
+        except ValueError as error:
+            raise RunError(f"round {server_round}: {error}") from error
+        for client, why in ask.failures.items():
+            if self.plan.on_failure == "fail":
+                raise RunError(f"client {client} failed in round {server_round}: {why}")
+            self.failures[client] = why
+        if len(there) < self.plan.min_clients:
+            raise RunError(
+                f"round {server_round}: {len(there)} clients are in the secure sum, "
+                f"strategy.min_clients is {self.plan.min_clients}; failed: {self.failures}"
+            )
+        if not self.usable(state):
+            raise RunError(f"round {server_round}: the secure sum's merge: {NOT_FINITE}")
+        keys = dict(zip(self.round.clients, self.round.keys, strict=True))
+        up = 8 * sum(value.numel() for value in self._start.values()) * len(there)
+        self.round = replace(self.round, clients=there, keys=[keys[c] for c in there], up=up)
+        what = f"secure {name} {digest(state)}"
+        return {name: replace(self.round, state=state, steps=steps, rule=what)}
 
     def _farthest(self, keys: Sequence[str]) -> int:
         """Position of the update with the greatest distance from the round's start."""

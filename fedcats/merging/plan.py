@@ -23,7 +23,8 @@ class Merged:
     steps
         Of the fold; empty where the rule is none.
     rule
-        Says then what it is, with all that it depends on beside the updates.
+        Says then what it is, with all that it depends on beside the updates; also of a secure sum,
+        whose bits are not those of the fold with these steps.
     down, up
         Bytes of the weights that the clients of the round were given, and that came back. In a
         simulation they do not travel.

@@ -37,6 +37,7 @@ from fedcats.report.drawing import (
     short,
     write,
 )
+from fedcats.report.privacy import CURVES, curves
 from fedcats.report.seeds_figure import SEEDS, over_seeds
 from fedcats.results import Model, Results, Score
 
@@ -97,6 +98,7 @@ def drawings(
                 "The merged models after each round; dashed: the centralized model.",
                 lambda: rounds(results),
             ),
+            "membership": (CURVES, lambda: curves(results)),
             "confusion_submodels": (
                 "The clients' own models, one confusion matrix each.",
                 lambda: confusion_submodels(results),

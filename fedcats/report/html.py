@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedcats.report import page, photos, split, tables, thresholds, verdict, view
+from fedcats.report import page, photos, privacy, split, tables, thresholds, verdict, view
 from fedcats.report.page import render
 from fedcats.results import OverSeeds, Replicated, Results
 
@@ -66,7 +66,10 @@ def write_report(folder: Path, results: Results, images: Images | None = None) -
             "per_class": tables.per_class(results),
             "cost": tables.cost(results),
             "shards": tables.shards(results),
+            "membership": privacy.membership(results),
+            "who_sees_what": privacy.who_sees_what(results),
         },
+        privacy=privacy.sentences(results),
         made=_made(results),
         config=json.dumps(results.get("config", {}), indent=2, ensure_ascii=False, default=str),
         thing=view.things(results).removesuffix("s"),

@@ -229,6 +229,15 @@ REPORT = """\
 {{ figure(figures.confusion_submodels) }}</details>
 {% endif %}
 
+{% if privacy %}
+<h2>What the weights give away{{ of_seed }}</h2>
+{% for sentence in privacy %}<p>{{ sentence }}</p>
+{% endfor %}
+{{ figure(figures.membership) }}
+{% for one in (tables.membership, tables.who_sees_what) %}{% if one %}{{ to_html(one) }}
+{% endif %}{% endfor %}
+{% endif %}
+
 {% include "gallery.html" %}
 <h2>Training</h2>
 {{ figure(figures.loss) }}
