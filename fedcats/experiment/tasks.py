@@ -5,11 +5,13 @@ from dataclasses import replace
 from fedcats import tensors
 from fedcats.experiment.inputs import Inputs, Positions
 from fedcats.experiment.seeds import prefix
+from fedcats.merging.rules import UPDATE
 from fedcats.report import Work
 from fedcats.report.estimate import LAST
 from fedcats.storage import Store
 from fedcats.tensors import State
 from fedcats.training.attack import Attack
+from fedcats.training.parts import part_keys
 from fedcats.training.update import Task, put_weights, weights_key
 
 TEST = "test on the same images"
@@ -51,11 +53,21 @@ class Tasks:
         From the second round on each ``rule`` goes its own way.
         """
         name = self._name(client, server_round, rule)
-        return self._task(name, client, server_round, start, self.inputs.shards[client])
+        task = self._task(name, client, server_round, start, self.inputs.shards[client])
+        needs = self.inputs.config.needs(rule)
+        if self.inputs.sites is None:  # then sub-models are tested, whatever the rules read
+            needs = tuple(dict.fromkeys((UPDATE, *needs)))
+        return replace(task, sends=needs)
 
     def key(self, task: Task) -> str:
         """Key in the store of the update that the task gives."""
         return task.key(task.images(self.inputs.dataset.train))
+
+    def parts(self, client: int) -> dict[str, str]:
+        """Keys of what the client gives beside its update of the first round, by name."""
+        task = self.client(client, 1, self.start)
+        images = task.images(self.inputs.dataset.train)
+        return part_keys(task, images, task.key(images))
 
     @property
     def expected(self) -> dict[str, Work]:

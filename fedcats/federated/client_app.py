@@ -33,10 +33,10 @@ def train(message: Message, context: Context) -> Message:
     if at_site:
         config = open_at_site(message.content, context)
     _, examples, info = FedcatsClient().fit([], config)
-    arrays = arrays_of(config, str(info["key"])) if at_site else ArrayRecord()
+    arrays = arrays_of(config, str(info["key"])) if at_site else {"arrays": ArrayRecord()}
     content = RecordDict(
         {
-            "arrays": arrays,
+            **arrays,
             "metrics": MetricRecord({"num-examples": examples}),
             "info": ConfigRecord({**info, "examples": examples}),
         }

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from fedcats.merging.rules import RULES
+from fedcats.merging.registry import RULES
 from fedcats.plugins import short_name
 from fedcats.report import page, tables, view
 from fedcats.report.page import render
