@@ -30,7 +30,7 @@ _RULES = "|".join(name for name in MODELS if name != "centralized")
 _MODEL = rf"(?:centralized|submodel-\d+|(?:{_RULES}|[^\W\d]\w*@[\w.]*)(?:-[\w.-]+)?)"
 _FIGURE = (
     "scores|difference|confusion|confusion_submodels|loss|weights|who-has-what|by-client|rounds|"
-    "sweep|heat|dots|seeds"
+    "sweep|heat|dots|seeds|frontier"
 )
 _OWN = re.compile(
     r"results\.json|results\.\d+\.tmp|progress\.jsonl|history\.csv|shards\.csv|report\.html|"

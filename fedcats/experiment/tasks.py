@@ -11,7 +11,7 @@ from fedcats.report.estimate import LAST
 from fedcats.storage import Store
 from fedcats.tensors import State
 from fedcats.training.attack import Attack
-from fedcats.training.parts import part_keys
+from fedcats.training.parts import part_keys, shapes
 from fedcats.training.update import Task, put_weights, weights_key
 
 TEST = "test on the same images"
@@ -68,6 +68,18 @@ class Tasks:
         task = self.client(client, 1, self.start)
         images = task.images(self.inputs.dataset.train)
         return part_keys(task, images, task.key(images))
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest array that a client may send in round 1; later ones have no more."""
+        found = [value.nbytes for value in self.inputs.initial.state.values()]
+        for client, size in enumerate(self.inputs.sizes):
+            task = self.client(client, 1, self.start)
+            for part in task.sends:
+                if part != UPDATE:
+                    like = shapes(task, part, self.store, self.state, size)
+                    found += [value.nbytes for value in like.values()]
+        return max(found)
 
     @property
     def expected(self) -> dict[str, Work]:

@@ -155,7 +155,7 @@ def serve(tasks: Tasks, predictor: Predictor, trained: Trained, grid: Grid) -> N
     if this.sites is not None:
         nodes = [site.node for site in this.sites]
         limit = int(config.store.max_gb * 1e9)
-        allow_arrays(max(value.nbytes for value in this.initial.state.values()))
+        allow_arrays(tasks.largest)
         transport = OnTheWire(
             store,
             nodes,

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from fedcats.report import page, tables, verdict, view
+from fedcats.report.frontier import frontier_answer, frontier_table
 from fedcats.report.page import render
 from fedcats.results import OverSeeds, Replicated, Results
 
@@ -29,8 +30,9 @@ def write_report(folder: Path, results: Results) -> None:
         write_sweep_report(folder, grid_rows(results), warnings=view.warnings(results))
         return
     from fedcats.report.figures import run_figures
+    from fedcats.report.sweep import sweep_rows
 
-    drawn = run_figures(results, folder)
+    drawn, rows = run_figures(results, folder), sweep_rows([({}, results)])
     text = render(
         page.REPORT,
         drawn,
@@ -48,11 +50,13 @@ def write_report(folder: Path, results: Results) -> None:
             "scores": tables.scores(results),
             "comparison": tables.comparison(results),
             "paper": tables.paper(results),
+            "frontier": frontier_table(rows),
             "rounds": tables.rounds(results),
             "per_class": tables.per_class(results),
             "cost": tables.cost(results),
             "shards": tables.shards(results),
         },
+        frontier=frontier_answer(rows),
         made=_made(results),
         config=json.dumps(results.get("config", {}), indent=2, ensure_ascii=False, default=str),
         thing=view.things(results).removesuffix("s"),

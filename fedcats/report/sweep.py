@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fedcats.merging.registry import RULES
 from fedcats.plugins import short_name
 from fedcats.report import page, tables, view
+from fedcats.report.frontier import FRONTIER, frontier, frontier_answer, frontier_table
 from fedcats.report.page import render
 from fedcats.report.seeds_figure import SEEDS as SEEDS_CAPTION
 from fedcats.report.seeds_figure import over_seeds
@@ -98,6 +99,10 @@ def sweep_rows(jobs: Iterable[tuple[Mapping[str, Any], Results]]) -> list[dict[s
             row |= {key: model[key] for key in MEASURES}
             if "validation" in model:
                 row["validation"] = model["validation"]["accuracy"]
+            if "bytes" in model and not several:
+                row["bytes"] = model["bytes"]["up"] / len(model["clients"])
+                row["title"] = model["title"]
+                row["chosen"] = model.get("chosen", "as configured")
             if row not in rows:
                 rows.append(row)
     return rows
@@ -155,6 +160,7 @@ def write_sweep_report(
                 "intervals of the accuracy.",
                 lambda: curves(rows),
             ),
+            "frontier": (FRONTIER, lambda: frontier(rows)),
             "heat": (
                 "Accuracy of the merged models on the test set, in %; framed: the highest.",
                 lambda: heat(rows),
@@ -176,6 +182,7 @@ def write_sweep_report(
         answer=_answer(rows, replicated),
         meta=f"{len(rows)} models",
         points=points_table(rows),
+        frontier=frontier_table(rows),
         seeds=[tables.over_seeds(replicated), tables.measures_over_seeds(replicated)],
         jobs=sorted(jobs, key=lambda name: (len(name), name)),
     )
@@ -212,7 +219,11 @@ def print_sweep(
 
 def _answer(rows: Sequence[Row], replicated: Mapping[str, Replicated]) -> list[str]:
     some = replicated.values() if len(replicated) <= _SAID else ()
-    return [*(of_replication(one, "pictures") for one in some), *sweep_verdict(rows)]
+    return [
+        *(of_replication(one, "pictures") for one in some),
+        *sweep_verdict(rows),
+        *frontier_answer(rows),
+    ]
 
 
 def write_sweep_csv(path: Path, rows: Sequence[Row]) -> None:
