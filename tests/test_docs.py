@@ -65,7 +65,7 @@ RUNS = {
         "rounds=2",
         "hold_out=0.5",
         "partition.num_shards=3",
-        "strategy.rules=[polyak,fedavg,fedadam,median]",
+        "strategy.rules=[polyak,fedavg,fedadam,median,scale]",
         "strategy.start=global",
         "attack=scale",
         "attack.clients=[1]",
@@ -74,7 +74,7 @@ RUNS = {
         "strategy.on_failure=survivors",
         "paper=cats_dogs",
     ],
-    "compare, over seeds": ["seeds=3"],
+    "compare, over seeds": ["seeds=3", "strategy.rules=[ridge]"],
     "federated": ["strategy.beta=auto", "store.enabled=false"],
     "centralized": [],
     "federated, an endless update": [
@@ -84,7 +84,7 @@ RUNS = {
         "attack.clients=[1]",
         "attack.factor=1e30",
     ],
-    "merge": ["merge.rules=[polyak,soup,best,ensemble]", "merge.betas=[0.5]"],
+    "merge": ["merge.rules=[polyak,stock,soup,best,ensemble]", "merge.betas=[0.5]"],
 }
 
 

@@ -52,7 +52,8 @@ class Trained:
     def add(self, model: str, server_round: int, update: Update) -> None:
         """Remember an update without its tensors: they are in the store."""
         update = replace(update, tensors={})
-        self.history.append((model, server_round, update))
+        if update.epochs:  # else nobody needed its training
+            self.history.append((model, server_round, update))
         if update.key:  # else it stayed at the site
             self.updates.setdefault(model, update)
 
