@@ -81,7 +81,7 @@ class Traffic(TypedDict):
     """Weights between server and clients in a round; in a simulation they do not travel."""
 
     down: Annotated[int, "bytes to all clients that were asked"]
-    up: Annotated[int, "bytes from all clients that were merged"]
+    up: Annotated[int, "bytes from all clients that were merged, of what the rule needs"]
 
 
 _HELD = "where images are held out"
@@ -151,6 +151,23 @@ class Model(Tested):
     ]
     optimizer: NotRequired[
         Annotated[dict[str, float], "its settings, see `strategy`", "of `fedavgm` and `fedadam`"]
+    ]
+    settings: NotRequired[
+        Annotated[
+            dict[str, float | str | None],
+            "the rule's own, see `strategy`",
+            "of rules that have some and are not named above",
+        ]
+    ]
+    chosen: NotRequired[
+        Annotated[str, "what was chosen, on what; never on test images", "if anything was"]
+    ]
+    chosen_from: NotRequired[
+        Annotated[
+            dict[str, float],
+            "accuracy of each candidate on the held-out images, by its title",
+            "of `scale` with `auto`",
+        ]
     ]
     beta: NotRequired[Annotated[float, "share of the incoming model", "of `polyak`"]]
     beta_chosen_from: NotRequired[
@@ -325,7 +342,9 @@ _Varied = TypedDict(
     "_Varied",
     {
         "strategy.beta": Annotated[float | None, "of `polyak`; null of other rules"],
-        "strategy.order": Annotated[str | None, "null of `soup`, `best` and `ensemble`"],
+        "strategy.order": Annotated[
+            str | None, "null of what merges in one order only, or does not merge"
+        ],
     },
 )
 
@@ -338,6 +357,15 @@ class GridRow(Scores, _Varied):
     predictions: Annotated[str, "its predictions in the run folder"]
     sha256: Annotated[str, "of its probabilities on the test images: of equal models it is equal"]
     validation: NotRequired[Annotated[Validation, "on the held-out training images", _HELD]]
+    bytes: Annotated[float, "that a client sends for it, mean over the clients"]
+    title: NotRequired[Annotated[str, "the rule with its parameters, for a reader", "of rules"]]
+    chosen: NotRequired[
+        Annotated[
+            str,
+            "why it stands for its rule: what was chosen, on what; never on test images",
+            "of one row of each rule, if there is a reason",
+        ]
+    ]
 
 
 class MergeGrid(TypedDict):

@@ -65,7 +65,7 @@ RUNS = {
         "rounds=2",
         "hold_out=0.5",
         "partition.num_shards=3",
-        "strategy.rules=[polyak,fedavg,fedadam,median]",
+        "strategy.rules=[polyak,fedavg,fedadam,median,scale]",
         "strategy.start=global",
         "attack=scale",
         "attack.clients=[1]",
@@ -74,7 +74,7 @@ RUNS = {
         "strategy.on_failure=survivors",
         "paper=cats_dogs",
     ],
-    "compare, over seeds": ["seeds=3", "reference=[full,same_steps]"],
+    "compare, over seeds": ["seeds=3", "strategy.rules=[ridge]", "reference=[full,same_steps]"],
     "federated": ["strategy.beta=auto", "store.enabled=false"],
     "centralized": [],
     "federated, an endless update": [
@@ -90,7 +90,7 @@ RUNS = {
         "explain.orders=2",
         "explain.coalitions=3",
     ],
-    "merge": ["merge.rules=[polyak,soup,best,ensemble]", "merge.betas=[0.5]"],
+    "merge": ["merge.rules=[polyak,stock,soup,best,ensemble]", "merge.betas=[0.5]"],
 }
 
 

@@ -13,7 +13,8 @@ from fedcats.merging.fold import (
     effective_weights,
     has_outgrown,
 )
-from fedcats.merging.rules import RULES, FedAvg, Polyak, Uniform
+from fedcats.merging.registry import RULES
+from fedcats.merging.rules import FedAvg, Polyak, Uniform
 
 NAMES = ("polyak", "fedavg", "uniform")
 

@@ -262,7 +262,6 @@ def test_only_a_real_folds_steps_name_predictions(
         ("import no_such", "strategy.rules=[M:f]", r"ModuleNotFoundError: .*no_such.*\.py:1\)"),
         ("1 / 0", "partition.name=M:f", r"ZeroDivisionError: division by zero \(.*\.py:1\)"),
         ("def f(u, e, s): 0", "+strategy.f.x=1 strategy.rules=[M:f]", "unexpected keyword.*'x'"),
-        ("def f(u, e, s): 0", "merge.rules=[M:f]", "M:f is no fold; mode=merge merges by rules"),
         ("f = 5", "partition.name=M:f", "is a int; allowed is a function"),
         ("f = 5", "data=own data.name=M:f", "is a int; allowed is a function"),
         ("def f(labels, num_shards, seed): 0", "+partition.x=1 partition.name=M:f", "keyword.*'x'"),

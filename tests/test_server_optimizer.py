@@ -15,8 +15,9 @@ from flwr.serverapp import strategy as flower
 
 from fedcats.errors import RunError
 from fedcats.federated.local import LocalGrid
+from fedcats.merging.adaptive import FedAdam, FedAvgM, ServerOptimizer
 from fedcats.merging.fold import Fold
-from fedcats.merging.rules import FedAdam, FedAvg, FedAvgM, ServerOptimizer
+from fedcats.merging.rules import FedAvg
 from fedcats.merging.server_optimizer import Memory, server_step
 
 State = dict[str, torch.Tensor]

@@ -20,7 +20,7 @@ from fedcats.config.compose import as_dict, compose_config, conf_dir
 from fedcats.config.hints import hint
 from fedcats.config.schema import MODELS
 from fedcats.errors import UserError
-from fedcats.merging.rules import RULES
+from fedcats.merging.registry import RULES
 
 Function = Callable[..., Any]
 Settings = Mapping[str, Any]

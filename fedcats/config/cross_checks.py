@@ -64,20 +64,13 @@ def _merge_needs_all(config: Config) -> str | None:
     return None
 
 
-def _grid_is_of_folds(config: Config) -> str | None:
-    for name in config.merge.rules:
-        if name in config.available and not config.available[name].is_fold:
-            return f"merge.rules: {name} is no fold; mode=merge merges by rules with steps"
-    return None
-
-
 def _first_is_whole(config: Config) -> str | None:
     """What ``mode=merge`` and ``strategy.beta=auto`` merge begins with the first model."""
-    undecided = [rule for rule in config.rules.values() if rule.undecided]
+    undecided = [rule for rule in config.rules.values() if rule.undecided and rule.is_fold]
     tried = config.grid if config.mode == "merge" else undecided if config.choice else []
     for rule in tried:
         if rule.choices(config.merge.betas)[0].step(1, 1, 1) != 1.0:
-            what = "mode=merge" if config.mode == "merge" else config.choice
+            what = "mode=merge" if config.mode == "merge" else rule.undecided_key
             key = "strategy.start=global" if rule.name == "polyak" else f"merge.rules: {rule.name}"
             return f"{key}: {what} knows only first, a first step of 1"
     return None
@@ -98,7 +91,7 @@ def _sites_keep_photos(config: Config) -> str | None:
         what = config.choice or (f"mode={config.mode}" if stored else "hold_out")
         return (
             f"{what}: not in a real federation, where the server has no training images; "
-            "allowed are a number for strategy.beta and hold_out=0"
+            "allowed are a number instead of auto, and hold_out=0"
         )
     return None
 
@@ -136,11 +129,23 @@ def _secure_sum(config: Config) -> str | None:
 
 def _rules_have_clients(config: Config) -> str | None:
     shards = _shards(config)
-    if shards is None or not config.merges:
+    if shards is None or config.mode == "centralized":
         return None
     asked = max(1, math.floor(config.strategy.fraction * shards + 0.5))
-    refused = (rule.refusal(asked) for rule in config.rules.values())
-    return next((f"strategy.rules: {why}" for why in refused if why), None)
+    merge = config.mode == "merge"
+    refused = (one.refusal(asked) for one in (config.merged_by if merge else config.rules.values()))
+    key = "merge.rules" if merge else "strategy.rules"
+    return next((f"{key}: {why}" for why in refused if why), None)
+
+
+def _head_is_last(config: Config) -> str | None:
+    last = [name for name, rule in config.rules.items() if rule.is_last]
+    if last and config.rounds > 1 and config.mode in ("compare", "federated"):
+        return (
+            f"rounds={config.rounds}: {last[0]} gives a head, from which no client trains on; "
+            "allowed is 1"
+        )
+    return None
 
 
 def _orders_have_a_beta(config: Config) -> str | None:
@@ -177,7 +182,7 @@ _RULES: tuple[Callable[[Config], str | None], ...] = (
     _attackers_exist,
     _merge_is_one_round,
     _merge_needs_all,
-    _grid_is_of_folds,
+    _head_is_last,
     _first_is_whole,
     _choice_needs_photos,
     _sites_keep_photos,

@@ -18,7 +18,8 @@ from fedcats.data.catalogue import OwnData
 from fedcats.data.partition import OwnPartition
 from fedcats.errors import UserError
 from fedcats.merging.own import own_rule
-from fedcats.merging.rules import RULES, Rule
+from fedcats.merging.registry import RULES
+from fedcats.merging.rules import Rule
 
 _OWN: dict[str, tuple[str, Any]] = {
     "data": ("sources", OwnData),

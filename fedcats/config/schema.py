@@ -23,7 +23,8 @@ from fedcats.limits import (
     share_below_one,
     switch,
 )
-from fedcats.merging.rules import FOLDS, RULES, Rule
+from fedcats.merging.registry import RULES
+from fedcats.merging.rules import Rule
 from fedcats.models.names import WEIGHTS
 from fedcats.plugins import is_own
 from fedcats.training.attack import ATTACKS, Attack
@@ -36,7 +37,7 @@ CHOSEN = ("soup", "best")  # need held-out images to choose on
 SAVED = ("all", "merged", "none")
 MOST_SEEDS = 1000
 DRAWN = ("shards", "init", "training")  # anew by each of several seeds, or one of them
-MERGES = (*FOLDS, *CHOSEN, "ensemble")
+MERGES = (*RULES, *CHOSEN, "ensemble")
 MODELS = (*RULES, *CHOSEN, "ensemble", "centralized", "same_steps")  # names that stay the package's
 
 
@@ -288,10 +289,21 @@ class Config(Limited):
         return {name: self.available[name] for name in self.strategy.rules}
 
     @property
+    def merged_by(self) -> list[Rule]:
+        """Those of ``merge.rules`` that are rules."""
+        return [self.available[name] for name in self.merge.rules if name in self.available]
+
+    @property
     def grid(self) -> list[Rule]:
         """The folds of ``merge.rules``, with each of ``merge.betas``."""
-        names = [name for name in self.merge.rules if name in self.available]
-        return [rule for name in names for rule in self.available[name].choices(self.merge.betas)]
+        folds = [rule for rule in self.merged_by if rule.is_fold]
+        return [one for rule in folds for one in rule.choices(self.merge.betas)]
+
+    def needs(self, rule: str = "") -> tuple[str, ...]:
+        """What each client has to give for this rule, or for all that this run merges by."""
+        rules = self.merged_by if self.mode == "merge" else [*self.rules.values()]
+        asked = [self.available[rule]] if rule else rules
+        return tuple(dict.fromkeys(need for one in asked for need in one.needs))
 
     @property
     def has_same_steps(self) -> bool:
@@ -303,9 +315,12 @@ class Config(Limited):
         """What in this configuration chooses, and so needs held-out images."""
         if self.mode == "merge":
             chosen = [rule for rule in CHOSEN if rule in self.merge.rules]
-            return f"merge.rules={chosen}" if chosen else None
-        auto = any(rule.undecided for rule in self.rules.values())
-        return "strategy.beta=auto" if auto and self.mode != "centralized" else None
+            auto = [
+                one.undecided_key for one in self.merged_by if one.undecided and not one.is_fold
+            ]
+            return f"merge.rules={chosen}" if chosen else next(iter(auto), None)
+        auto = [rule.undecided_key for rule in self.rules.values() if rule.undecided]
+        return next(iter(auto), None) if self.mode != "centralized" else None
 
     @property
     def merges(self) -> bool:

@@ -175,8 +175,11 @@ def _record_merge(model: Model, trained: Trained, name: str) -> None:
     rule = trained.rules[name]
     model["title"] = rule.label
     model.update(cast(Model, rule.record))
+    if merged.chosen:
+        model["chosen"] = merged.chosen
     if name in trained.chosen:
-        model["beta_chosen_from"] = trained.chosen[name]
+        key = "beta_chosen_from" if "beta" in model else "chosen_from"
+        model[key] = trained.chosen[name]  # type: ignore[literal-required]
 
 
 def _traffic(merged: Merged) -> Traffic:

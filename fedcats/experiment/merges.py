@@ -12,6 +12,7 @@ from fedcats.data import Images
 from fedcats.errors import RunError
 from fedcats.experiment.folders import file_stem
 from fedcats.experiment.predictions import Candidate, Parts, Predictor, Probabilities, finite
+from fedcats.experiment.stored import candidate, merge_stored
 from fedcats.merging.many import Point, distinct_points, ensemble, greedy_soup, merge_points
 from fedcats.merging.plan import Merged, merge_order
 from fedcats.merging.rules import Rule, Uniform
@@ -31,13 +32,14 @@ class SubModels:
 
     Attributes
     ----------
-    keys, examples
+    keys, examples, beside
         By client (one that failed is missing): key of the update, number of images that it was
-        trained on.
+        trained on, keys of what it worked out beside it (of all clients).
     """
 
     keys: Mapping[int, str]
     examples: Mapping[int, int]
+    beside: Mapping[int, Mapping[str, str]]
 
     def parts(self, point: Point) -> Parts:
         """What the point's merge is the fold of."""
@@ -79,7 +81,7 @@ def _merge(predictor: Predictor, own: SubModels, points: Sequence[Point]) -> lis
 def choose(
     predictor: Predictor, own: SubModels, rule: Rule, server_round: Merged
 ) -> tuple[Rule, dict[str, float], Merged]:
-    """``strategy.beta=auto``: the beta whose merge is best on the held-out training images.
+    """What is ``auto``: the choice whose merge is best on the held-out training images.
 
     Parameters
     ----------
@@ -91,21 +93,54 @@ def choose(
     Returns
     -------
     (rule, accuracies, merged)
-        The one of ``merge.betas`` with the highest accuracy there, of equal ones that with the
-        lower loss; the accuracy of each; its merge.
+        The one of its choices (``merge.betas``) with the highest accuracy there, of equal ones
+        that with the lower loss; the accuracy of each; its merge.
     """
-    order = [("strategy.order", server_round.clients)]
     this = predictor.inputs
+    if not rule.is_fold:
+        return _choose_step(predictor, own, rule, server_round)
+    order = [("strategy.order", server_round.clients)]
     points = distinct_points(rule.choices(this.config.merge.betas), order)
     tested = [one for (one,) in test_points(predictor, own, points, [this.validation])]
     scored = [predictor.scores(this.validation, one) for one in tested]
     point = points[max(range(len(points)), key=lambda i: rank(scored[i]))]
     (state,) = _merge(predictor, own, [point])
-    merged = replace(server_round, state=state, steps=list(own.parts(point).steps))
+    merged = replace(
+        server_round,
+        state=state,
+        steps=list(own.parts(point).steps),
+        chosen=f"β on {_held(predictor)}",
+    )
     accuracies = {
         f"{p.rule.record['beta']:g}": s["accuracy"] for p, s in zip(points, scored, strict=True)
     }
     return point.rule, accuracies, merged
+
+
+def _choose_step(
+    predictor: Predictor, own: SubModels, rule: Rule, server_round: Merged
+) -> tuple[Rule, dict[str, float], Merged]:
+    """`choose` of a rule that is no fold."""
+    validation = predictor.inputs.validation
+    keys = {client: own.keys[client] for client in server_round.clients}
+    merges = merge_stored(predictor, rule.choices(()), keys, own.examples, own.beside)
+    candidates = [candidate([*keys.values()], one) for one in merges]
+    scored = [
+        predictor.scores(validation, one) for (one,) in predictor.predict(candidates, [validation])
+    ]
+    best = max(range(len(merges)), key=lambda i: rank(scored[i]))
+    accuracies = {one.rule.label: s["accuracy"] for one, s in zip(merges, scored, strict=True)}
+    merged = replace(
+        server_round,
+        state=merges[best].merge.state,
+        rule=candidates[best].parts.rule,
+        chosen=f"g on {_held(predictor)}",
+    )
+    return merges[best].rule, accuracies, merged
+
+
+def _held(predictor: Predictor) -> str:
+    return f"{len(predictor.inputs.validation):,} held-out training images"
 
 
 def merge_grid(predictor: Predictor, own: SubModels, progress: Progress) -> MergeGrid:
@@ -117,6 +152,7 @@ def merge_grid(predictor: Predictor, own: SubModels, progress: Progress) -> Merg
         ``points`` (how many combinations were asked for) and ``rows``, one for each merge that
         differs: ``model``, ``strategy.beta``, ``strategy.order``, ``clients``, the scores on the
         test images, on the held-out ones under ``validation``, and the file of predictions.
+        Rules that are no fold merge in the order of the partition.
     """
     this = predictor.inputs
     config = this.config.merge
@@ -147,6 +183,7 @@ def merge_grid(predictor: Predictor, own: SubModels, progress: Progress) -> Merg
         _row(predictor, point.rule, point.order, list(point.clients), *predicted)
         for point, predicted in zip(points, tested, strict=True)
     ]
+    rows += _others(predictor, own, clients, sets, progress)
     if {"best", "soup"} & set(config.rules):
         by_client = dict(zip(clients, alone, strict=True))
         ranks = {c: rank(predictor.scores(this.validation, one[1])) for c, one in by_client.items()}
@@ -167,9 +204,66 @@ def merge_grid(predictor: Predictor, own: SubModels, progress: Progress) -> Merg
     if "ensemble" in config.rules:
         together = [ensemble([one[i] for one in alone]) for i in range(len(sets))]
         rows.append(_row(predictor, "ensemble", None, clients, *together))
-    folds = [name for name in config.rules if name in this.config.available]
-    count = len(folds) * len(config.betas) * len(orders) + len(config.rules) - len(folds)
+    _say_chosen(predictor, rows)
+    folds = [rule.name for rule in this.config.merged_by if rule.is_fold]
+    others = sum(len(rule.choices(())) for rule in this.config.merged_by if not rule.is_fold)
+    models = len(config.rules) - len(this.config.merged_by)
+    count = len(folds) * len(config.betas) * len(orders) + others + models
     return {"points": count, "rows": rows}
+
+
+def _others(
+    predictor: Predictor,
+    own: SubModels,
+    clients: Sequence[int],
+    sets: Sequence[Images],
+    progress: Progress,
+) -> list[GridRow]:
+    """The rows of the rules that are no folds: a few at a time, each with all of its choices."""
+    this = predictor.inputs
+    rules = [rule for rule in this.config.merged_by if not rule.is_fold]
+    keys = {client: own.keys[client] for client in clients}
+    rows = []
+    for done, rule in enumerate(rules):
+        progress.update("other rules", done, len(rules), None, "merging")
+        merges = merge_stored(predictor, rule.choices(()), keys, own.examples, own.beside)
+        candidates = [candidate([*keys.values()], one) for one in merges]
+        for one, predicted in zip(merges, predictor.predict(candidates, sets), strict=True):
+            if not finite(predicted):
+                raise RunError(f"{one.rule.label}: {NOT_FINITE}")
+            rows.append(_row(predictor, one.rule, None, [*clients], *predicted))
+            rows[-1]["bytes"] = one.up / len(clients)
+            if one.merge.chosen:
+                rows[-1]["chosen"] = one.merge.chosen
+    if rules:
+        progress.update("other rules", len(rules), len(rules), None, "done")
+    return rows
+
+
+def _say_chosen(predictor: Predictor, rows: Sequence[GridRow]) -> None:
+    """Say of one row of each model that it is the choice, and where it was made.
+
+    Not on the test images: of a model that is there with several settings the one that is best on
+    the held-out images, without any that of the configuration.
+    """
+    strategy = predictor.inputs.config.strategy
+    available = predictor.inputs.config.available
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        if "chosen" in own[0]:
+            continue
+        if len(own) == 1:
+            what = "who is merged" if model == "soup" else "which one" if model == "best" else ""
+            own[0]["chosen"] = f"{what} on {_held(predictor)}" if what else "nothing to choose"
+        elif "validation" in own[0]:
+            best = max(own, key=lambda r: (r["validation"]["accuracy"], -r["validation"]["loss"]))
+            best["chosen"] = f"among {len(own)} settings on {_held(predictor)}"
+        else:
+            order = _name(strategy.order)
+            beta = available[model].record.get("beta")
+            for row in own:
+                if (row["strategy.beta"], row["strategy.order"]) == (beta, order):
+                    row["chosen"] = "as configured"
 
 
 def _row(
@@ -183,7 +277,9 @@ def _row(
     test, classes = predictor.inputs.dataset.test, predictor.inputs.dataset.classes
     model = rule if isinstance(rule, str) else rule.name
     beta = None if isinstance(rule, str) else rule.record.get("beta")
+    step = None if isinstance(rule, str) else rule.record.get("settings", {}).get("g")
     words = [file_stem(model), "" if beta is None else f"beta{beta:g}", order]
+    words += ["" if step is None else f"g{step:g}"]
     file = f"predictions/{'-'.join(filter(None, words))}.csv"
     path = predictor.inputs.folder / file
     write_predictions(path, test.files, test.labels, on_test, classes)
@@ -191,6 +287,10 @@ def _row(
     named = {"model": model, "strategy.beta": beta, "strategy.order": order, "clients": clients}
     sha256 = hashlib.sha256(on_test.tobytes()).hexdigest()
     row = cast(GridRow, {**named, **scored, "predictions": file, "sha256": sha256})
+    state = predictor.inputs.initial.state
+    row["bytes"] = sum(state[name].nbytes for name in predictor.inputs.trained_names)
+    if not isinstance(rule, str):
+        row["title"] = rule.label
     if on_validation is not None:
         row["validation"] = predictor.validation_scores(on_validation)
     return row

@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -23,6 +23,7 @@ from torch import nn
 from fedcats.data import MEAN, STD, Images
 from fedcats.metrics import scores
 from fedcats.models import build
+from fedcats.models.features import head_of, head_scores
 from fedcats.results import Scores, Validation
 from fedcats.storage import Store, content_key, says
 from fedcats.tensors import State
@@ -30,6 +31,7 @@ from fedcats.training import recipe
 from fedcats.training.frozen import SharedTest, share_test
 from fedcats.training.loop import predict
 from fedcats.training.numerics import rounding, settle
+from fedcats.training.parts import feature_table
 
 if TYPE_CHECKING:
     from fedcats.experiment.inputs import Inputs
@@ -78,6 +80,7 @@ class Predictor:
         self.store = store
         self.precision = precision if inputs.config.model.trainable == "all" else "float32"
         self._frozen: dict[str, SharedTest | None] = {}  # by the images' digest
+        self._tables: dict[tuple[str, str], torch.Tensor] = {}  # by feature and images' digest
         self._lock = threading.Lock()  # one thread at a time works out a frozen part's answers
 
     def pool(self) -> ThreadPoolExecutor:
@@ -147,6 +150,9 @@ class Predictor:
         test = self.inputs.dataset.test
         some = test.subset(range(min(_TRIED, len(test))))
         settle(self.inputs.config.runner.threads)
+        if which := head_of(state):
+            table = feature_table(self._model(self.inputs.initial.state), which, some)
+            return finite([head_scores(table, state, which).numpy()])
         return finite(predict([self._model(self.inputs.initial.state | state)], some))
 
     def scores(self, images: Images, predicted: Probabilities) -> Scores:
@@ -178,19 +184,41 @@ class Predictor:
         missing = [i for i, kept in enumerate(found) if kept is None]
         if missing:
             settle(self.inputs.config.runner.threads)
-            frozen = self._frozen_part(images)
-            states = (candidates[i].state() for i in missing)
-            if frozen is None:
-                whole = self.inputs.initial.state
-                new = predict([self._model(whole | state) for state in states], images)
-            else:
-                new = [frozen.predict(state) for state in states]
-            for i, one in zip(missing, new, strict=True):
+            for i, one in self._tested({i: candidates[i].state() for i in missing}, images):
                 parts = candidates[i].parts
                 kept = {"probabilities": torch.from_numpy(one)}
                 self.store.put(self._key(parts, images), kept, _about(parts, images))
                 found[i] = one
         return cast(list[Probabilities], found)
+
+    def _tested(
+        self, states: dict[int, State], images: Images
+    ) -> Iterator[tuple[int, Probabilities]]:
+        """The predictions of some models, whole ones in one pass over the photos."""
+        heads = {i: which for i, state in states.items() if (which := head_of(state))}
+        for i, which in heads.items():
+            yield i, head_scores(self._features(which, images), states[i], which).numpy()
+        rest = {i: state for i, state in states.items() if i not in heads}
+        if not rest:
+            return
+        frozen = self._frozen_part(images)
+        if frozen is None:
+            whole = self.inputs.initial.state
+            yield from zip(
+                rest,
+                predict([self._model(whole | state) for state in rest.values()], images),
+                strict=True,
+            )
+        else:
+            yield from ((i, frozen.predict(state)) for i, state in rest.items())
+
+    def _features(self, which: str, images: Images) -> torch.Tensor:
+        """The start model's features of the images, which all heads share; worked out once."""
+        with self._lock:
+            if (which, images.digest) not in self._tables:
+                model = self._model(self.inputs.initial.state)
+                self._tables[which, images.digest] = feature_table(model, which, images)
+            return self._tables[which, images.digest]
 
     def _model(self, whole: State) -> nn.Module:
         name, classes = self.inputs.config.model.name, len(self.inputs.dataset.classes)

@@ -6,11 +6,13 @@ from statistics import fmean
 from fedcats import tensors
 from fedcats.experiment.inputs import Inputs, Positions
 from fedcats.experiment.seeds import prefix
+from fedcats.merging.rules import UPDATE
 from fedcats.report import Work
 from fedcats.report.estimate import LAST
 from fedcats.storage import Store
 from fedcats.tensors import State
 from fedcats.training.attack import Attack
+from fedcats.training.parts import part_keys, shapes
 from fedcats.training.update import Task, put_weights, weights_key
 
 TEST = "test on the same images"
@@ -77,12 +79,33 @@ class Tasks:
         """
         name = self._name(client, server_round, rule)
         task = self._task(name, client, server_round, start, self.inputs.shards[client])
+        needs = self.inputs.config.needs(rule)
+        if self.inputs.sites is None:  # then sub-models are tested, whatever the rules read
+            needs = tuple(dict.fromkeys((UPDATE, *needs)))
         earlier = (server_round - 1) * task.recipe.epochs
-        return replace(task, begins=earlier) if task.recipe.decays(earlier) else task
+        return replace(task, sends=needs, begins=earlier if task.recipe.decays(earlier) else 0)
 
     def key(self, task: Task) -> str:
         """Key in the store of the update that the task gives."""
         return task.key(task.images(self.inputs.dataset.train))
+
+    def parts(self, client: int) -> dict[str, str]:
+        """Keys of what the client gives beside its update of the first round, by name."""
+        task = self.client(client, 1, self.start)
+        images = task.images(self.inputs.dataset.train)
+        return part_keys(task, images, task.key(images))
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest array that a client may send in round 1; later ones have no more."""
+        found = [value.nbytes for value in self.inputs.initial.state.values()]
+        for client, size in enumerate(self.inputs.sizes):
+            task = self.client(client, 1, self.start)
+            for part in task.sends:
+                if part != UPDATE:
+                    like = shapes(task, part, self.store, self.state, size)
+                    found += [value.nbytes for value in like.values()]
+        return max(found)
 
     @property
     def expected(self) -> dict[str, Work]:

@@ -27,7 +27,8 @@ from fedcats.federated.wire import OnTheWire
 from fedcats.merging.plan import Merged
 from fedcats.merging.rules import Rule
 from fedcats.report import Progress
-from fedcats.training.update import Task, Update, append_events, read, report_done, weights_key
+from fedcats.training.events import append_events
+from fedcats.training.update import Task, Update, read, report_done, weights_key
 
 
 @dataclass
@@ -35,7 +36,8 @@ class Trained:
     """What training gave: keys in the store, and the merges of the last round by rule.
 
     ``rules`` are what was merged by. ``chosen`` has, by rule, what ``results.json`` says of a
-    choice on the held-out images.
+    choice on the held-out images; ``parts`` by client keys of what it worked out beside its update
+    of the first round.
     """
 
     updates: dict[str, Update] = field(default_factory=dict)
@@ -45,12 +47,15 @@ class Trained:
     failures: dict[str, str] = field(default_factory=dict)
     rules: dict[str, Rule] = field(default_factory=dict)
     chosen: dict[str, dict[str, float]] = field(default_factory=dict)
+    parts: dict[int, dict[str, str]] = field(default_factory=dict)
 
     def add(self, model: str, server_round: int, update: Update) -> None:
         """Remember an update without its tensors: they are in the store."""
         update = replace(update, tensors={})
-        self.history.append((model, server_round, update))
-        self.updates.setdefault(model, update)
+        if update.epochs:  # else nobody needed its training
+            self.history.append((model, server_round, update))
+        if update.key:  # else it stayed at the site
+            self.updates.setdefault(model, update)
 
     @property
     def by_round(self) -> dict[tuple[int, str], dict[int, Update]]:
@@ -72,6 +77,7 @@ class Trained:
         return SubModels(
             {client: update.key for client, update in own.items()},
             {client: update.examples for client, update in own.items()},
+            self.parts,
         )
 
 
@@ -116,8 +122,10 @@ def _federate(
     clients = len(inputs.shards)
     first = [tasks.client(client, 1, tasks.start) for client in range(clients)]
     keys = [tasks.key(task) for task in first]
-    store.hold(keys, "clients")
-    nothing_to_train = config.rounds == 1 and all(key in store for key in keys)
+    trained.parts = {client: tasks.parts(client) for client in range(clients)}
+    beside = [key for parts in trained.parts.values() for key in parts.values()]
+    store.hold([*keys, *beside], "clients")
+    nothing_to_train = config.rounds == 1 and all(key in store for key in (*keys, *beside))
     if config.mode == "merge" and nothing_to_train:
         found = [read(store, key, task) for key, task in zip(keys, first, strict=True)]
         if all(found):
@@ -148,6 +156,8 @@ def serve(tasks: Tasks, predictor: Predictor, trained: Trained, grid: Grid) -> N
     rules = {} if config.mode == "merge" else config.rules
     undecided = [name for name, rule in rules.items() if rule.undecided]
     clients = len(this.shards)
+    if this.sites is None:
+        trained.parts = {client: tasks.parts(client) for client in range(clients)}
     hangs: float | None = config.strategy.timeout
     if this.sites is None and isinstance(grid, LocalGrid):
         hangs = None  # clients run in this very process
@@ -156,8 +166,9 @@ def serve(tasks: Tasks, predictor: Predictor, trained: Trained, grid: Grid) -> N
     if this.sites is not None:
         nodes = [site.node for site in this.sites]
         limit = int(config.store.max_gb * 1e9)
-        largest = max(value.numel() for value in this.initial.state.values())
-        allow_arrays(8 * largest)  # bytes, of the numbers of a secure sum and of counters
+        # Bytes, also of the numbers of a secure sum and of counters.
+        counted = 8 * max(value.numel() for value in this.initial.state.values())
+        allow_arrays(max(counted, tasks.largest))
         transport = OnTheWire(
             store,
             nodes,
@@ -216,6 +227,7 @@ def serve(tasks: Tasks, predictor: Predictor, trained: Trained, grid: Grid) -> N
             first_round,
             this.parameters,
             memory,
+            this.initial.pretrained,
             config.strategy.secure,
             hangs,
         )

@@ -14,7 +14,9 @@ from flwr.common import NDArrays, Scalar
 
 from fedcats.environment import say
 from fedcats.storage import Store
-from fedcats.training.update import Report, Task, append_events, compute
+from fedcats.training.events import Report, append_events
+from fedcats.training.parts import trains, work_out
+from fedcats.training.update import Task, Update, compute, task_images
 
 _PRECISION = 0.5  # seconds: within them the timer is not set anew
 
@@ -58,7 +60,7 @@ class FedcatsClient(NumPyClient):
     def fit(
         self, parameters: NDArrays, config: dict[str, Scalar]
     ) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        """Train (or find in the store) the update that ``config["task"]`` describes.
+        """Train (or find in the store) what ``config["task"]`` describes: update and parts.
 
         Parameters
         ----------
@@ -82,7 +84,11 @@ class FedcatsClient(NumPyClient):
         report = _print if events is None else append_events(Path(str(events)))
         timeout = config.get("timeout")
         with _watch(report, None if timeout is None else float(timeout)) as watched:
-            update = compute(task, store, watched)
+            if trains(task):
+                update = compute(task, store, watched)
+            else:
+                update = Update("", {}, len(task_images(task)), (), reused=False)
+            work_out(task, store, update.key)
         return (
             [],
             update.examples,

@@ -44,10 +44,10 @@ def train(message: Message, context: Context) -> Message:
     if secure:
         remember(context, config, str(info["key"]))
     sent = at_site and not secure
-    arrays = arrays_of(config, str(info["key"])) if sent else ArrayRecord()
+    arrays = arrays_of(config, str(info["key"])) if sent else {"arrays": ArrayRecord()}
     content = RecordDict(
         {
-            "arrays": arrays,
+            **arrays,
             "metrics": MetricRecord({"num-examples": examples}),
             "info": ConfigRecord({**info, "examples": examples}),
         }

@@ -69,11 +69,11 @@ def read_reply(content: RecordDict, examples: int, epochs: int) -> Reply:
     )
 
 
-def read_tensors(content: RecordDict, like: State) -> State:
-    """The reply's ``arrays``, which have the keys, shapes and dtypes of ``like``."""
-    arrays = record(content, "arrays", ArrayRecord)
+def read_tensors(content: RecordDict, like: State, name: str = "arrays") -> State:
+    """The reply's ``arrays``, which have the keys, shapes and dtypes of ``like``, if only meta."""
+    arrays = record(content, name, ArrayRecord)
     check_names(arrays.keys(), like.keys())
-    return {name: _tensor(name, arrays[name], value) for name, value in like.items()}
+    return {key: _tensor(key, arrays[key], value) for key, value in like.items()}
 
 
 def read_counts(text: str, classes: Sequence[str], most: int) -> dict[str, int]:
@@ -144,18 +144,18 @@ def _json(text: str, kind: type[R]) -> R:
 
 def _tensor(name: str, array: Array, like: Tensor) -> Tensor:
     """Of NumPy's format; its header, which may say terabytes, is looked at first."""
-    wanted = like.numpy()
+    wanted = torch.empty(0, dtype=like.dtype).numpy().dtype
     try:
         stream = BytesIO(array.data)
         read_header = _HEADERS[np.lib.format.read_magic(stream)]
         shape, _, dtype = read_header(stream)
-        if (shape, dtype) == (wanted.shape, wanted.dtype):
+        if (shape, dtype) == (like.shape, wanted):
             return torch.from_numpy(array.numpy()).contiguous()
     except Exception as error:  # of any kind: NumPy's parser is not made for hostile headers
         raise ValueError(f"{name} cannot be read: {_shown(error)}") from None
-    if shape != wanted.shape:
-        raise ValueError(f"{name} has shape {shape}, not {wanted.shape}")
-    raise ValueError(f"{name} has dtype {dtype}, not {wanted.dtype}")
+    if shape != like.shape:
+        raise ValueError(f"{name} has shape {shape}, not {tuple(like.shape)}")
+    raise ValueError(f"{name} has dtype {dtype}, not {wanted}")
 
 
 _HEADERS: dict[tuple[int, int], Callable[..., tuple[Any, bool, np.dtype[Any]]]] = {

@@ -1,5 +1,6 @@
 """The strategy: sends each client its task, folds the updates in order as they come."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -21,11 +22,12 @@ from fedcats.federated.secure import SecureSum
 from fedcats.federated.transport import ByReference, Transport
 from fedcats.merging.fold import check_update, distance, has_outgrown
 from fedcats.merging.plan import Merged, Plan
-from fedcats.merging.rules import Round, Rule
+from fedcats.merging.rules import UPDATE, Round, Rule
 from fedcats.merging.secure import merge_sum, public_weights
 from fedcats.metrics import NOT_FINITE
 from fedcats.storage import Store
 from fedcats.tensors import State, digest
+from fedcats.training.parts import check, shapes, trains
 from fedcats.training.update import Task, Update, put_weights, read
 
 
@@ -56,6 +58,8 @@ class MergeStrategy(Strategy):
         State-dict keys that are no buffers.
     memory
         What rules keep from round to round.
+    pretrained
+        State-dict keys that did not start at random.
     secure
         Whether there is a secure sum, of the first rule: then no update comes here.
     timeout
@@ -76,6 +80,7 @@ class MergeStrategy(Strategy):
     first_round: int = 1
     parameters: frozenset[str] = frozenset()
     memory: dict[Rule, Any] = field(default_factory=dict)
+    pretrained: frozenset[str] = frozenset()
     secure: bool = False
     timeout: float | None = None
     round: Merged = field(default_factory=lambda: Merged({}, [], [], []))
@@ -108,12 +113,14 @@ class MergeStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Fold the replies, which come in the order of the merge (see `InOrderGrid`)."""
         server_round += self.first_round - 1
-        now = Round(self._start, self.parameters, self.memory)
+        pretrained = self.pretrained if server_round == 1 else frozenset(self._start)
+        now = Round(self._start, self.parameters, self.memory, pretrained)
         begun = {name: now.begin(rule) for name, rule in self.rules.items()}
         clients, keys, self.failures = [], [], {}
+        sent: Counter[str] = Counter()
         for (client, (task, key)), reply in zip(self._asked, replies, strict=True):
             try:
-                update = self._open(reply, task, key, self.sizes[client])
+                update, parts = self._open(reply, task, key, self.sizes[client])
             except ValueError as error:
                 why = printable(str(error))
                 if self.plan.on_failure == "fail":
@@ -124,7 +131,9 @@ class MergeStrategy(Strategy):
                 self.failures[client] = why
                 continue
             if not self.secure:
-                now.add(update.tensors, update.examples, self.store.path(update.key))
+                now.add(update.tensors, update.examples, self.store.path(update.key), parts)
+            for name, tensors in {UPDATE: update.tensors, **parts}.items():
+                sent[name] += sum(value.nbytes for value in tensors.values())
             clients.append(client)
             keys.append(update.key)
             self.on_update(client, server_round, update)
@@ -134,8 +143,7 @@ class MergeStrategy(Strategy):
                 f"{self.plan.min_clients}; failed: {self.failures}"
             )
         size = sum(value.nbytes for value in self._start.values())
-        down, up = size * len(self._asked), size * len(clients)
-        self.round = Merged({}, clients, keys, [], down=down, up=up)
+        self.round = Merged({}, clients, keys, [], down=size * len(self._asked), up=sent[UPDATE])
         if self.secure:
             self.merged = self._sum_securely(now, server_round)
             begun = {}
@@ -143,7 +151,7 @@ class MergeStrategy(Strategy):
             self.merged = {}
         for name, accumulator in begun.items():
             try:
-                state, steps, what = accumulator.finish()
+                state, steps, what, chosen = accumulator.finish()
             except ValueError as error:
                 raise RunError(f"round {server_round}: {error}") from error
             if not self.usable(state):
@@ -154,17 +162,36 @@ class MergeStrategy(Strategy):
                 )
             if not (steps or what):
                 what = f"{name} {digest(state)}"
-            self.merged[name] = replace(self.round, state=state, steps=list(steps), rule=what)
+            self.merged[name] = replace(
+                self.round,
+                state=state,
+                steps=list(steps),
+                rule=what,
+                chosen=chosen,
+                up=sum(sent[part] for part in self.rules[name].needs),
+            )
         first = next((merged.state for merged in self.merged.values()), self._start)
         return ArrayRecord(first), MetricRecord({"clients": len(clients)})
 
-    def _open(self, reply: Message, task: Task, key: str, size: int) -> Update:
-        """The checked update of a reply; ValueError for whatever is wrong with it."""
+    def _open(
+        self, reply: Message, task: Task, key: str, size: int
+    ) -> tuple[Update, dict[str, State]]:
+        """The checked update of a reply, and its parts; ValueError for whatever is wrong."""
         if reply.has_error():
             raise ValueError(reason(reply.error.reason or str(reply.error.code)))
-        said = read_reply(reply.content, size, task.recipe.epochs)
+        said = read_reply(reply.content, size, task.recipe.epochs if trains(task) else 0)
         if self.secure:
-            return Update(key, {}, said.examples, said.epochs, said.reused, said.resumed)
+            own = Update(key, {}, said.examples, said.epochs, said.reused, said.resumed)
+            return own, {}
+        parts = {}
+        for part in task.sends:
+            if part != UPDATE:
+                like = shapes(task, part, self.store, self._start, size)
+                found = self.transport.unpack_part(reply.content, task, part, key, like)
+                check(task, part, found, self.store, self._start, size, self.plan.max_norm)
+                parts[part] = found
+        if UPDATE not in task.sends:  # nobody needs it, so it did not travel
+            return Update("", {}, said.examples, said.epochs, said.reused), parts
         update = read(self.store, self.transport.unpack(reply.content, said, key, self._start))
         if update is None:
             raise ValueError("its update is not in the store")
@@ -174,13 +201,14 @@ class MergeStrategy(Strategy):
         if large and not self.usable(update.tensors):
             raise ValueError(f"its weights are far too large: {NOT_FINITE}")
         # What the client says and did, not what reading it back says.
-        return replace(
+        update = replace(
             update,
             examples=said.examples,
             reused=said.reused,
             resumed=said.resumed,
             damaged=said.damaged,
         )
+        return update, parts
 
     def _sum_securely(self, now: Round, server_round: int) -> dict[str, Merged]:
         """The merge of the first rule, from the sum of the updates of the round's clients."""

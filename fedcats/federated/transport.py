@@ -17,7 +17,8 @@ from fedcats.errors import UserError
 from fedcats.federated.received import Reply
 from fedcats.storage import Store
 from fedcats.tensors import State
-from fedcats.training.update import Task
+from fedcats.training.parts import part_key
+from fedcats.training.update import Task, task_images
 
 NODES_TIMEOUT = 3.0  # seconds: a simulation's nodes are there from the start
 POLL_SECONDS = 0.05
@@ -45,6 +46,20 @@ class Transport(Protocol):
             Of the task's update in a store that server and client share.
         like
             The weights that were sent.
+        """
+        ...
+
+    def unpack_part(
+        self, content: RecordDict, task: Task, part: str, key: str, like: State
+    ) -> State:
+        """What the reply gives for a part of `Task.sends`; else ValueError.
+
+        Parameters
+        ----------
+        key
+            As for `unpack`.
+        like
+            Its shapes and dtypes: meta tensors.
         """
         ...
 
@@ -100,3 +115,12 @@ class ByReference:
         if said.key != key:
             raise ValueError(f"its reply names the update {said.key!r}, its task's is {key!r}")
         return key
+
+    def unpack_part(
+        self, content: RecordDict, task: Task, part: str, key: str, like: State
+    ) -> State:
+        """From the store, under the key that the task gives it."""
+        entry = self.store.get(part_key(task, part, task_images(task), key))
+        if entry is None:
+            raise ValueError(f"its {part} is not in the store")
+        return entry.tensors

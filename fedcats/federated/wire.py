@@ -15,9 +15,11 @@ from fedcats.errors import RunError, UserError
 from fedcats.federated.received import Reply, read_tensors
 from fedcats.federated.sites import site_number, site_photos
 from fedcats.home import home
+from fedcats.merging.rules import UPDATE
 from fedcats.storage import Store, content_key
 from fedcats.tensors import State, digest
-from fedcats.training.update import Task, put_weights, read
+from fedcats.training.parts import part_keys, read_part
+from fedcats.training.update import Task, put_weights, read, task_images
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,12 @@ class OnTheWire:
         self.store.put(key, tensors, {"kind": "update", "task": "received", **about})
         return key
 
+    def unpack_part(
+        self, content: RecordDict, task: Task, part: str, key: str, like: State
+    ) -> State:
+        """As it came: it is not kept, a site has it in its own store."""
+        return read_tensors(content, like, part)
+
 
 def open_at_site(content: RecordDict, context: Context) -> dict[str, Scalar]:
     """The message of `OnTheWire` as one of `ByReference`: to the site's photos and store."""
@@ -107,9 +115,14 @@ def open_at_site(content: RecordDict, context: Context) -> dict[str, Scalar]:
     }
 
 
-def arrays_of(config: Mapping[str, Scalar], key: str) -> ArrayRecord:
-    """The update that the site has just kept, to be sent."""
-    update = read(Store(Path(str(config["store"]))), key)
+def arrays_of(config: Mapping[str, Scalar], key: str) -> dict[str, ArrayRecord]:
+    """What the site has just kept and the task asks for, to be sent: records by name."""
+    task, store = Task.from_json(str(config["task"])), Store(Path(str(config["store"])))
+    parts = part_keys(task, task_images(task), key)
+    sent = {part: ArrayRecord(read_part(store, own)) for part, own in parts.items()}
+    if UPDATE not in task.sends:
+        return {"arrays": ArrayRecord(), **sent}
+    update = read(store, key)
     if update is None:
         raise RunError("the update is no longer in the site's store: raise store.max_gb")
-    return ArrayRecord(update.tensors)
+    return {"arrays": ArrayRecord(update.tensors), **sent}

@@ -64,6 +64,11 @@ class Own(Rule):
         object.__setattr__(self, "is_fold", self.rule.is_fold)
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """Its own."""
+        return self.rule.needs
+
+    @property
     def what(self) -> str:
         """What it is called in errors."""
         return f"strategy.rules={self.name}"

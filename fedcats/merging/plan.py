@@ -25,9 +25,11 @@ class Merged:
     rule
         Says then what it is, with all that it depends on beside the updates; also of a secure sum,
         whose bits are not those of the fold with these steps.
+    chosen
+        What the merge chose by itself, and on what; may be empty.
     down, up
-        Bytes of the weights that the clients of the round were given, and that came back. In a
-        simulation they do not travel.
+        Bytes of the weights that the clients of the round were given, and of what came back of
+        which the rule has need. In a simulation they do not travel.
     """
 
     state: State
@@ -37,6 +39,7 @@ class Merged:
     rule: str = ""
     down: int = 0
     up: int = 0
+    chosen: str = ""
 
     @property
     def effective_weights(self) -> list[float]:

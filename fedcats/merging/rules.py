@@ -1,17 +1,19 @@
-"""Every rule: its name, its title, the parameters that it reads, and how it begins a merge.
+"""What a rule is: its name, its title, the parameters that it reads, and how it begins a merge.
 
-Nothing here imports PyTorch, so that the command line can read the rules' limits. What they
-compute is in `fedcats.merging.fold`, ``robust`` and ``server_optimizer``.
+Nothing here imports PyTorch, so that the command line can read the rules' limits; neither do, at
+their beginnings, the other modules of rules (`fedcats.merging.registry`). What the folds and the
+robust rules compute is in `fedcats.merging.fold` and ``robust``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedcats.limits import Limited, checked, is_share, number, one_of, share_below_one
+from fedcats.limits import Limited, checked, is_share, number, one_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,11 +35,18 @@ class Merge(NamedTuple):
     key
         Says then what it is, with all that it depends on beside the updates; empty where only its
         digest does.
+    chosen
+        What the merge chose by itself, and on what; may be empty.
     """
 
     state: State
     steps: Sequence[float] = ()
     key: str = ""
+    chosen: str = ""
+
+
+UPDATE = "update"
+"""In `Rule.needs`: the trained model itself."""
 
 
 class Accumulator(ABC):
@@ -75,11 +84,17 @@ class Round:
         State-dict keys that are no buffers (such as batch norm's statistics).
     memory
         What rules keep from round to round, by rule.
+    pretrained
+        State-dict keys of which ``start`` means something: they did not start at random.
+    parts
+        What the client whose update is being added gave beside it, by the names in `Rule.needs`.
     """
 
     start: Mapping[str, Tensor]
     parameters: frozenset[str] = frozenset()
     memory: dict[Rule, Any] = field(default_factory=dict)
+    pretrained: frozenset[str] = frozenset()
+    parts: Mapping[str, State] = field(default_factory=dict)
     _begun: dict[Rule, Accumulator] = field(default_factory=dict)
 
     def begin(self, rule: Rule) -> Accumulator:
@@ -88,8 +103,15 @@ class Round:
             self._begun[rule] = rule.begin(self)
         return self._begun[rule]
 
-    def add(self, update: Mapping[str, Tensor], examples: int, file: Path) -> None:
+    def add(
+        self,
+        update: Mapping[str, Tensor],
+        examples: int,
+        file: Path,
+        parts: Mapping[str, State] = MappingProxyType({}),
+    ) -> None:
         """One more update for every rule that was begun; see `Accumulator.add`."""
+        self.parts = parts
         for accumulator in self._begun.values():
             accumulator.add(update, examples, file)
 
@@ -110,6 +132,8 @@ class Rule(Limited, ABC):
         Whether it has a `step`, so that ``mode=merge`` can merge by it.
     is_robust
         Whether one update, however large, cannot spoil its merge.
+    is_last
+        Whether its merge is a model that no client can train on from.
     """
 
     where = "strategy."
@@ -118,6 +142,15 @@ class Rule(Limited, ABC):
     detail: str = ""
     is_fold: bool = False
     is_robust: bool = False
+    is_last: bool = False
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What a client sends for it: `UPDATE`, or parts that it works out beside its training.
+
+        Their names are those of `fedcats.training.parts`; `Round.parts` has what they hold.
+        """
+        return (UPDATE,)
 
     @classmethod
     def reads(cls) -> list[str]:
@@ -140,6 +173,11 @@ class Rule(Limited, ABC):
     def undecided(self) -> bool:
         """Whether a parameter is still to be chosen on held-out images, among `choices`."""
         return False
+
+    @property
+    def undecided_key(self) -> str:
+        """The configuration's key of that parameter, with its value."""
+        return "strategy.beta=auto"
 
     def choices(self, betas: Sequence[float]) -> list[Rule]:
         """What ``mode=merge`` tries: the rule with each of ``merge.betas``, if it reads beta."""
@@ -357,90 +395,3 @@ class Krum(GatherRule):
         chosen = nearest(files, self.malicious)
         steps = [1.0, *(float(i == chosen) for i in range(1, len(files)))]
         return Merge(whole(files[chosen]), steps)
-
-
-# --- server optimizers ------------------------------------------------------------------------
-
-
-class ServerOptimizer(Rule):
-    """FedAvg's mean of a round as one step of an optimizer over the rounds.
-
-    The server takes ``delta = mean - w``, what FedAvg would add to the model ``w`` that the clients
-    started from, as a gradient, and keeps a memory from round to round. Keys that are no
-    parameters are averaged only.
-    """
-
-    lr: float
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """All of them."""
-        return {"optimizer": asdict(self)}  # type: ignore[call-overload]
-
-    @abstractmethod
-    def move(self, delta: Tensor, memory: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """What is added to a parameter, and its new memory; ``memory`` is empty at first."""
-
-    def begin(self, server_round: Round) -> Accumulator:
-        """FedAvg's fold, and behind it the step."""
-        from fedcats.merging.server_optimizer import ServerStep
-
-        return ServerStep(self, server_round)
-
-
-@dataclass(frozen=True)
-class FedAvgM(ServerOptimizer):
-    """FedAvg with server momentum (Hsu et al. 2019, arXiv:1909.06335).
-
-    ``v <- momentum * v + delta; w <- w + lr * v`` from ``v = 0``.
-    """
-
-    where = "strategy.fedavgm."
-    name = "fedavgm"
-    title = "FedAvgM"
-    detail = " η = {lr:g}, β = {momentum:g}"
-    lr: float = number(0, above=True)
-    momentum: float = share_below_one()
-
-    def move(self, delta: Tensor, memory: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """See above."""
-        v = self.momentum * memory[0] + delta if memory else delta
-        return self.lr * v, (v,)
-
-
-@dataclass(frozen=True)
-class FedAdam(ServerOptimizer):
-    """FedAdam (Reddi et al. 2020, arXiv:2003.00295, Algorithm 2).
-
-    ``m <- beta_1 * m + (1 - beta_1) * delta; v <- beta_2 * v + (1 - beta_2) * delta^2;
-    w <- w + lr * m / (sqrt(v) + tau)`` from ``m = 0, v = tau^2``.
-
-    Flower 1.41 differs from the paper in two things: there ``v`` starts at 0, and the learning rate
-    has Adam's bias correction, with the number of the next round instead of the present one's.
-    """
-
-    where = "strategy.fedadam."
-    name = "fedadam"
-    title = "FedAdam"
-    detail = " η = {lr:g}"
-    lr: float = number(0, above=True)
-    beta_1: float = share_below_one()
-    beta_2: float = share_below_one()
-    tau: float = number(0, above=True)
-
-    def move(self, delta: Tensor, memory: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """See above."""
-        m, v = memory or (delta.new_zeros(delta.shape), delta.new_full(delta.shape, self.tau**2))
-        m = self.beta_1 * m + (1 - self.beta_1) * delta
-        v = self.beta_2 * v + (1 - self.beta_2) * delta**2
-        return self.lr * m / (v.sqrt() + self.tau), (m, v)
-
-
-RULES: dict[str, type[Rule]] = {
-    rule.name: rule
-    for rule in (Polyak, FedAvg, Uniform, FedAvgM, FedAdam, Median, TrimmedMean, Krum)
-}
-"""Every rule of the package, by name."""
-
-FOLDS = tuple(name for name, rule in RULES.items() if issubclass(rule, FoldRule))
-"""Those that are a fold."""

@@ -29,8 +29,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from torch import Tensor
 
+from fedcats.merging.adaptive import ServerOptimizer
 from fedcats.merging.fold import effective_weights, rounded
-from fedcats.merging.rules import FedAvg, Round, Rule, ServerOptimizer
+from fedcats.merging.rules import FedAvg, Round, Rule
 
 Ring = npt.NDArray[np.uint64]
 

@@ -1,4 +1,4 @@
-"""The step of a server optimizer, see `fedcats.merging.rules.ServerOptimizer`."""
+"""The step of a server optimizer, see `fedcats.merging.adaptive.ServerOptimizer`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,8 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from fedcats.merging.adaptive import ServerOptimizer
 from fedcats.merging.fold import Fold, rounded
-from fedcats.merging.rules import Accumulator, FedAvg, Merge, Round, ServerOptimizer
+from fedcats.merging.rules import Accumulator, FedAvg, Merge, Round
 
 Memory = dict[str, tuple[Tensor, ...]]
 """What an optimizer remembers of each parameter, float64; empty before the first round."""

@@ -57,6 +57,8 @@ class InitialWeights:
         Why this source, where ``auto`` had to choose; of a file, what is to be known of it.
     missing
         Keys that a file does not have, so that they start at random.
+    pretrained
+        Keys that do not start at random.
     """
 
     state: State
@@ -64,6 +66,7 @@ class InitialWeights:
     sha256: str
     note: str = ""
     missing: tuple[str, ...] = ()
+    pretrained: frozenset[str] = frozenset()
 
 
 def initial_weights(
@@ -142,7 +145,7 @@ def initial_weights(
             f"other shapes {wrong[:3]}"
         )
     state |= check_values(f"model.weights={weights}", pretrained, state)
-    return InitialWeights(state, source, digest(state), note, missing)
+    return InitialWeights(state, source, digest(state), note, missing, frozenset(pretrained))
 
 
 def _pretrained(name: str, source: str, home: Path, say: Callable[[str], None]) -> State:

@@ -37,8 +37,10 @@ from fedcats.report.drawing import (
     short,
     write,
 )
+from fedcats.report.frontier import FRONTIER, frontier
 from fedcats.report.privacy import CURVES, curves
 from fedcats.report.seeds_figure import SEEDS, over_seeds
+from fedcats.report.sweep import sweep_rows
 from fedcats.results import Model, Results, Score
 
 Curve = Sequence[tuple[int, int, float]]  # training loss: round, epoch, mean cross entropy
@@ -94,6 +96,7 @@ def drawings(
                 f"Accuracy of each model (rows) on the {what} held out at each client (columns).",
                 lambda: by_client(results),
             ),
+            "frontier": (FRONTIER, lambda: frontier(sweep_rows([({}, results)]))),
             "rounds": (
                 "The merged models after each round; dashed: the centralized model.",
                 lambda: rounds(results),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedcats.report import page, photos, privacy, split, tables, thresholds, verdict, view
+from fedcats.report.frontier import frontier_answer, frontier_table
 from fedcats.report.page import render
 from fedcats.results import OverSeeds, Replicated, Results
 
@@ -36,8 +37,9 @@ def write_report(folder: Path, results: Results, images: Images | None = None) -
         return
     from fedcats.report import explained
     from fedcats.report.figures import run_figures
+    from fedcats.report.sweep import sweep_rows
 
-    drawn = run_figures(results, folder)
+    drawn, rows = run_figures(results, folder), sweep_rows([({}, results)])
     text = render(
         page.REPORT,
         drawn,
@@ -62,6 +64,7 @@ def write_report(folder: Path, results: Results, images: Images | None = None) -
             "split_over_seeds": split.over_seeds_of(results),
             "thresholds": thresholds.table(results),
             "paper": tables.paper(results),
+            "frontier": frontier_table(rows),
             "rounds": tables.rounds(results),
             "per_class": tables.per_class(results),
             "cost": tables.cost(results),
@@ -70,6 +73,7 @@ def write_report(folder: Path, results: Results, images: Images | None = None) -
             "who_sees_what": privacy.who_sees_what(results),
         },
         privacy=privacy.sentences(results),
+        frontier=frontier_answer(rows),
         made=_made(results),
         config=json.dumps(results.get("config", {}), indent=2, ensure_ascii=False, default=str),
         thing=view.things(results).removesuffix("s"),

@@ -196,6 +196,12 @@ REPORT = """\
 <h2>Beside the paper</h2>
 {{ to_html(tables.paper) }}
 {% endif %}
+{% if tables.frontier %}
+<h2>Accuracy against bytes{{ of_seed }}</h2>
+{% for sentence in frontier %}<p>{{ sentence }}</p>
+{% endfor %}{{ figure(figures.frontier) }}
+{{ to_html(tables.frontier) }}
+{% endif %}
 {% if tables.rounds %}
 <h2>Round by round</h2>
 {{ figure(figures.rounds) }}
@@ -268,6 +274,8 @@ SWEEP = """\
 <h3>{{ one.title }}</h3>
 {{ to_html(one) }}
 {% endif %}{% endfor %}
+{% if frontier %}<h2>Accuracy against bytes</h2>
+{{ to_html(frontier) }}{% endif %}
 <h2>Every point</h2>
 {{ to_html(points) }}
 <p class="note">The same numbers are in sweep.csv beside this page.</p>

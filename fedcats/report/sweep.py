@@ -13,10 +13,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from fedcats.merging.rules import RULES
+from fedcats.merging.registry import RULES
 from fedcats.metrics.choice import rank
 from fedcats.plugins import short_name
 from fedcats.report import page, tables, view
+from fedcats.report.frontier import FRONTIER, frontier, frontier_answer, frontier_table
 from fedcats.report.gaps import BARRIER_GAP, GAPS, Gaps, scatter, sentences, side_by_side
 from fedcats.report.page import render
 from fedcats.report.seeds_figure import SEEDS as SEEDS_CAPTION
@@ -103,6 +104,10 @@ def sweep_rows(jobs: Iterable[tuple[Mapping[str, Any], Results]]) -> list[dict[s
             row = {**kept, "model": name, "n": model["n"]}
             row |= {key: model[key] for key in MEASURES}
             row |= _held_out(model)
+            if "bytes" in model and not several:
+                row["bytes"] = model["bytes"]["up"] / len(model["clients"])
+                row["title"] = model["title"]
+                row["chosen"] = model.get("chosen", "as configured")
             if row not in rows:
                 rows.append(row)
     return rows
@@ -174,6 +179,7 @@ def write_sweep_report(
                 "intervals of the accuracy.",
                 lambda: curves(rows),
             ),
+            "frontier": (FRONTIER, lambda: frontier(rows)),
             "heat": (
                 "Accuracy of the merged models on the test set, in %; framed: the highest.",
                 lambda: heat(rows),
@@ -197,6 +203,7 @@ def write_sweep_report(
         answer=[*_answer(rows, replicated), *sentences(compared)],
         meta=f"{len(rows)} models",
         points=points_table(rows),
+        frontier=frontier_table(rows),
         seeds=[tables.over_seeds(replicated), *more, tables.measures_over_seeds(replicated)],
         jobs=sorted(jobs, key=lambda name: (len(name), name)),
     )
@@ -236,7 +243,11 @@ def print_sweep(
 
 def _answer(rows: Sequence[Row], replicated: Mapping[str, Replicated]) -> list[str]:
     some = replicated.values() if len(replicated) <= _SAID else ()
-    return [*(of_replication(one, "pictures") for one in some), *sweep_verdict(rows)]
+    return [
+        *(of_replication(one, "pictures") for one in some),
+        *sweep_verdict(rows),
+        *frontier_answer(rows),
+    ]
 
 
 def write_sweep_csv(path: Path, rows: Sequence[Row]) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from fedcats.merging.registry import FOLDS
+from fedcats.merging.registry import RULES as RULE_NAMES
 from fedcats.report import view
 from fedcats.report.varied import (
     REFERENCES,
@@ -82,6 +84,7 @@ def curves(rows: Sequence[Row]) -> Figure | None:
     handles += [
         Line2D([], [], label=title(name), **_level_look(name))
         for name in dict.fromkeys(row["model"] for row in rows if row.get(x) is None)
+        if _is_level(name)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
     return figure
@@ -181,11 +184,16 @@ def _levels(ax: Axes, rows: Sequence[Row], x: str, measure: str) -> None:
     """Horizontal lines: what does not depend on x."""
     found: dict[str, list[float]] = {}
     for row in rows:
-        if row.get(x) is None:
+        if row.get(x) is None and _is_level(row["model"]):
             found.setdefault(row["model"], []).append(row[measure])
     for name, values in found.items():
         for value in [mean(values)] if name in REFERENCES else sorted(set(values)):
             ax.axhline(value, **_level_look(name))
+
+
+def _is_level(model: str) -> bool:
+    """Not of the package's many rules that are no folds: of these the frontier tells."""
+    return model in FOLDS or model not in RULE_NAMES
 
 
 def _level_look(model: str) -> dict[str, Any]:

@@ -12,7 +12,17 @@ from fedcats.report.view import MEASURES
 Row = Mapping[str, Any]
 
 
-FIXED = ("job", "model", *MEASURES, "n", "validation", "validation_loss")
+FIXED = (
+    "job",
+    "model",
+    *MEASURES,
+    "n",
+    "validation",
+    "validation_loss",
+    "bytes",
+    "title",
+    "chosen",
+)
 
 
 SEEDS = ("seed", "seeds")  # replicates, no settings: nothing is chosen among them
@@ -54,13 +64,16 @@ def varied_names(rows: Sequence[Row]) -> list[str]:
 
 def means_over_seeds(rows: Sequence[Row]) -> list[Row]:
     """One row for what differs in the seed only, with the means of its scores."""
-    scores = (*MEASURES, "validation", "validation_loss")
+    scores = (*MEASURES, "validation", "validation_loss", "bytes")
+    said = ("title", "chosen")
     alike: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        setting = {key: value for key, value in row.items() if key not in (*SEEDS, *scores)}
+        setting = {key: value for key, value in row.items() if key not in (*SEEDS, *scores, *said)}
         alike.setdefault(tuple(setting.items()), []).append(row)
     return [
-        dict(setting) | {key: fmean(row[key] for row in found) for key in scores if key in found[0]}
+        dict(setting)
+        | {key: fmean(row[key] for row in found) for key in scores if key in found[0]}
+        | {key: found[0][key] for key in said if key in found[0]}
         for setting, found in alike.items()
     ]
 

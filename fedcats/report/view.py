@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fedcats.merging.rules import RULES
+from fedcats.merging.registry import RULES
 from fedcats.report.cautions import cautions
 from fedcats.results import (
     AtThresholds,

@@ -5,7 +5,6 @@ The centralized baseline is the same function over all training images. As a pro
 process of its own, beside a running federation.
 """
 
-import contextlib
 import functools
 import json
 import os
@@ -13,7 +12,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from fedcats.data import MEAN, STD, Dataset, Images, normalise, open_dataset
 from fedcats.environment import disk_error, say
 from fedcats.errors import RunError, UserError
+from fedcats.merging.rules import UPDATE
 from fedcats.models import build
 from fedcats.seeding import derive_seed
 from fedcats.storage import CHECKPOINT, Entry, Store, content_key, says
@@ -31,6 +31,7 @@ from fedcats.tensors import digest
 from fedcats.text import one_line
 from fedcats.training import loop, recipe
 from fedcats.training.attack import Attack
+from fedcats.training.events import Report, append_events
 from fedcats.training.fast import keep_freed_memory
 from fedcats.training.frozen import Features, FrozenPart, find_frozen_part, work_out
 from fedcats.training.numerics import rounding, settle
@@ -65,6 +66,8 @@ class Task:
         What a simulated hostile client does.
     begins, steps
         See `fedcats.training.loop.train`.
+    sends
+        What the client gives: the update itself and parts, see `fedcats.training.parts`.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Task:
     attack: Attack | None = None
     begins: int = 0
     steps: int = 0
+    sends: tuple[str, ...] = (UPDATE,)
 
     def to_json(self) -> str:
         """As one line of JSON."""
@@ -95,7 +99,7 @@ class Task:
         """What `to_json` wrote."""
         values = json.loads(text)
         values["recipe"] = Recipe(**values["recipe"])
-        values["indices"] = tuple(values["indices"])
+        values["indices"], values["sends"] = tuple(values["indices"]), tuple(values["sends"])
         values["attack"] = Attack(**values["attack"]) if values["attack"] else None
         return cls(**values)
 
@@ -122,7 +126,7 @@ class Task:
                 "start": self.start,
                 "recipe": {k: v for k, v in asdict(self.recipe).items() if k != "proximal_mu" or v},
                 "seed": self.training_seed,
-                **_environment(self, images),
+                **environment(self, images),
             }
         )
 
@@ -170,10 +174,6 @@ class Update:
     def origin(self) -> dict[str, int | bool]:
         """Where it came from, for the answer of the process that computed it."""
         return {"reused": self.reused, "resumed": self.resumed, "damaged": self.damaged}
-
-
-Report = Callable[[dict[str, Any]], None]
-"""Receives ``{"task", "round", "epoch", "epochs", "loss", "state"}`` at the end of each epoch."""
 
 
 def weights_key(sha256: str) -> str:
@@ -246,7 +246,7 @@ def read(store: Store, key: str, task: Task | None = None) -> Update | None:
 _model_of_process: dict[tuple[str, int, str], nn.Module] = {}
 
 
-def _model(task: Task, store: Store) -> nn.Module:
+def model_of(task: Task, store: Store) -> nn.Module:
     """The process's model object, reused from task to task while the base stays the same."""
     cache_key = (task.model, task.num_classes, task.base)
     if cache_key not in _model_of_process:
@@ -281,7 +281,7 @@ def _features(
     size = min(task.recipe.batch_size, len(images))
     if 2 * len(images) * end[1] > _FEATURES_BYTES:
         return Features(part, images, None, size)
-    key = content_key({"kind": "features", "size": size, **_environment(task, images)})
+    key = content_key({"kind": "features", "size": size, **environment(task, images)})
     about = {"kind": "features", "examples": len(images)}
     entry = store.get(key, says(about))
     if entry is None:
@@ -295,7 +295,7 @@ def _features(
 _DROPOUT_AND_LAYER = ("efficientnet", "mnasnet", "mobilenet_v2")  # the model's classifier
 
 
-def _environment(task: Task, images: Images) -> dict[str, Any]:
+def environment(task: Task, images: Images) -> dict[str, Any]:
     """What an update and the features of a shard both depend on."""
     # A dropout and one layer: the dropout was once counted to the frozen part, and drawn once.
     again = task.trainable == "classifier" and task.model.startswith(_DROPOUT_AND_LAYER)
@@ -316,7 +316,7 @@ def _train(task: Task, images: Images, key: str, store: Store, report: Report) -
     settle(task.threads)
     keep_freed_memory()
     checkpoint_key = CHECKPOINT + key
-    model = _model(task, store).to(task.device)
+    model = model_of(task, store).to(task.device)
     names = build.set_trainable(model, task.trainable)
     tensors = model.state_dict()
     checkpoint = store.get(checkpoint_key, task.fits)
@@ -404,20 +404,6 @@ def report_done(task: Task, update: Update, report: Report) -> None:
     """Report a task of which only the update was seen."""
     loss = update.epochs[-1].loss if update.epochs else None
     report(_event(task, len(update.epochs), loss, "reused" if update.reused else "done"))
-
-
-def append_events(path: Path) -> Report:
-    """A report that appends JSON lines to a file, with the time, as several processes may do.
-
-    What cannot be written is not shown; the training goes on.
-    """
-
-    def report(event: dict[str, Any]) -> None:
-        line = (json.dumps({**event, "time": time.time()}) + "\n").encode()
-        with contextlib.suppress(OSError), path.open("ab", buffering=0) as file:
-            file.write(line)  # one write: lines of several processes do not mix
-
-    return report
 
 
 def exit_with(parent: int) -> None:

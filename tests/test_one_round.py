@@ -1,0 +1,428 @@
+"""Rules of one round against plain numpy and scikit-learn, in float64."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import Ridge as SklearnRidge
+from torch import nn
+
+from fedcats.merging import encodings
+from fedcats.merging.anchored import Scale, Stock
+from fedcats.merging.curvature import Fisher, RegMean
+from fedcats.merging.gram import packed, unpacked
+from fedcats.merging.heads import ClassMeans, Head, Lda, MeansLda, Ridge
+from fedcats.merging.rules import Round, Rule
+from fedcats.merging.sparse import Dare, Half, Int8, Ties
+from fedcats.models import build
+from fedcats.models.features import features
+from fedcats.training import parts
+
+State = dict[str, torch.Tensor]
+Array = NDArray[Any]
+HEADS: list[Head] = [
+    Ridge("pooled", "auto"),
+    Ridge("pooled", 0.01),
+    Lda("pooled", 0.05),
+    ClassMeans("pooled"),
+    MeansLda("pooled", 0.05, 3),
+]
+PARAMETERS = frozenset({"conv", "fc.weight", "fc.bias"})
+
+
+def merged(
+    rule: Rule,
+    updates: Sequence[State],
+    examples: Sequence[int],
+    given: Sequence[dict[str, State]] | None = None,
+    start: State | None = None,
+    pretrained: frozenset[str] = PARAMETERS,
+) -> State:
+    now = Round(start or {}, PARAMETERS, pretrained=pretrained)
+    accumulator = now.begin(rule)
+    for i, (update, count) in enumerate(zip(updates, examples, strict=True)):
+        now.add(update, count, Path(), given[i] if given else {})
+    return accumulator.finish().state
+
+
+# --- heads out of statistics -----------------------------------------------------------------
+
+
+def of_client(rule: Head, x: Array, y: Array, classes: int) -> dict[str, State]:
+    table = torch.cat([torch.from_numpy(x), torch.ones(len(x), 1, dtype=torch.float64)], dim=1)
+    given: dict[str, State] = {}
+    for need in rule.needs:
+        if need.startswith("gram"):
+            given[need] = {"factor": packed(table)}
+        else:
+            subsets = int(need.split(":")[2])
+            given[need] = {"sums": parts._sums(table, y, classes, subsets)}
+    return given
+
+
+def head(rule: Head, x: Array, y: Array, owner: Array, classes: int) -> tuple[Array, Array]:
+    mine = [owner == client for client in np.unique(owner)]
+    given = [of_client(rule, x[own], y[own], classes) for own in mine]
+    state = merged(rule, [{}] * len(mine), [int(own.sum()) for own in mine], given)
+    return state["pooled.weight"].numpy(), state["pooled.bias"].numpy()
+
+
+def photos(seed: int, n: int, d: int, classes: int) -> tuple[Array, Array]:
+    draw = np.random.default_rng(seed)
+    y = np.concatenate([np.arange(classes), draw.integers(0, classes, n)])
+    return draw.normal(size=(len(y), d)) + draw.normal(size=(classes, d))[y], y
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    seed=st.integers(0, 10**6), n=st.integers(3, 60), d=st.integers(1, 30),
+    classes=st.integers(2, 4), clients=st.integers(1, 80), sparse=st.booleans(),
+)  # fmt: skip
+def test_a_head_is_that_of_all_photos_in_one_place_whoever_has_which(
+    seed: int, n: int, d: int, classes: int, clients: int, sparse: bool
+) -> None:
+    x, y = photos(seed, n, d, classes)
+    if sparse:  # as behind a ReLU
+        x = np.maximum(x, 0)
+    owner = np.random.default_rng(seed).integers(0, clients, len(y))
+    everyone_one = np.arange(len(y))
+    for rule in HEADS[:4]:  # the last one depends on the subsets by its definition
+        weight, bias = head(rule, x, y, np.zeros(len(y)), classes)
+        scale = max(1.0, np.abs(weight).max(), np.abs(bias).max())
+        for dealt in (owner, everyone_one):
+            own_weight, own_bias = head(rule, x, y, dealt, classes)
+            assert np.abs(own_weight - weight).max() < 1e-9 * scale
+            assert np.abs(own_bias - bias).max() < 1e-9 * scale
+    by_means, lda = HEADS[4], HEADS[2]  # of single photos the means' spread is the photos' own
+    for a, b in zip(
+        head(by_means, x, y, everyone_one, classes), head(lda, x, y, owner, classes), strict=True
+    ):
+        assert np.abs(a - b).max() < 1e-9 * max(1.0, np.abs(b).max())
+
+
+@pytest.mark.parametrize(("n", "d"), [(200, 12), (20, 50)])
+def test_heads_are_those_of_scikit_learn(n: int, d: int) -> None:
+    x, y = photos(1, n, d, 3)
+    owner = np.random.default_rng(1).integers(0, 10, len(y))
+    weight, bias = head(Lda("pooled", 0.05), x, y, owner, 3)
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.05).fit(x, y)
+    inner = theirs.coef_ * (len(y) - 3) / len(y)  # they divide by N instead of N - C
+    means = np.stack([x[y == c].mean(0) for c in range(3)])
+    assert np.allclose(weight, inner, rtol=1e-9, atol=1e-9)
+    priors = np.log(np.bincount(y) / len(y))
+    assert np.allclose(bias, priors - (inner * means).sum(1) / 2, rtol=1e-9, atol=1e-9)
+
+    weight, bias = head(Ridge("pooled", 0.01), x, y, owner, 3)
+    phi = np.hstack([x, np.ones((len(x), 1))])
+    alpha = 0.01 * (phi**2).sum() / (d + 1)
+    ridge = SklearnRidge(alpha=alpha, fit_intercept=False).fit(phi, np.eye(3)[y])
+    assert np.allclose(np.column_stack([weight, bias]), ridge.coef_, rtol=1e-9, atol=1e-9)
+
+    weight, bias = head(ClassMeans("pooled"), x, y, owner, 3)
+    nearest = ((x[:, None] - means) ** 2).sum(2).argmin(1)
+    assert ((x @ weight.T + bias).argmax(1) == nearest).all()
+
+
+def test_a_penalty_is_that_of_the_smallest_generalized_cross_validation_error() -> None:
+    x, y = photos(2, 60, 20, 2)
+    phi, targets = np.hstack([x, np.ones((len(x), 1))]), np.eye(2)[y]
+
+    def error(penalty: float) -> float:
+        ridge = penalty * (phi**2).sum() / phi.shape[1]
+        hat = phi @ np.linalg.solve(phi.T @ phi + ridge * np.eye(phi.shape[1]), phi.T)
+        rest = ((targets - hat @ targets) ** 2).sum()
+        return float(len(y) * rest / (len(y) - np.trace(hat)) ** 2)
+
+    best = min((10.0 ** (k / 2) for k in range(-8, 3)), key=error)
+    found = head(Ridge("pooled", "auto"), x, y, y, 2)
+    assert all(
+        np.allclose(a, b)
+        for a, b in zip(found, head(Ridge("pooled", best), x, y, y, 2), strict=True)
+    )
+
+
+def test_a_class_of_nobody_is_never_taken_and_too_few_photos_are_refused() -> None:
+    x, y = photos(3, 30, 5, 2)
+    for rule in HEADS:
+        weight, bias = head(rule, x, y, y, 4)
+        assert np.isfinite(weight).all()
+        scores = x @ weight.T + bias
+        if not isinstance(rule, Ridge):  # of which an unseen class' scores are all 0
+            assert scores.argmax(1).max() <= 1
+    with pytest.raises(ValueError, match=r"LDA head: 2 photos or subsets .* have no spread"):
+        head(Lda("pooled", 0.05), x[:2], np.array([0, 1]), np.arange(2), 2)
+    with pytest.raises(ValueError, match="all photos of a class have the same features"):
+        head(Lda("pooled", 0.05), np.ones((4, 3)), np.array([0, 1, 0, 1]), np.arange(4), 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("alexnet", (256, 9216, 4096)),
+        ("resnet18", (512, 512, 10)),
+        ("mobilenet_v3_small", (576, 576, 1024)),
+        ("squeezenet1_1", (512, 512 * 13 * 13, 512 * 13 * 13)),  # no linear layer: what it gets
+    ],
+)
+def test_features_of_a_model(name: str, sizes: tuple[int, int, int]) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build.build(name, 10).eval()
+        x = torch.randn(2, 3, 224, 224)
+    pooled, flat, linear = (features(model, which, x) for which in ("pooled", "flat", "linear"))
+    assert (pooled.shape[1], flat.shape[1], linear.shape[1]) == sizes
+    assert torch.allclose(pooled, flat.view(2, sizes[0], -1).mean(2), atol=1e-6)
+
+
+# --- merges of weights -----------------------------------------------------------------------
+
+
+def models(seed: int, clients: int) -> tuple[State, list[State], list[int]]:
+    draw = torch.Generator().manual_seed(seed)
+
+    def one(scale: float) -> State:
+        return {
+            "conv": scale * torch.randn(4, 3, 3, 3, generator=draw),
+            "running": 1 + scale * torch.rand(4, generator=draw),
+            "count": torch.tensor(int(100 * scale)),
+            "fc.weight": scale * torch.randn(5, 6, generator=draw),
+            "fc.bias": scale * torch.randn(5, generator=draw),
+        }
+
+    start, deltas = one(1.0), [one(0.1) for _ in range(clients)]
+    updates = [{k: (v + d[k]).to(v.dtype) for k, v in start.items()} for d in deltas]
+    return start, updates, [3 + i for i in range(clients)]
+
+
+def mean(updates: Sequence[State], name: str, weights: Sequence[int]) -> Array:
+    values = np.stack([update[name].double().numpy() for update in updates])
+    return np.tensordot(np.array(weights) / sum(weights), values, 1)
+
+
+def same(state: State, name: str, expected: Array) -> None:
+    assert state[name].dtype == (torch.int64 if name == "count" else torch.float32)
+    assert np.allclose(state[name].double().numpy(), expected, rtol=1e-6, atol=1e-6), name
+
+
+@pytest.mark.parametrize("clients", [1, 2, 10])
+def test_stock_and_scale(clients: int) -> None:
+    start, updates, examples = models(clients, clients)
+    found = merged(Stock(), updates, examples, None, start, frozenset({"conv", "fc.bias"}))
+    equal = [1] * clients
+    for name in ("conv", "fc.bias"):
+        w0 = start[name].double().numpy()
+        deltas = np.stack([u[name].double().numpy() - w0 for u in updates]).reshape(clients, -1)
+        unit = deltas / np.linalg.norm(deltas, axis=1, keepdims=True)
+        t = 1.0
+        if clients > 1:
+            c = (unit @ unit.T)[~np.eye(clients, dtype=bool)].mean()
+            t = min(1.0, max(0.0, clients * c / (1 + (clients - 1) * c)))
+        same(found, name, w0 + t * deltas.mean(0).reshape(w0.shape))
+    for name in ("fc.weight", "running"):
+        same(found, name, mean(updates, name, equal))
+    scale = merged(Scale(2, 0.5, None, [1]), updates, examples, None, start)
+    for name, g in (("conv", 2), ("fc.weight", 0.5), ("running", 1)):
+        w0 = start[name].double().numpy()
+        same(scale, name, w0 + g * (mean(updates, name, examples) - w0))
+    one = merged(Scale(1, None, 0.3, [1]), updates, examples, None, start)["conv"]
+    w = updates[0]["conv"].double()
+    for update in updates[1:]:
+        w = 0.3 * update["conv"].double() + 0.7 * w
+    assert torch.allclose(one.double(), w, atol=1e-6)
+
+
+def test_fisher() -> None:
+    start, updates, examples = models(4, 5)
+    draw = torch.Generator().manual_seed(9)
+    given = [
+        {"fisher": {n: torch.rand(start[n].shape, generator=draw) ** 4 for n in PARAMETERS}}
+        for _ in updates
+    ]
+    given[2]["fisher"]["fc.bias"].zero_()
+    found = merged(Fisher(1e-3), updates, examples, given, start)
+    for name in PARAMETERS:
+        above = below = 0.0
+        for n, update, one in zip(examples, updates, given, strict=True):
+            f = one["fisher"][name].double().numpy()
+            weight = n * (f + 1e-3 * (f.mean() or 1e-30))
+            above, below = above + weight * update[name].double().numpy(), below + weight
+        same(found, name, above / below)
+    same(found, "running", mean(updates, "running", examples))
+
+
+@pytest.mark.parametrize(("rows", "a"), [(1, 0.9), (3, 0.95), (40, 0.9), (7, 1.0), (7, 0.0)])
+def test_regmean(rows: int, a: float) -> None:
+    start, updates, examples = models(5, 4)
+    draw = np.random.default_rng(rows)
+    inputs = [np.maximum(draw.normal(size=(rows * n, 6)), 0) for n in examples]
+    for x in inputs:
+        x[:, 2] = 0  # a dead input
+    inputs = [np.hstack([x, np.ones((len(x), 1))]) for x in inputs]
+    counts = [torch.tensor([len(x)], dtype=torch.float64) for x in inputs]
+    factors = [packed(torch.from_numpy(x)) for x in inputs]
+    given = [{"inputs": {"fc": torch.cat(one)}} for one in zip(counts, factors, strict=True)]
+    found = merged(RegMean(a, 1e-3), updates, examples, given, start)
+    whole = [np.column_stack([u["fc.weight"].double(), u["fc.bias"].double()]) for u in updates]
+    grams = [x.T @ x / len(x) for x in inputs]
+    scaled = [a * g + (1 - a) * np.diag(np.diag(g)) for g in grams]
+    weighted = [n * g for n, g in zip(examples, scaled, strict=True)]
+    average = np.tensordot(np.array(examples) / sum(examples), np.stack(whole), 1)
+    total = sum(weighted)
+    ridge = 1e-3 * np.diag(sum(n * g for n, g in zip(examples, grams, strict=True))).mean()
+    moved = sum((w - average) @ g for w, g in zip(whole, weighted, strict=True))
+    expected = average + moved @ np.linalg.inv(total + ridge * np.eye(7))
+    same(found, "fc.weight", expected[:, :-1])
+    same(found, "fc.bias", expected[:, -1])
+    same(found, "conv", mean(updates, "conv", examples))
+
+
+def sent(rule: Rule, start: State, updates: Sequence[State]) -> list[dict[str, State]]:
+    (need,) = rule.needs
+    return [
+        {need: encodings.encode(need, update, start, PARAMETERS, i)}
+        for i, update in enumerate(updates)
+    ]
+
+
+def test_ties() -> None:
+    start, updates, examples = models(6, 5)
+    rule = Ties(0.3)
+    found = merged(rule, updates, examples, sent(rule, start, updates), start)
+    names = [name for name in start if name in PARAMETERS]
+    flat = np.stack(
+        [np.concatenate([(u[n] - start[n]).flatten().numpy() for n in names]) for u in updates]
+    ).astype(np.float64)
+    keep = round(0.3 * flat.shape[1])
+    for row in flat:
+        row[np.argsort(-np.abs(row))[keep:]] = 0
+    sign = np.where(flat.sum(0) >= 0, 1, -1)
+    agree = flat * sign > 0
+    expected = (flat * agree).sum(0) / np.maximum(agree.sum(0), 1)
+    at = 0
+    for name in names:
+        size = start[name].numel()
+        own = expected[at : at + size].reshape(start[name].shape)
+        same(found, name, start[name].double().numpy() + own)
+        at += size
+    same(found, "running", mean(updates, "running", [1] * 5))
+    same(found, "count", start["count"].numpy() + 10)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    size=st.integers(1, 40), scale=st.sampled_from([0.0, 1e-30, 1e-4, 1.0, 1e6]),
+    part=st.sampled_from(["fp16", "int8", "dare:0.5", "dare:0.99", "ties:0.01", "ties:0.9"]),
+    seed=st.integers(0, 2**63 - 1),
+)  # fmt: skip
+def test_an_encoding_has_the_shapes_that_the_server_expects_and_can_be_read_back(
+    size: int, scale: float, part: str, seed: int
+) -> None:
+    draw = torch.Generator().manual_seed(size)
+    start = {"conv": torch.zeros(size), "count": torch.tensor(1), "fc.bias": torch.zeros(())}
+    update = {
+        "conv": scale * torch.randn(size, generator=draw),
+        "count": torch.tensor(9),
+        "fc.bias": torch.tensor(scale),
+    }
+    encoded = encodings.encode(part, update, start, PARAMETERS, seed)
+    like = encodings.shapes(part, start, PARAMETERS, seed)
+    assert {k: (v.shape, v.dtype) for k, v in encoded.items()} == {
+        k: (v.shape, v.dtype) for k, v in like.items()
+    }
+    encodings.check(part, encoded, size + 1, seed)
+    found = encodings.decode(part, encoded, start, PARAMETERS)
+    assert float(found["count"]) == 8
+    off = (found["conv"] - update["conv"]).abs().max()
+    most = float(update["conv"].abs().max())
+    if part in ("fp16", "int8"):
+        step = most / 127 if part == "int8" else most * 2**-10
+        assert off <= step * 1.001 + 1e-37
+    else:
+        kept = found["conv"] != 0
+        factor = 1 / (1 - float(part[5:])) if part.startswith("dare") else 1.0
+        assert torch.allclose(found["conv"][kept], factor * update["conv"][kept], rtol=1e-5)
+
+
+@pytest.mark.parametrize("rule", [Half(), Int8(), Dare(0.7)])
+def test_an_encoding_is_right_on_average(rule: Rule) -> None:
+    """Of one client, over 400 seeds: within five standard errors of the update itself."""
+    start, (update,), _ = models(7, 1)
+    (need,) = rule.needs
+    found = np.stack(
+        [
+            encodings.decode(
+                need, encodings.encode(need, update, start, PARAMETERS, s), start, PARAMETERS
+            )["conv"].numpy()
+            for s in range(400)
+        ]
+    ).astype(np.float64)
+    delta = (update["conv"].double() - start["conv"].double()).numpy()
+    error = found.std(0) / 20 + 1e-7
+    assert (np.abs(found.mean(0) - delta) < 5 * error).all()
+    if need in ("fp16", "int8"):
+        assert found.std() > 0  # rounded at random
+
+
+# --- what clients work out -------------------------------------------------------------------
+
+
+class Tiny(nn.Module):
+    """A convolution, a change in place, and two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.relu = nn.ReLU(inplace=True)
+        self.one, self.two = nn.Linear(4, 6), nn.Linear(6, 3, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.relu(self.conv(x)).mean((2, 3))
+        return self.two(self.relu(self.one(x)))  # type: ignore[no-any-return]
+
+
+class Pixels:
+    """Stands for `fedcats.data.Images`."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def input(self, batch: torch.Tensor, device: torch.device) -> torch.Tensor:
+        return self.x[batch]
+
+
+def test_fisher_and_inputs_are_those_of_a_plain_loop() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model, images = Tiny().eval(), Pixels(torch.randn(70, 3, 8, 8))
+    names = [name for name, _ in model.named_parameters()]
+    found = parts._fisher(model, images, ["one", "two"], names, 5)  # type: ignore[arg-type]
+    assert list(found) == names
+    draw, total = torch.Generator().manual_seed(5), dict.fromkeys(names, 0.0)
+    for p in model.parameters():
+        p.requires_grad_()
+    for x in images.x:
+        scores = torch.log_softmax(model(x[None])[0], 0)
+        label = int(torch.multinomial(scores.detach().exp(), 1, generator=draw))
+        model.zero_grad()
+        scores[label].backward()
+        total = {n: total[n] + p.grad.double() ** 2 for n, p in model.named_parameters()}  # type: ignore[union-attr]
+    for name in names:
+        assert torch.allclose(found[name].double(), total[name] / 70, rtol=1e-4, atol=1e-9)
+    inputs = parts._inputs(model, images, names)  # type: ignore[arg-type]
+    with torch.no_grad():
+        x = model.relu(model.conv(images.x)).mean((2, 3)).double()
+        x = torch.cat([x, torch.ones(70, 1)], 1)
+    assert inputs["one"][0] == 70
+    r = unpacked(inputs["one"][1:], 70, 5)
+    assert torch.allclose(r.T @ r, x.T @ x, rtol=1e-5)
+    assert set(inputs) == {"one", "two"}
