@@ -176,7 +176,7 @@ def test_keys_without_new_effects_are_those_of_before(monkeypatch: pytest.Monkey
     assert fewer is not None
     for task in (made.baseline(), made.client(0, 1, "start"), fewer, made.client(0, 2, "start")):
         task.key(images)
-    before = {"kind", "start", "recipe", "seed", *update._environment(made.baseline(), images)}
+    before = {"kind", "start", "recipe", "seed", *update.environment(made.baseline(), images)}
     assert [{*one} - before for one in said] == [set(), set(), {"steps"}, {"begins"}]
     assert said[2]["steps"] == fewer.steps and "proximal_mu" not in said[2]["recipe"]
     assert update.Task.from_json(fewer.to_json()) == fewer and asdict(fewer)["steps"]

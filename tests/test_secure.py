@@ -24,8 +24,9 @@ from fedcats.federated.client_app import app
 from fedcats.federated.local import LocalGrid
 from fedcats.federated.secure import SecureSum, remember
 from fedcats.merging import secure
+from fedcats.merging.adaptive import FedAvgM
 from fedcats.merging.fold import effective_weights
-from fedcats.merging.rules import FedAvg, FedAvgM, Polyak, Round, Uniform
+from fedcats.merging.rules import FedAvg, Polyak, Round, Uniform
 from fedcats.merging.secure import (
     Member,
     clear_mean,
