@@ -162,7 +162,7 @@ def test_equal_merges_are_tested_once(run: Go, monkeypatch: pytest.MonkeyPatch) 
 def test_without_its_report_a_run_is_not_complete(
     run: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(folder: Path, results: dict[str, Any]) -> None:
+    def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(results_module, "write_report", full)
