@@ -8,7 +8,7 @@ import numpy as np
 
 from fedcats.config.schema import Config
 from fedcats.errors import RunError
-from fedcats.experiment.exporting import described
+from fedcats.experiment.exporting import metadata
 from fedcats.experiment.folders import file_stem
 from fedcats.experiment.inputs import Inputs
 from fedcats.experiment.predictions import Candidate, Parts, Predictor, Probabilities, finite
@@ -124,7 +124,7 @@ def _record(
         path = inputs.folder / f"models/{file}.safetensors"
         path.parent.mkdir(exist_ok=True)
         whole = inputs.initial.state | candidate.state()
-        save(whole, path, described(inputs.config.model.name, classes))
+        save(whole, path, metadata(inputs.config.model.name, classes))
     if update := trained.updates.get(name):
         model["training"] = training_record(update)
         model["key"] = update.key if inputs.config.store.enabled else None

@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 FORMATS = ("hub", "torchscript")
 
 
-def described(model: str, classes: Sequence[str]) -> dict[str, str]:
-    """What a file of weights says of itself: the model, its classes, and what it takes."""
-    numbers = {"size": SIZE, "mean": MEAN, "std": STD}
-    return {
-        "model": model,
-        "classes": json.dumps([*classes]),
-        **{key: json.dumps(value) for key, value in numbers.items()},
-    }
+def described(model: str, classes: Sequence[str]) -> dict[str, Any]:
+    """What a model is, and what it takes."""
+    return {"model": model, "classes": [*classes], "size": SIZE, "mean": [*MEAN], "std": [*STD]}
+
+
+def metadata(model: str, classes: Sequence[str]) -> dict[str, str]:
+    """The same, as a file of weights says it: in one entry, since several have no fixed order."""
+    return {"fedcats": json.dumps(described(model, classes))}
 
 
 class Ready(nn.Module):
@@ -87,9 +87,8 @@ def export(folder: Path, results: Results, out: Path, form: str, name: str | Non
     kind, classes = results["config"]["model"]["name"], results["data"]["classes"]
     what = described(kind, classes)
     if form == "hub":
-        save(state, out / "model.safetensors", what)
-        whole = {key: json.loads(value) if key != "model" else value for key, value in what.items()}
-        (out / "config.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        save(state, out / "model.safetensors", metadata(kind, classes))
+        (out / "config.json").write_text(json.dumps(what, indent=1) + "\n", encoding="utf-8")
     else:
         model = Ready(build.empty(kind, len(classes), state).eval())
         with torch.no_grad(), warnings.catch_warnings():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fedcats.report import tables, verdict, view
 from fedcats.results import Results
 from fedcats.text import shown
@@ -33,7 +35,7 @@ Resize to {side} x {side}, bilinear, without a crop; all else is inside.
 }
 
 
-def card(results: Results, name: str, form: str, described: dict[str, str]) -> str:
+def card(results: Results, name: str, form: str, described: dict[str, Any]) -> str:
     """Write the card of one model of a run in Markdown, with a head that model hubs read.
 
     Parameters
