@@ -16,6 +16,7 @@ $(VENV)/.ready: pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--no-deps --no-build-isolation --editable .
 	touch $@
+	@echo "fedcats is in $(BIN): source $(BIN)/activate, then fedcats --help"
 
 # After a change of pyproject.toml; `make lock UPGRADE=--upgrade` takes the newest of everything.
 lock: $(VENV)-tools/.ready

@@ -2,18 +2,25 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from conftest import run_tiny
+from PIL import Image
 
 from fedcats import __version__
 from fedcats.cli import after, run
 from fedcats.config.compose import compose_config
 from fedcats.config.load import load
+from fedcats.data import normalise
 from fedcats.errors import UserError
+from fedcats.metrics import read_predictions
 from fedcats.report.runs import beside
 from fedcats.results import Results
 
@@ -79,6 +86,39 @@ def test_runs_and_compare(made: Made, tmp_path: Path, capsys: pytest.CaptureFixt
     *_, against = beside([(folder, results), (folder, other)])
     assert not against.rows
     assert "Not for run 2: tested on other images" in against.note
+
+
+@pytest.mark.parametrize("form", ["hub", "torchscript"])
+def test_an_exported_model_gives_the_same_predictions(
+    made: Made, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, results, photos = made
+    out = tmp_path / "out"
+    given = ["export", str(folder), "--format", form, "--out", str(out)]
+    assert after.main([*given, "--model", "centralized"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(out.resolve())
+    card = (out / "README.md").read_text()
+    assert all(name in card for name in ("ant, bee, cow", "squeezenet1_1", "all 27 photos"))
+    image = Image.open(photos / "test/cow/1.jpg").convert("RGB").resize((224, 224), 2)
+    pixels = torch.from_numpy(np.asarray(image)).permute(2, 0, 1)[None]
+    if form == "hub":
+        (block,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+        names: dict[str, Any] = {}
+        exec(block.replace('"model.safetensors"', repr(str(out / "model.safetensors"))), names)
+        with torch.no_grad():
+            found = torch.softmax(names["model"](normalise(pixels)), dim=1)
+        said = json.loads((out / "config.json").read_text())
+        assert said["classes"] == ["ant", "bee", "cow"]
+        assert said["mean"] == [0.485, 0.456, 0.406]
+    else:
+        found = torch.jit.load(out / "model.pt")(pixels)
+    stored = read_predictions(folder / results["models"]["centralized"]["predictions"])
+    expected = stored.probabilities[stored.files.index("test/cow/1.jpg")]
+    torch.testing.assert_close(found[0], torch.from_numpy(expected))
+    assert after.main(given) == 2
+    assert "is not an empty folder" in capsys.readouterr().err
+    assert after.main([*given[:-1], str(tmp_path / "b"), "--model", "x"]) == 2
+    assert "--model x: allowed are centralized" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_one_failed_job_fails_the_sweep_but_not_the_others(tmp_path: Path, launc
         tmp_path, f"hydra/launcher={launcher}", "runner=local", "seed=34",
         "partition.num_shards=40,2",
     )  # fmt: skip
-    assert done.returncode == 2
+    assert done.returncode == 2, done.stderr
     assert "job 0: partition.num_shards=40" in done.stderr
     assert "Traceback" not in done.stderr
     assert [row["model"] for row in read(tmp_path / "sweep.csv")].count("polyak") == 1

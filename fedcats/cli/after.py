@@ -1,4 +1,4 @@
-"""``fedcats predict``, ``runs`` and ``compare``: what finished runs are good for.
+"""``fedcats predict``, ``runs``, ``compare``, ``export``: what finished runs are good for.
 
 What needs PyTorch is imported when the arguments are parsed.
 """
@@ -36,14 +36,22 @@ def main(arguments: Sequence[str]) -> int:
     text = "runs side by side: settings that differ, scores with intervals"
     one = commands.add_parser("compare", help=text, description=text)
     one.add_argument("runs", metavar="RUN", type=Path, nargs="+", help=_RUN)
+    text = "a model for other programs, with a card of what it is"
+    one = commands.add_parser("export", help=text, description=text)
+    one.add_argument("run", metavar="RUN", type=Path, help=_RUN)
+    one.add_argument("--format", default="hub", choices=("hub", "torchscript"))
+    one.add_argument("--model", help="by its name in results.json; by default the first merged one")
+    one.add_argument("--out", metavar="DIR", type=Path, required=True, help="an empty folder")
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "predict":
             _predict(chosen.run, chosen.photos, chosen.clients, chosen.out or [])
         elif chosen.command == "runs":
             _runs([chosen.folder] if chosen.folder else [Path("outputs"), Path("multirun")])
-        else:
+        elif chosen.command == "compare":
             _compare(chosen.runs)
+        else:
+            _export(chosen.run, chosen.format, chosen.model, chosen.out)
     except (UserError, RunError, OSError) as error:
         return tell(error)
     except KeyboardInterrupt:
@@ -132,6 +140,15 @@ def _compare(folders: Sequence[Path]) -> None:
     for table in beside(runs):
         out.print()
         out.print(tables.to_rich(table))
+
+
+def _export(folder: Path, form: str, model: str | None, out: Path) -> None:
+    results = read_results(folder)
+    from fedcats.experiment.exporting import export
+
+    name = export(folder, results, out, form, model)
+    say(f"{name}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    say(out.resolve())
 
 
 def _bytes(folder: Path) -> int:

@@ -4,6 +4,7 @@ Heavy imports wait until a job starts, so that ``--help`` is quick.
 """
 
 import itertools
+import math
 import os
 import re
 import shlex
@@ -21,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from fedcats import ending
 from fedcats.cli.sweep_report import report_unfinished
 from fedcats.config import paths
 from fedcats.config.compose import compose_config, conf_dir, hydra_error
@@ -32,6 +34,7 @@ from fedcats.experiment import baseline_process
 from fedcats.text import one_line
 
 MAX_CHECKED_JOBS = 1000
+_jobs: list[int] = []  # how many the sweep of this process has
 
 # Hydra copies all that its plugins have registered, hundreds of nodes, each time that it looks for
 # a group: a hundred times for --help. It is only read.
@@ -51,6 +54,11 @@ def job(raw: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     sweep = hydra_config.mode == RunMode.MULTIRUN
+    if sweep:
+        number = hydra_config.job.num
+        known = _jobs and _is_basic(hydra_config.sweeper)
+        of = f" ({number + 1} of {_jobs[0]})" if known else ""
+        say(f"job {number}{of}: {' '.join(hydra_config.overrides.task)}", error=True)
     settle()  # in a launcher's process of its own
     # Whatever hydra.job.chdir says: relative paths mean where the command was given.
     os.chdir(hydra_config.runtime.cwd)
@@ -71,7 +79,11 @@ def job(raw: DictConfig) -> float | None:
             from fedcats.experiment.run import run
 
             given = shlex.join(["fedcats", *hydra_config.overrides.task])
-            results = run(raw, folder, command=given)
+            results = run(raw, folder, command=given, summary=not sweep)
+            if sweep and "grid" not in results:
+                from fedcats.report import verdict
+
+                say(verdict.answer(results)[0])
     except (UserError, RunError, OSError) as caught:
         error = disk_error(caught) if isinstance(caught, OSError) else caught
         if sweep:  # the other jobs go on; Hydra raises it when they are done
@@ -93,6 +105,7 @@ def _is_basic(sweeper: DictConfig) -> bool:
 def main() -> None:
     """Entry point of the console script."""
     settle()
+    ending.handle_term()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, not to Hydra's printer
     try:
         sys.argv[1:] = [paths.read(argument) for argument in sys.argv[1:]]
@@ -108,7 +121,8 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         fail(hydra_error(error), UserError.exit_code)
     except KeyboardInterrupt:
-        fail("interrupted; finished work is kept, the same command goes on from there", 130)
+        code = ending.CODE if ending.came() else 130
+        fail("interrupted; finished work is kept, the same command goes on from there", code)
 
 
 def check(arguments: list[str]) -> None:
@@ -121,6 +135,7 @@ def check(arguments: list[str]) -> None:
     if args.multirun:
         choices = [_choices(override) for override in parsed]
         jobs = list(itertools.islice(itertools.product(*choices), MAX_CHECKED_JOBS))
+        _jobs[:] = [math.prod(map(len, choices))]
     else:
         jobs = [tuple(args.overrides)]
     for overrides in jobs:

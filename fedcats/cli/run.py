@@ -4,7 +4,7 @@ import sys
 
 from fedcats.environment import say, settle
 
-AFTER = ("predict", "runs", "compare")
+AFTER = ("predict", "runs", "compare", "export")
 """Commands for what is there already, see `fedcats.cli.after`; all else is a run to be made."""
 
 

@@ -1,7 +1,6 @@
 """Every model tested on the same photos, and compared."""
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -10,6 +9,7 @@ import numpy as np
 from fedcats.config.schema import Config
 from fedcats.errors import RunError
 from fedcats.experiment.comparisons import is_merged, record_comparisons
+from fedcats.experiment.exporting import metadata
 from fedcats.experiment.folders import file_stem
 from fedcats.experiment.predictions import Candidate, Parts, Predictor, Probabilities, finite
 from fedcats.experiment.results import training_record
@@ -144,7 +144,7 @@ def _record(
         path = inputs.folder / f"models/{file}.safetensors"
         path.parent.mkdir(exist_ok=True)
         whole = inputs.initial.state | candidate.state()
-        save(whole, path, {"classes": json.dumps(classes)})
+        save(whole, path, metadata(inputs.config.model.name, classes))
     if update := trained.updates.get(name):
         model["training"] = training_record(update)
         model["key"] = update.key if inputs.config.store.enabled else None

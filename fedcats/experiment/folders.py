@@ -37,9 +37,10 @@ _OWN = re.compile(
     r"results\.json|results\.\d+\.tmp|progress\.jsonl|history\.csv|shards\.csv|report\.html|"
     r"exposed\.(?:csv|png)|"
     rf"sweep\.csv|sweep\.html|figures/(?:{_FIGURE})\.(?:png|svg)|"
+    r"tensorboard/events\.out\.tfevents\.[^/]+|"
     rf"predictions/{_MODEL}\.csv|models/{_MODEL}\.(?:safetensors|json)"
 )
-_PARTS = ("figures", "predictions", "models")
+_PARTS = ("figures", "predictions", "models", "tensorboard")
 _SEED = re.compile(r"seed-\d+")  # folder of one of several seeds
 _HYDRA = ("config.yaml", "hydra.yaml", "overrides.yaml")
 

@@ -117,7 +117,7 @@ def predict(
         (``save_models``), else from the store.
     """
     names = [n for n in results["models"] if clients or not n.startswith("submodel/")]
-    states = {name: state for name in names if (state := _weights(folder, results, name))}
+    states = {name: state for name in names if (state := weights_of(folder, results, name))}
     if not states:
         raise UserError(
             f"{folder}: no weights of its models are at hand; a run with save_models=merged keeps "
@@ -152,7 +152,7 @@ def predict(
     return Answers([name for name, _ in files], classes, answers, unusable)
 
 
-def _weights(folder: Path, results: Results, name: str) -> State | None:
+def weights_of(folder: Path, results: Results, name: str) -> State | None:
     """All tensors of a model, or None where they are not at hand."""
     import safetensors.torch
 

@@ -30,6 +30,7 @@ from fedcats.experiment.results import (
 )
 from fedcats.experiment.seeds import join, over_seeds, prefix, record
 from fedcats.experiment.tasks import Tasks
+from fedcats.experiment.tracking import Tracker, tracking
 from fedcats.experiment.train import followed, train_both
 from fedcats.home import home
 from fedcats.report import Progress, print_summary
@@ -78,8 +79,10 @@ def run(
         raise UserError(f"seeds={config.seeds}: not under flwr run; allowed is null")
     folder = folder.absolute()
     try:
-        with claimed(folder, alone=config.runner.name != "flwr"):  # there the submitter has it
-            return _run(config, raw, folder, grid, summary, command)
+        # Under flwr run the submitter has the folder.
+        alone = config.runner.name != "flwr"
+        with claimed(folder, alone=alone), tracking(config, folder) as tracker:
+            return _run(config, raw, folder, grid, tracker, summary, command)
     except OSError as error:
         raise disk_error(error) from error
 
@@ -89,12 +92,14 @@ def _run(
     raw: DictConfig,
     folder: Path,
     grid: Grid | None,
+    tracker: Tracker,
     summary: bool,
     command: str,
 ) -> Results:
     images: list[Images] = []
     runs: list[tuple[Path, Results]] = []
     with Progress() as progress:
+        progress.on_loss = tracker.loss
         for seed in config.replicates:
             where = folder / f"seed-{seed}" if runs else folder
             progress.prefix = prefix(seed) if len(config.replicates) > 1 else ""
@@ -113,6 +118,8 @@ def _run(
         record(over_seeds(runs), config.margin, results)
         join(results, [one for _, one in runs])
     problem = write_results(folder, results, images[0])
+    if problem is None:
+        tracker.results(results, folder)
     if summary and config.runner.name != "flwr":  # there, whoever submitted the run prints it
         print_summary(results, folder)
     if problem:

@@ -25,6 +25,7 @@ from fedcats.errors import RunError, UserError
 from fedcats.experiment.run import run
 from fedcats.federated.foreign import refuse_foreign
 from fedcats.federated.simulation import watched
+from fedcats.federated.transport import count_nodes
 from fedcats.home import home
 from fedcats.plugins import search
 from fedcats.text import one_line
@@ -48,11 +49,29 @@ def main(grid: Grid, context: Context) -> None:
         with contextlib.ExitStack() as stack:
             if simulated:
                 grid = stack.enter_context(watched(grid, verbose=bool(raw.verbose)))
+            if simulated and not settings["ticket"]:
+                follow_federation(raw, settings["overrides"], grid)
             run(raw, folder, grid)
         say(f"fedcats: finished: {folder}", flush=True)
     except (UserError, RunError) as error:
         say(f"fedcats: error {error.exit_code}: {one_line(error)}", flush=True)
         raise error.with_traceback(None) from None
+
+
+def follow_federation(raw: DictConfig, overrides: str, grid: Grid) -> None:
+    """Make as many shards as there are nodes, where nothing was said of how many."""
+    said = ("partition.num_shards=", "experiment=", "attack.clients=", "strategy.order=")
+    if any(one.lstrip("+").startswith(said) for one in shlex.split(overrides)):
+        return
+    count = count_nodes(grid)
+    if count and raw.mode != "centralized" and count != raw.partition.num_shards:
+        say(
+            f"fedcats: {count} supernodes, so partition.num_shards={count}; for "
+            f"{raw.partition.num_shards} start the run with "
+            f'--federation-config "num-supernodes={raw.partition.num_shards}"',
+            flush=True,
+        )
+        raw.partition.num_shards = count
 
 
 def run_folder(ticket: str, run_id: int) -> Path:

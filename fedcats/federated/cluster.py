@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedcats.ending import handle_term_again
 from fedcats.errors import UserError
 from fedcats.federated.quiet import quiet
 
@@ -56,6 +57,7 @@ def check_cluster(address: str, paths: Sequence[Path]) -> None:
                 logging_level=logging.CRITICAL,
                 runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
             )
+            handle_term_again()
             everyone: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
             nodes = [n for n in everyone if n["Alive"] and n["Resources"].get("CPU", 0) >= 1]
             if not nodes:

@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 
+from fedcats.ending import handle_term_again
 from fedcats.errors import RunError
 from fedcats.locks import locked_now, open_lock, try_lock
 
@@ -54,6 +55,7 @@ def start(arguments: dict[str, Any]) -> None:
         ray.init(**{"include_dashboard": False, **arguments})
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+        handle_term_again()
 
 
 def remove_files() -> None:

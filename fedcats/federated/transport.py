@@ -78,6 +78,17 @@ def wait_for_nodes(grid: Grid, count: int) -> list[int]:
     return nodes
 
 
+def count_nodes(grid: Grid, still: float = 1.0) -> int:
+    """How many nodes there are, once none has registered for ``still`` seconds; 0 if none does."""
+    count, since = 0, time.monotonic()
+    deadline = since + NODES_TIMEOUT
+    while (now := time.monotonic()) < (since + still if count else deadline):
+        if (found := len([*grid.get_node_ids()])) != count:
+            count, since = found, now
+        time.sleep(POLL_SECONDS)
+    return count
+
+
 @dataclass(frozen=True)
 class ByReference:
     """Simulation: tasks and replies name entries of the one store. No array is copied.

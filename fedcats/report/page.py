@@ -144,7 +144,7 @@ th[aria-sort="ascending"] button::after { content: " \25B2"; }
 {% for sentence in answer %}<p class="answer">{{ sentence }}</p>
 {% endfor %}
 <p class="meta">{{ meta }}</p>
-{% if made_by %}<p class="meta">{{ made_by }}</p>{% endif %}
+{% if made_by is defined %}<p class="meta">{{ made_by }}</p>{% endif %}
 </header>
 <main>
 {% block main %}{% endblock %}

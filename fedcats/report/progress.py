@@ -98,6 +98,7 @@ class Progress:
         from fedcats.report.console import SafeConsole
 
         self.console = SafeConsole(stderr=True) if console is None else console
+        self.on_loss: Callable[[str, int, float, str], None] = lambda *_: None
         self.prefix = ""  # of the names in what follows, such as "seed 1, "
         self._lock = threading.RLock()
         self._tasks: dict[str, Task] = {}
@@ -175,6 +176,8 @@ class Progress:
             one = self._tasks.setdefault(task, Task(Work()))
             news = state in FINISHED and one.state != state
             one.note(epoch, epochs, loss, state, now - ago)
+            if loss is not None:
+                self.on_loss(task, epoch, loss, state)
             if isinstance(self._live, Cell):
                 self._live.refresh()
             if self._live:

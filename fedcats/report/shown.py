@@ -152,7 +152,9 @@ class Shown:
     def _repr_html_(self) -> str:
         said = [*(f"<p><em>{html.escape(one)}</em></p>" for one in view.warnings(self.results))]
         said += [f"<p><strong>{html.escape(' '.join(self._answer()))}</strong></p>"]
-        said += [tables.to_html(one) for one in self._tables() if one is not None]
+        for table in self._tables():
+            if table is not None:
+                said += [f"<h4>{html.escape(table.title)}</h4>", tables.to_html(table)]
         drawn = next((one for name in _DRAWN if (one := self._draw(name))), None)
         return "\n".join([*said, drawn._repr_html_() if drawn else ""])
 

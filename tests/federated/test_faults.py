@@ -303,8 +303,9 @@ def interrupt_the_group_of(process: psutil.Process) -> None:
         (end_the_ray_of, 1, "Ray has ended in the middle of the run; finished updates are kept"),
         (lambda process: process.send_signal(signal.SIGINT), 130, "interrupted; finished work is"),
         (interrupt_the_group_of, 130, "interrupted; finished work is kept, the same command goes"),
+        (lambda process: process.send_signal(signal.SIGTERM), 143, "interrupted; finished work is"),
     ],
-    ids=["Ray is killed", "interrupt", "Ctrl-C"],
+    ids=["Ray is killed", "interrupt", "Ctrl-C", "term"],
 )
 def test_a_run_cut_short_while_its_clients_train_ends_and_says_so(
     tmp_path: Path, end: Callable[[psutil.Process], None], code: int, line: str

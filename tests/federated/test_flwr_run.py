@@ -16,10 +16,11 @@ import safetensors.torch
 from conftest import listening, reachable, wait_until
 from tiny import LONG, TINY, simulation
 
+from fedcats.config.compose import compose_config
 from fedcats.deploy.guard import MARK, watch
 from fedcats.deploy.rehearsal import compare_models, free_port
 from fedcats.errors import UserError
-from fedcats.experiment.server_app import run_folder
+from fedcats.experiment.server_app import follow_federation, run_folder
 from fedcats.federated import superlink
 from fedcats.federated.foreign import installed_package
 from fedcats.merging.fold import Fold
@@ -226,6 +227,29 @@ def test_results_need_a_folder_that_the_server_sees(tmp_path: Path) -> None:
     ticket.touch()
     assert run_folder(str(ticket), 7) == tmp_path / "run"
     assert run_folder("", 7).parts[-2:] == ("runs", "7")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shards"),
+    [
+        ("", 3),
+        ("partition=iid rounds=2", 3),
+        ("partition.num_shards=4", 4),
+        ("experiment=paper", 10),
+    ],
+)
+def test_shards_follow_the_federation_unless_they_are_said(overrides: str, shards: int) -> None:
+    class Growing:
+        seen = 0
+
+        def get_node_ids(self) -> list[int]:
+            self.seen += 1
+            return [*range(min(self.seen, 3))]
+
+    more = " data.root=/photos" if "paper" in overrides else ""
+    raw = compose_config((overrides + more).split())
+    follow_federation(raw, overrides, Growing())
+    assert raw.partition.num_shards == shards
 
 
 def test_an_interrupt_stops_the_run_at_the_superlink(

@@ -1,0 +1,55 @@
+"""The package as it is built: from the checkout and from its own source archive, used outside."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import TINY, TINY_DRAWINGS, check_results
+
+ROOT = Path(__file__).parent.parent
+
+
+def build(kind: str, root: Path, out: Path) -> Path:
+    code = f"import hatchling.build as b; print(b.build_{kind}({str(out)!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    return out / done.stdout.split()[-1]
+
+
+@pytest.mark.slow
+def test_the_wheel_works_outside_a_checkout(tmp_path: Path) -> None:
+    with tarfile.open(build("sdist", ROOT, tmp_path)) as archive:
+        archive.extractall(tmp_path / "source", filter="data")
+    (source,) = (tmp_path / "source").iterdir()
+    wheel = build("wheel", source, tmp_path)
+    names = {*zipfile.ZipFile(wheel).namelist()}
+    (tmp_path / "direct").mkdir()
+    assert names == {*zipfile.ZipFile(build("wheel", ROOT, tmp_path / "direct")).namelist()}
+    conf = {str(path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*.yaml")}
+    assert {f"fedcats/{name}" for name in conf} <= names
+    assert not any(name.startswith(("tests", "docs", "notebooks")) for name in names)
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    where = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    (tmp_path / "empty").mkdir()
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-P", *command], cwd=tmp_path / "empty", env=where,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert str(tmp_path / "site") in run("-c", "import fedcats; print(fedcats.__file__)")
+    settings = ["train.epochs=1", "runner=local", "mode=federated"]
+    out = run("-m", "fedcats.cli", *TINY, *TINY_DRAWINGS, *settings)
+    folder = Path(out.splitlines()[-1])
+    assert folder.is_relative_to(tmp_path / "empty")
+    check_results(folder)
+    assert "fedcats 0.1.0" in (folder / "report.html").read_text()
+    assert run("-m", "fedcats.cli", "runs").startswith("1 runs, ")
