@@ -25,6 +25,7 @@ from fedcats.merging.fold import Fold, effective_number, effective_weights
 from fedcats.merging.mixture import Mixture
 from fedcats.merging.rules import FedAvg, Polyak
 from fedcats.metrics import explained as metrics
+from fedcats.models import build
 from fedcats.report import drawing, explain_figures, write_report
 from fedcats.report import explained as words
 from fedcats.storage import Store
@@ -139,6 +140,19 @@ def test_equal_shares_are_one_mixture_and_a_line_ends_where_it_should(store: Sto
     assert middle["b.count"] == 35
     with pytest.raises(RunError, match="gone"):
         Mixture.of([("u3", 0.5), ("nowhere", 0.5)]).state(store)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "squeezenet1_1"])
+def test_pooling_first_changes_no_bit(name: str) -> None:
+    torch.manual_seed(0)
+    model = build.build(name, 3).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        before = model(x)
+        build.pool_first(model)
+        kinds = [type(one).__name__ for one in model.modules()]
+        assert ("MaxPool2d", "ReLU") in itertools.pairwise(kinds)
+        assert torch.equal(model(x), before)
 
 
 def test_directions_by_hand(tmp_path: Path) -> None:

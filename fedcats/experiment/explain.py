@@ -37,6 +37,7 @@ from fedcats.results_explained import (
     Without,
 )
 from fedcats.seeding import derive_seed
+from fedcats.training.fast import keep_freed_memory
 from fedcats.training.update import put_weights, weights_key
 
 if TYPE_CHECKING:
@@ -211,6 +212,7 @@ def _test(predictor: Predictor, mixtures: Sequence[Mixture], progress: Progress)
     test, total = predictor.inputs.dataset.test, len(mixtures)
     name = f"test {total} mixtures"
     progress.expect({name: Work(len(test) / 3 / predictor.inputs.workers, total, LAST, 1)})
+    keep_freed_memory(32)  # MB: what the first layers give for a batch, and glibc's most
     found: dict[Mixture, Answer] = {}
     for start in range(0, total, _AT_ONCE):
         some = mixtures[start : start + _AT_ONCE]
