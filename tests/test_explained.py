@@ -38,7 +38,7 @@ from fedcats.storage import Store
 def test_polyak_over_all_orders_is_the_plain_mean_of_n_eff_clients_drawn_at_random(
     n: int, start: str
 ) -> None:
-    """docs/merging.md: E[w] and Var[w] of a weight, over every permutation."""
+    """docs/explain.md: E[w] and Var[w] of a weight, over every permutation."""
     draw = np.random.default_rng(n)
     own, before = draw.normal(size=n), draw.normal()
     for beta in (0.1, 0.18, 0.5, 0.9):
