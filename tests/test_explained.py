@@ -429,8 +429,8 @@ def test_the_sentences_follow_from_the_numbers(tmp_path: Path) -> None:
     assert words.order(results, found) == (
         "Polyak β = 0.1 over all 6 orders of the clients has 80.0% to 90.0% accuracy, mean 85.0%, "
         "SD 5.48 points; the plain mean, which the merges are on average, has 95.0%. The run's own "
-        "order, 90.0%, is better than 75% of them (equal ones count half). Of the variance goes "
-        "with who is last 100%."
+        "order, 90.0%, is better than 75% of them (equal ones count half). Who is merged last goes "
+        "with 100% of the variance."
     )
     found["orders"][0] |= {"worst": 0.9, "mean": 0.9}
     assert "always has 90.0% accuracy" in words.order(results, found)
@@ -440,14 +440,18 @@ def test_the_sentences_follow_from_the_numbers(tmp_path: Path) -> None:
         "Between two sub-models the barrier is 0.250 nats, and on the way the loss is lower than "
         "at both ends."
     )
-    for low, word in ((-0.01, "no better or worse"), (0.001, "better"), (None, "")):
+    found["lines"] = [line | {"barrier": 0.0}] * 2
+    assert words.between(results, found) == "Between two sub-models the 2 lines have no barrier."
+    for low, word in ((-0.01, "not shown"), (0.001, "ranks the photos better"), (None, "")):
         area = {"difference": 0.005, "low": low, "high": 0.01}
         found["thresholds"]["polyak"]["against"]["roc_auc"] = area
         text = words.thresholds(results, found).split("FedAvg")[0]
-        assert f"ranks the photos {word}" in text if word else "ranks" not in text
-    found["without"] = {}
+        assert word in text if word else "rank" not in text
+    same = {"difference": 0.0, "low": -0.1, "high": 0.1}
+    found["without"] = {"polyak": [{"client": c, **same} for c in range(3)]}
     found["shapley"] |= {"values": [0.3, 0.1, 0.0], "nobody": 0.5, "everybody": 0.9}
     assert words.helps(results, found) == (
+        "In Polyak β = 0.5 every client adds as much as every other, 0.0 points. "
         "Of the +40.0 points that the plain mean of all has over the start, by Shapley values "
         "(exact) client 0 is worth most, +30.0 and client 2 is worth least, 0.0."
     )

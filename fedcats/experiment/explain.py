@@ -125,7 +125,7 @@ def explain(predictor: Predictor, trained: Trained, start: str, progress: Progre
         )
     with clock(seconds, "own"):
         final = candidates(predictor, trained)
-        own = _own(predictor, final)
+        own = _own(predictor, quick, final)
     with clock(seconds, "thresholds"):
         sets = [inputs.dataset.test, *([inputs.validation] if len(inputs.held) else [])]
         predicted = dict(zip(final, predictor.predict([*final.values()], sets), strict=True))
@@ -323,7 +323,7 @@ def _line(
 # --- clients ----------------------------------------------------------------------------------
 
 
-def _own(predictor: Predictor, final: Mapping[str, Candidate]) -> list[Own]:
+def _own(predictor: Predictor, quick: Predictor, final: Mapping[str, Candidate]) -> list[Own]:
     """Every model on each client's photos, those trained on and those held out."""
     inputs = predictor.inputs
     validation = inputs.validation
@@ -353,7 +353,7 @@ def _own(predictor: Predictor, final: Mapping[str, Candidate]) -> list[Own]:
             "held_out_by_class": list(by_class(rest, held_out)),
         }
         for name, mine, rest in zip(
-            final, on_own_photos(predictor, [*final.values()]), held, strict=True
+            final, on_own_photos(quick, [*final.values()]), held, strict=True
         )
     ]
 
