@@ -441,7 +441,10 @@ def test_the_sentences_follow_from_the_numbers(tmp_path: Path) -> None:
         "at both ends."
     )
     found["lines"] = [line | {"barrier": 0.0}] * 2
-    assert words.between(results, found) == "Between two sub-models the 2 lines have no barrier."
+    assert words.between(results, found) == (
+        "Between two sub-models the 2 lines have no barrier; on 2 the loss is somewhere lower than "
+        "at both ends."
+    )
     for low, word in ((-0.01, "not shown"), (0.001, "ranks the photos better"), (None, "")):
         area = {"difference": 0.005, "low": low, "high": 0.01}
         found["thresholds"]["polyak"]["against"]["roc_auc"] = area

@@ -83,7 +83,8 @@ def between(results: Results, found: Explained) -> str:
         drop = max(one["drop"] for one in group)
         if top["barrier"] == 0:
             lines = "line has no" if len(group) == 1 else f"{len(group)} lines have no"
-            said.append(f"Between {words} the {lines} barrier.")
+            lower = f"; on {below} the loss is somewhere lower than at both ends" if below else ""
+            said.append(f"Between {words} the {lines} barrier{lower}.")
             continue
         if len(group) == 1:
             lower = "lower" if below else "nowhere lower"
