@@ -124,7 +124,7 @@ class Explained(TypedDict):
     """Why the merge works, or does not, from the stored sub-models."""
 
     precision: Annotated[
-        str, "`float32` or `bfloat16`: of `orders`, `lines`, `without` and `shapley`"
+        str, "`float32` or `bfloat16`: of `orders`, `lines`, `without`, `shapley` and `own.trained`"
     ]
     disagreement: Annotated[
         float, "largest share of images on which a model of the run answers otherwise in it"

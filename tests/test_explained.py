@@ -25,6 +25,7 @@ from fedcats.merging.fold import Fold, effective_number, effective_weights
 from fedcats.merging.mixture import Mixture
 from fedcats.merging.rules import FedAvg, Polyak
 from fedcats.metrics import explained as metrics
+from fedcats.models import build
 from fedcats.report import drawing, explain_figures, write_report
 from fedcats.report import explained as words
 from fedcats.storage import Store
@@ -37,7 +38,7 @@ from fedcats.storage import Store
 def test_polyak_over_all_orders_is_the_plain_mean_of_n_eff_clients_drawn_at_random(
     n: int, start: str
 ) -> None:
-    """docs/merging.md: E[w] and Var[w] of a weight, over every permutation."""
+    """docs/explain.md: E[w] and Var[w] of a weight, over every permutation."""
     draw = np.random.default_rng(n)
     own, before = draw.normal(size=n), draw.normal()
     for beta in (0.1, 0.18, 0.5, 0.9):
@@ -139,6 +140,19 @@ def test_equal_shares_are_one_mixture_and_a_line_ends_where_it_should(store: Sto
     assert middle["b.count"] == 35
     with pytest.raises(RunError, match="gone"):
         Mixture.of([("u3", 0.5), ("nowhere", 0.5)]).state(store)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "squeezenet1_1"])
+def test_pooling_first_changes_no_bit(name: str) -> None:
+    torch.manual_seed(0)
+    model = build.build(name, 3).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        before = model(x)
+        build.pool_first(model)
+        kinds = [type(one).__name__ for one in model.modules()]
+        assert ("MaxPool2d", "ReLU") in itertools.pairwise(kinds)
+        assert torch.equal(model(x), before)
 
 
 def test_directions_by_hand(tmp_path: Path) -> None:
@@ -415,8 +429,8 @@ def test_the_sentences_follow_from_the_numbers(tmp_path: Path) -> None:
     assert words.order(results, found) == (
         "Polyak β = 0.1 over all 6 orders of the clients has 80.0% to 90.0% accuracy, mean 85.0%, "
         "SD 5.48 points; the plain mean, which the merges are on average, has 95.0%. The run's own "
-        "order, 90.0%, is better than 75% of them (equal ones count half). Of the variance goes "
-        "with who is last 100%."
+        "order, 90.0%, is better than 75% of them (equal ones count half). Who is merged last goes "
+        "with 100% of the variance."
     )
     found["orders"][0] |= {"worst": 0.9, "mean": 0.9}
     assert "always has 90.0% accuracy" in words.order(results, found)
@@ -426,14 +440,21 @@ def test_the_sentences_follow_from_the_numbers(tmp_path: Path) -> None:
         "Between two sub-models the barrier is 0.250 nats, and on the way the loss is lower than "
         "at both ends."
     )
-    for low, word in ((-0.01, "no better or worse"), (0.001, "better"), (None, "")):
+    found["lines"] = [line | {"barrier": 0.0}] * 2
+    assert words.between(results, found) == (
+        "Between two sub-models the 2 lines have no barrier; on 2 the loss is somewhere lower than "
+        "at both ends."
+    )
+    for low, word in ((-0.01, "not shown"), (0.001, "ranks the photos better"), (None, "")):
         area = {"difference": 0.005, "low": low, "high": 0.01}
         found["thresholds"]["polyak"]["against"]["roc_auc"] = area
         text = words.thresholds(results, found).split("FedAvg")[0]
-        assert f"ranks the photos {word}" in text if word else "ranks" not in text
-    found["without"] = {}
+        assert word in text if word else "rank" not in text
+    same = {"difference": 0.0, "low": -0.1, "high": 0.1}
+    found["without"] = {"polyak": [{"client": c, **same} for c in range(3)]}
     found["shapley"] |= {"values": [0.3, 0.1, 0.0], "nobody": 0.5, "everybody": 0.9}
     assert words.helps(results, found) == (
+        "In Polyak β = 0.5 every client adds as much as every other, 0.0 points. "
         "Of the +40.0 points that the plain mean of all has over the start, by Shapley values "
         "(exact) client 0 is worth most, +30.0 and client 2 is worth least, 0.0."
     )

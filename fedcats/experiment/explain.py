@@ -37,6 +37,7 @@ from fedcats.results_explained import (
     Without,
 )
 from fedcats.seeding import derive_seed
+from fedcats.training.fast import keep_freed_memory
 from fedcats.training.update import put_weights, weights_key
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def explain(predictor: Predictor, trained: Trained, start: str, progress: Progre
         )
     with clock(seconds, "own"):
         final = candidates(predictor, trained)
-        own = _own(predictor, final)
+        own = _own(predictor, quick, final)
     with clock(seconds, "thresholds"):
         sets = [inputs.dataset.test, *([inputs.validation] if len(inputs.held) else [])]
         predicted = dict(zip(final, predictor.predict([*final.values()], sets), strict=True))
@@ -211,6 +212,7 @@ def _test(predictor: Predictor, mixtures: Sequence[Mixture], progress: Progress)
     test, total = predictor.inputs.dataset.test, len(mixtures)
     name = f"test {total} mixtures"
     progress.expect({name: Work(len(test) / 3 / predictor.inputs.workers, total, LAST, 1)})
+    keep_freed_memory(32)  # MB: what the first layers give for a batch, and glibc's most
     found: dict[Mixture, Answer] = {}
     for start in range(0, total, _AT_ONCE):
         some = mixtures[start : start + _AT_ONCE]
@@ -321,7 +323,7 @@ def _line(
 # --- clients ----------------------------------------------------------------------------------
 
 
-def _own(predictor: Predictor, final: Mapping[str, Candidate]) -> list[Own]:
+def _own(predictor: Predictor, quick: Predictor, final: Mapping[str, Candidate]) -> list[Own]:
     """Every model on each client's photos, those trained on and those held out."""
     inputs = predictor.inputs
     validation = inputs.validation
@@ -351,7 +353,7 @@ def _own(predictor: Predictor, final: Mapping[str, Candidate]) -> list[Own]:
             "held_out_by_class": list(by_class(rest, held_out)),
         }
         for name, mine, rest in zip(
-            final, on_own_photos(predictor, [*final.values()]), held, strict=True
+            final, on_own_photos(quick, [*final.values()]), held, strict=True
         )
     ]
 

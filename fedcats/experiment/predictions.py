@@ -120,7 +120,8 @@ class Predictor:
         missing = [one for parts, one in distinct.items() if parts not in found]
 
         def test(together: Sequence[Candidate]) -> list[tuple[Probabilities, ...]]:
-            loaded = [Candidate(one.parts, functools.cache(one.state)) for one in together]
+            keep = functools.cache if len(sets) > 1 else lambda state: state
+            loaded = [Candidate(one.parts, keep(one.state)) for one in together]
             return list(zip(*(self._probabilities(loaded, images) for images in sets), strict=True))
 
         done(sum(one.parts in found for one in candidates))
@@ -171,6 +172,7 @@ class Predictor:
         """
         workers = self.inputs.workers
         size = sum(value.nbytes for value in self.inputs.initial.state.values())
+        size //= 4 // getattr(torch, self.precision).itemsize
         together = max(1, min(8, int(_PASS_MEMORY // size)))
         count = min(len(candidates), math.ceil(len(candidates) / (together * workers)) * workers)
         bounds = [round(i * len(candidates) / count) for i in range(count + 1)] if count else []
@@ -223,6 +225,8 @@ class Predictor:
     def _model(self, whole: State) -> nn.Module:
         name, classes = self.inputs.config.model.name, len(self.inputs.dataset.classes)
         model = build.empty(name, classes, whole)
+        if self.precision != "float32":
+            build.pool_first(model)
         model = model.to(self.inputs.device, getattr(torch, self.precision))
         return model.to(memory_format=torch.channels_last)
 

@@ -14,7 +14,7 @@ from fedcats.merging.fold import effective_weights, rounded
 from fedcats.storage import Store
 from fedcats.tensors import State
 
-_CHUNK = 1 << 16  # elements summed at a time: small enough for a core's cache
+_CHUNK = 1 << 15  # elements summed at a time: small enough for a core's cache
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,14 @@ class Mixture:
                 tensors = [file.get_tensor(name) for file in files]
                 state[name] = torch.empty_like(tensors[0])
                 flat = [tensor.reshape(-1) for tensor in tensors]
+                out, size = state[name].view(-1), min(_CHUNK, flat[0].numel())
+                total, one = torch.empty(2, size, dtype=torch.float64)
                 for start in range(0, flat[0].numel(), _CHUNK):
                     part = slice(start, start + _CHUNK)
-                    total = torch.zeros(len(flat[0][part]), dtype=torch.float64)
+                    count = len(out[part])
+                    total.zero_()
                     for tensor, (_, share) in zip(flat, self.shares, strict=True):
-                        total.add_(tensor[part].double(), alpha=share)
-                    state[name].view(-1)[part] = rounded(total, tensors[0].dtype)
+                        one[:count].copy_(tensor[part])
+                        total.add_(one, alpha=share)
+                    out[part] = rounded(total[:count], out.dtype)
         return state

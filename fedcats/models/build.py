@@ -74,6 +74,15 @@ def empty(name: str, num_classes: int, state: Mapping[str, Tensor]) -> nn.Module
     return model
 
 
+def pool_first(model: nn.Module) -> None:
+    """Let ReLUs follow the max-pooling that they precede: the same numbers, of fewer elements."""
+    for module in model.modules():
+        if isinstance(module, nn.Sequential):
+            for i in range(len(module) - 1):
+                if isinstance(module[i], nn.ReLU) and isinstance(module[i + 1], nn.MaxPool2d):
+                    module[i], module[i + 1] = module[i + 1], module[i]
+
+
 class _NothingFilled(TorchFunctionMode):
     """Tensors that are about to be replaced take no memory, and nothing is drawn for them.
 

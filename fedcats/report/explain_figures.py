@@ -46,6 +46,8 @@ def kinds(results: Results, lines: Sequence[Line]) -> dict[str, list[Line]]:
 
 
 def _kind(results: Results, name: str) -> str:
+    if name == "centralized":
+        return "the centralized model"
     return "a sub-model" if name.startswith("submodel/") else view.title(results, name)
 
 

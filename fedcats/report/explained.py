@@ -51,7 +51,9 @@ def _of_beta(results: Results, one: Orders) -> str:
     start = f"Polyak β = {one['beta']:g} over {which} orders of the clients"
     if count == 1:
         return f"There is one order of the clients: {percent(one['reported'])} accuracy."
-    plain = f"the plain mean, which the merges are on average, has {percent(one['plain_mean'])}"
+    mean = results["config"]["strategy"].get("start", "first") == "first"
+    words = ", which the merges are on average," if mean else ""
+    plain = f"the plain mean{words} has {percent(one['plain_mean'])}"
     if one["best"] == one["worst"]:
         return f"{start} always has {percent(one['mean'])} accuracy; {plain}."
     text = (
@@ -60,12 +62,16 @@ def _of_beta(results: Results, one: Orders) -> str:
         f"{percent(one['reported'])}, is better than {percent(one['below'], 0)} of them "
         "(equal ones count half)."
     )
-    shares = list(one["explained"].values())
-    words = ("who is last", "the last two", "the last three")
-    said = [
-        f"{w} {percent(s, 0)}" for w, s in zip(words, shares, strict=True) if isinstance(s, float)
+    shares = one["explained"]
+    known = [
+        f"{who} with {percent(share, 0)}"
+        for who, share in (("the last two", shares["last_two"]), ("three", shares["last_three"]))
+        if share is not None
     ]
-    return f"{text} Of the variance goes with {', '.join(said)}." if said else text
+    if shares["last"] is None:
+        return text
+    last = f"Who is merged last goes with {percent(shares['last'], 0)} of the variance"
+    return f"{text} {', '.join([last, *known])}."
 
 
 def between(results: Results, found: Explained) -> str:
@@ -75,6 +81,11 @@ def between(results: Results, found: Explained) -> str:
         top = max(group, key=lambda line: line["barrier"])
         below = sum(min(one["loss"][1:-1]) < min(one["loss"][0], one["loss"][-1]) for one in group)
         drop = max(one["drop"] for one in group)
+        if top["barrier"] == 0:
+            lines = "line has no" if len(group) == 1 else f"{len(group)} lines have no"
+            lower = f"; on {below} the loss is somewhere lower than at both ends" if below else ""
+            said.append(f"Between {words} the {lines} barrier{lower}.")
+            continue
         if len(group) == 1:
             lower = "lower" if below else "nowhere lower"
             said.append(
@@ -154,6 +165,10 @@ def helps(results: Results, found: Explained) -> str:
     for rule, rows in found["without"].items():
         top = max(rows, key=lambda one: one["difference"])
         low = min(rows, key=lambda one: one["difference"])
+        if top["difference"] == low["difference"]:
+            title, by = view.title(results, rule), points(top["difference"])
+            said.append(f"In {title} every client adds as much as every other, {by} points.")
+            continue
         clear = [one for one in rows if one["low"] > 0 or one["high"] < 0]
         helping = sum(one["difference"] > 0 for one in clear)
         said.append(
@@ -170,8 +185,10 @@ def helps(results: Results, found: Explained) -> str:
         worth = " and ".join(
             f"client {one[3]} is worth {word}, {points(one[0])}"
             + ("" if game["exact"] else f" ({points(one[1])} to {points(one[2])})")
-            for one, word in dict.fromkeys([(ranked[-1], "most"), (ranked[0], "least")])
+            for one, word in [(ranked[-1], "most"), (ranked[0], "least")]
         )
+        if ranked[-1][0] == ranked[0][0]:
+            worth = f"each client is worth {points(ranked[0][0])}"
         said.append(
             f"Of the {points(game['everybody'] - game['nobody'])} points that the plain mean of "
             f"all has over the start, by Shapley values ({how}) {worth}."
@@ -190,7 +207,7 @@ def thresholds(results: Results, found: Explained) -> str:
         if area["difference"] is None or area["low"] is None or area["high"] is None:
             continue
         if area["low"] <= 0 <= area["high"]:
-            ranks = "ranks the {} no better or worse, as far as these can tell"
+            ranks = "is not shown to rank the {} better or worse"
         else:
             ranks = f"ranks the {{}} {'better' if area['low'] > 0 else 'worse'}"
         text = (

@@ -209,7 +209,7 @@ def sentences(sweeps: Sequence[Gaps]) -> list[str]:
         ends = f"95% interval {low_end} to {high_end}" if found[1] < found[2] else "no interval"
         said.append(
             f"Over {len(pairs)} runs barrier and gap go together with Spearman's rho = {rho} "
-            f"({ends}); below 0 the gap grows with the barrier."
+            f"({ends}); where rho is below 0, runs with a larger barrier lose more."
         )
     return said
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 300 * 1024
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(megabytes: int = 16) -> None:
     """Tell glibc to keep freed blocks of up to 16 MB for the next step; elsewhere do nothing.
 
     By default they go back to the kernel, and each step asks for them again, page by page.
@@ -50,7 +50,7 @@ def keep_freed_memory() -> None:
     trim_threshold, mmap_threshold = -1, -3  # as in malloc.h
     with suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 16 * 2**20)
+        libc.mallopt(mmap_threshold, megabytes * 2**20)
         libc.mallopt(trim_threshold, 256 * 2**20)
 
 
