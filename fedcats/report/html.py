@@ -49,6 +49,7 @@ def write_report(folder: Path, results: Results) -> None:
             "comparison": tables.comparison(results),
             "split": split.in_one_run(results),
             "split_over_seeds": split.over_seeds_of(results),
+            "split_measures": split.measures_of(results),
             "thresholds": thresholds.table(results),
             "paper": tables.paper(results),
             "rounds": tables.rounds(results),
