@@ -45,7 +45,7 @@ def keys(value: Any, hint: Any) -> set[str]:
         inner = get_type_hints(hint)
         below = (keys(value[key], inner[key]) for key in value)
         return {f"{hint.__name__}.{key}" for key in value}.union(*below)
-    if isinstance(value, list):
+    if isinstance(value, list) and get_args(hint):  # the configuration may have any
         return set().union(*(keys(one, get_args(hint)[0]) for one in value))
     if isinstance(value, dict) and get_origin(hint) is dict:
         return set().union(*(keys(one, get_args(hint)[-1]) for one in value.values()))

@@ -136,7 +136,7 @@ def test_same_steps_are_those_of_a_client(
         assert abs(fewer.steps - np.mean(of_clients)) <= 0.5
         assert replace(fewer, name=full.name, steps=0) == full
         assert list(made.references.values()) == [full, fewer]
-        assert fewer.name == "centralized, same steps"  # `Task.fits` looks for the first word
+        assert fewer.name == "centralized (same steps)"  # `Task.fits` looks for the first word
 
 
 def test_what_is_not_asked_for_is_not_trained() -> None:

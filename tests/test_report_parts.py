@@ -77,7 +77,12 @@ def test_two_parts_make_the_whole_and_rules_are_adjusted_together(
         for key in ("accuracy", "precision", "recall", "f1"):
             parts = steps[key]["difference"] + apart[rule][key]["difference"]
             assert parts == pytest.approx(results["comparison"][rule][key]["difference"])
-        (said,) = split.sentences(results, rule)
+        said, *areas = split.sentences(results, rule)
+        both = (steps, apart[rule])
+        assert len(areas) == sum(
+            one["accuracy"]["difference"] * one["thresholdless"]["roc_auc"]["difference"] < 0
+            for one in both
+        )
         assert view.points(apart[rule]["accuracy"]["difference"]) in said
     for family in (results["comparison"], apart):
         plain = [one["mcnemar_p"] for one in family.values()]

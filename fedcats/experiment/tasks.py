@@ -62,7 +62,7 @@ class Tasks:
             len(inputs.baseline)
         ):
             return None
-        return replace(baseline, name="centralized, same steps", steps=steps)
+        return replace(baseline, name="centralized (same steps)", steps=steps)
 
     @property
     def references(self) -> dict[str, Task]:

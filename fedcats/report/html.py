@@ -62,6 +62,7 @@ def write_report(folder: Path, results: Results, images: Images | None = None) -
             "comparison": tables.comparison(results),
             "split": split.in_one_run(results),
             "split_over_seeds": split.over_seeds_of(results),
+            "split_measures": split.measures_of(results),
             "thresholds": thresholds.table(results),
             "paper": tables.paper(results),
             "frontier": frontier_table(rows),

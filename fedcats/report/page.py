@@ -172,7 +172,7 @@ REPORT = """\
 {{ to_html(tables.seeds) }}
 {{ figure(figures.seeds) }}
 {% if tables.split_over_seeds %}<h3>{{ tables.split_over_seeds.title }}</h3>
-{{ to_html(tables.split_over_seeds) }}{% endif %}
+{{ to_html(tables.split_over_seeds) }}{{ to_html(tables.split_measures) }}{% endif %}
 {{ to_html(tables.measures) }}
 {% endif %}
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from fedcats.report import tables, view
+from fedcats.report import tables, thresholds, view
 from fedcats.report.tables import Table
 from fedcats.report.view import interval, points
-from fedcats.results import Replicated, Results, SplitOverSeeds
+from fedcats.results import OverSeeds, Replicated, Results, SplitOverSeeds, Unbounded
 
 TITLE = "What fewer steps cost, and what keeping photos apart costs"
 _NOTE = (
@@ -35,10 +35,7 @@ def in_one_run(results: Results, *, counts: bool = True) -> Table | None:
 
 def over_seeds(fewer: Iterable[Replicated], apart: Iterable[Replicated]) -> Table | None:
     """The same over seeds, of a run or of all settings of a sweep."""
-    named = [(one["title"].replace(view.TITLES["same_steps"], "steps"), one) for one in fewer]
-    named += [(f"apart: {one['title']}", one) for one in apart]
-    said: dict[str, Replicated] = {title: {**one, "title": title} for title, one in named}
-    table = tables.over_seeds(said, f"{TITLE}, over seeds")
+    table = tables.over_seeds(_named(fewer, apart), f"{TITLE}, over seeds")
     return table and replace(table, note=_NOTE + table.note)
 
 
@@ -46,6 +43,19 @@ def over_seeds_of(results: Results) -> Table | None:
     """The same, from the results of a run."""
     split = _over(results)
     return split and over_seeds([split["fewer_steps"]], split["photos_apart"].values())
+
+
+def measures_of(results: Results) -> Table | None:
+    """Each measure of both parts over seeds."""
+    split = _over(results)
+    named = split and _named([split["fewer_steps"]], split["photos_apart"].values())
+    return tables.measures_over_seeds(named or {})
+
+
+def _named(fewer: Iterable[Replicated], apart: Iterable[Replicated]) -> dict[str, Replicated]:
+    named = [(one["title"].replace(view.TITLES["same_steps"], "steps"), one) for one in fewer]
+    named += [(f"apart: {one['title']}", one) for one in apart]
+    return {title: {**one, "title": title} for title, one in named}
 
 
 def _over(results: Results) -> SplitOverSeeds | None:
@@ -56,6 +66,7 @@ def _over(results: Results) -> SplitOverSeeds | None:
 def sentences(results: Results, name: str) -> list[str]:
     """Say how much of one merged model's difference comes with what; nothing if not known."""
     models, split = results["models"], results.get("split")
+    pairs: list[tuple[float | None, Unbounded | OverSeeds]]
     if split is None:
         return []
     all_steps, steps = (models[one]["training"]["steps"] for one in view.IN_ONE_PLACE)
@@ -63,15 +74,18 @@ def sentences(results: Results, name: str) -> list[str]:
     if over := _over(results):
         parts = [over["fewer_steps"], over["photos_apart"][name]]
         said = [f"{points(one['difference'] or 0)} points ({_seen(one)})" for one in parts]
+        pairs = [(one["difference"], one["measures"]["roc_auc"]) for one in parts]
     else:
         both = [split["fewer_steps"], split["photos_apart"][name]]
         found = [one["accuracy"] for one in both]
         said = [f"{points(one['difference'])} points ({interval(one)})" for one in found]
+        pairs = [(o["accuracy"]["difference"], o["thresholdless"]["roc_auc"]) for o in both]
         where += f" give {view.percent(models['same_steps']['accuracy'])}"
-    return [
-        f"Of the difference {said[0]} come with fewer steps ({where}), {said[1]} with keeping the "
-        f"{view.things(results)} apart."
-    ]
+    apart = f"keeping the {view.things(results)} apart"
+    text = f"Of the difference {said[0]} come with fewer steps ({where}), {said[1]} with {apart}."
+    named = zip((" with fewer steps", f" with {apart}"), pairs, strict=True)
+    return [text, *(thresholds.other_way(area, what) for what, (difference, area) in named
+                    if thresholds.differ(difference, area["difference"]))]  # fmt: skip
 
 
 def _seen(one: Replicated) -> str:

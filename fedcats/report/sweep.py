@@ -97,8 +97,11 @@ def sweep_rows(jobs: Iterable[tuple[Mapping[str, Any], Results]]) -> list[dict[s
                     f"strategy.{short_name(one)}.": one for one in models if one not in RULES
                 }
                 without = tuple(key for key, rule in read_by.items() if rule != name)
+            # What other seeds draw is nothing to the experiment whose seed all draws have.
+            first = results.get("config", {}).get("seed") == results.get("seed")
+            drawn = ("vary",) if first else ()
             kept = {
-                key: None if key.startswith(("runner.", *without)) else value
+                key: None if key.startswith(("runner.", *drawn, *without)) else value
                 for key, value in parameters.items()
             }
             row = {**kept, "model": name, "n": model["n"]}

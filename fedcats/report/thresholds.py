@@ -52,14 +52,14 @@ def sentences(results: Results, name: str) -> list[str]:
     """Say it when the accuracy and the area under the ROC curve differ in sign."""
     if found := view.replication(results).get(name):
         difference, area = found["difference"], found["measures"]["roc_auc"]
-        return [_other_way(area)] if _differ(difference, area["difference"]) else []
+        return [other_way(area)] if differ(difference, area["difference"]) else []
     one = results.get("comparison", {}).get(name)
     if one is None or "thresholdless" not in one:
         return []
     area_of_one = one["thresholdless"]["roc_auc"]
-    if not _differ(one["accuracy"]["difference"], area_of_one["difference"]):
+    if not differ(one["accuracy"]["difference"], area_of_one["difference"]):
         return []
-    said = [_other_way(area_of_one)]
+    said = [other_way(area_of_one)]
     if at := one.get("at_thresholds"):
         held = results["models"][name]["validation"]["n"]
         said.append(
@@ -69,14 +69,16 @@ def sentences(results: Results, name: str) -> list[str]:
     return said
 
 
-def _other_way(area: Unbounded | OverSeeds) -> str:
+def other_way(area: Unbounded | OverSeeds, what: str = "") -> str:
+    """Say it of the area; ``what`` comes first, such as " with fewer steps"."""
     return (
-        "The area under the ROC curve, which has no threshold, differs the other way, by "
+        f"The area under the ROC curve, which has no threshold, differs{what} the other way, by "
         f"{points(area['difference'] or 0, 2)} points ({interval(area)})."
     )
 
 
-def _differ(first: float | None, second: float | None) -> bool:
+def differ(first: float | None, second: float | None) -> bool:
+    """Whether two differences are of different sign."""
     return bool(first and second) and (first or 0) * (second or 0) < 0
 
 

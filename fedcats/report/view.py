@@ -38,7 +38,7 @@ IN_ONE_PLACE = ("centralized", "same_steps")  # models of all photos, and not me
 TITLES = {
     **{name: rule.title for name, rule in RULES.items()},
     "centralized": "centralized",
-    "same_steps": "centralized, same steps",
+    "same_steps": "centralized (same steps)",
     "soup": "greedy soup",
     "best_submodel": "best sub-model",
     "best": "best sub-model, chosen",
