@@ -332,3 +332,17 @@ def test_in_a_real_federation_no_update_leaves_its_site(tmp_path, photos):
     masked = [one for one in arrays if len(one)]
     assert len(arrays) > len(masked) == 3 * 2
     assert {one.numpy().dtype for record in masked for one in record.values()} == {np.dtype("i8")}
+
+
+def test_two_sites_are_too_few_before_anything_is_trained(tmp_path, photos):
+    grid = LocalGrid(app, 2)
+    for node, context in grid._contexts.items():
+        own = {"partition-id": node - 1, "num-partitions": 2, "data-path": str(photos)}
+        context.node_config = own
+    overrides = (
+        f"data=folder data.root={photos} model.name=squeezenet1_1 model.weights=none "
+        "strategy=fedavg strategy.secure=true"
+    )
+    raw = configuration({"overrides": overrides, "home": ""}, simulated=False)
+    with pytest.raises(UserError, match="of 2 clients' sum each knows too much"):
+        experiment(raw, tmp_path / "run", grid)
