@@ -146,8 +146,9 @@ def serve(tasks: Tasks, predictor: Predictor, trained: Trained, grid: Grid) -> N
     if this.sites is not None:
         nodes = [site.node for site in this.sites]
         limit = int(config.store.max_gb * 1e9)
-        largest = max(value.numel() for value in this.initial.state.values())
-        allow_arrays(8 * largest)  # bytes, of the numbers of a secure sum and of counters
+        secure = config.strategy.secure  # of which all numbers have eight bytes
+        tensors = this.initial.state.values()
+        allow_arrays(max(8 * value.numel() if secure else value.nbytes for value in tensors))
         transport = OnTheWire(
             store,
             nodes,
