@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedcats.report import tables, verdict, view
+from fedcats.report import privacy, tables, verdict, view
 from fedcats.results import Results
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def print_summary(results: Results, folder: Path, console: Console | None = None
             out.print(tables.to_rich(table))
             out.print()
     out.print(Text(" ".join(verdict.answer(results)), style="bold"))
+    for sentence in privacy.sentences(results):
+        out.print(Text(sentence))
     if text := _store_note(results):
         out.print(text, markup=False, highlight=False)
     # one line whatever the width, so that it can be copied
