@@ -106,7 +106,9 @@ def test_words_follow_from_the_numbers():
         "data": {"source": "folder"},
     }
     said = privacy.sentences(results)
-    assert said[0].startswith("All clients' updates: better than guessing")
+    assert said[0].startswith(
+        "All clients' updates: the strongest attack (LiRA / FedMIA) is better"
+    )
     assert "hides part of that" in said[-1]
     for one in found["hidden"]["polyak"].values():
         one |= {"value": -0.1, "low": -0.2, "high": -0.01}

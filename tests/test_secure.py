@@ -236,6 +236,10 @@ def test_over_flower_whoever_fails_the_others_are_summed(tmp_path, shared, fault
     clear = clear_mean([grid.updates[c] for c in clients], factors)
     assert all(torch.equal(means[name], value) for name, value in clear.items())
     assert not [*tmp_path.glob("masked-*")]
+    grid.broken.clear()
+    again = SecureSum(grid, ask.nodes, ask.like, store)
+    with pytest.raises(ValueError, match="no update that is not in a secure sum yet"):
+        again(lambda who: [0.1] * len(who))
 
 
 def test_too_few_clients_are_an_error_that_names_the_first(tmp_path):
@@ -333,3 +337,17 @@ def test_in_a_real_federation_no_update_leaves_its_site(tmp_path, photos):
     masked = [one for one in arrays if len(one)]
     assert len(arrays) > len(masked) == 3 * 2
     assert {one.numpy().dtype for record in masked for one in record.values()} == {np.dtype("i8")}
+
+
+def test_two_sites_are_too_few_before_anything_is_trained(tmp_path, photos):
+    grid = LocalGrid(app, 2)
+    for node, context in grid._contexts.items():
+        own = {"partition-id": node - 1, "num-partitions": 2, "data-path": str(photos)}
+        context.node_config = own
+    overrides = (
+        f"data=folder data.root={photos} model.name=squeezenet1_1 model.weights=none "
+        "strategy=fedavg strategy.secure=true"
+    )
+    raw = configuration({"overrides": overrides, "home": ""}, simulated=False)
+    with pytest.raises(UserError, match="of 2 clients' sum each knows too much"):
+        experiment(raw, tmp_path / "run", grid)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from fedcats.errors import UserError
+from fedcats.merging.secure import refusal
 from fedcats.models import build
 from fedcats.training.numerics import settle
 
@@ -62,6 +63,15 @@ def check_sizes(this: Inputs) -> None:
                 f"train.drop_last=true: {who} has {size} training images, fewer than "
                 f"train.batch_size={train.batch_size}, and would train on nothing"
             )
+
+
+def check_secure(this: Inputs) -> None:
+    """UserError when a secure sum would have too few clients: sites are counted only now."""
+    strategy = this.config.strategy
+    if this.sites is None or not strategy.secure:
+        return
+    if why := refusal(this.config.rules[strategy.rules[0]], len(this.plan.clients(1))):
+        raise UserError(f"strategy.secure=true: {why}")
 
 
 def check_step(this: Inputs, model: nn.Module) -> None:

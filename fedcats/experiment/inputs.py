@@ -25,7 +25,7 @@ from fedcats.data import (
 from fedcats.data.sources import part_source
 from fedcats.errors import UserError
 from fedcats.experiment.baseline_process import events_file
-from fedcats.experiment.checks import check_room, check_sizes, check_step
+from fedcats.experiment.checks import check_room, check_secure, check_sizes, check_step
 from fedcats.federated.cluster import check_cluster
 from fedcats.federated.quiet import default_workers
 from fedcats.federated.sites import Site, find_sites
@@ -264,6 +264,7 @@ def gather(
     )
     check_room(this, store)
     check_sizes(this)
+    check_secure(this)
     check_step(this, model)
     address = cluster_address(config)
     if grid is None and config.merges and address:

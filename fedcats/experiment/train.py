@@ -166,9 +166,10 @@ def serve(tasks: Tasks, predictor: Predictor, trained: Trained, grid: Grid) -> N
     if this.sites is not None:
         nodes = [site.node for site in this.sites]
         limit = int(config.store.max_gb * 1e9)
-        # Bytes, also of the numbers of a secure sum and of counters.
-        counted = 8 * max(value.numel() for value in this.initial.state.values())
-        allow_arrays(max(counted, tasks.largest))
+        # Bytes; those of a secure sum have eight for each number.
+        tensors, secure = this.initial.state.values(), config.strategy.secure
+        largest = max(8 * value.numel() if secure else value.nbytes for value in tensors)
+        allow_arrays(max(largest, tasks.largest))
         transport = OnTheWire(
             store,
             nodes,

@@ -47,6 +47,8 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
     else:
         member = Member.from_json(str(cast(ConfigRecord, context.state[_STATE])["member"]))
     said, arrays = _STEPS[step](member, asked, context)
+    if member.done:  # its secrets are of no use any more
+        member = Member(done=True)
     context.state[_STATE] = ConfigRecord({"member": member.to_json()})
     return RecordDict({"info": ConfigRecord(said), "arrays": arrays})
 
@@ -62,7 +64,10 @@ def _share(member: Member, asked: Any, context: Context) -> tuple[Any, ArrayReco
 
 
 def _mask(member: Member, asked: Any, context: Context) -> tuple[Any, ArrayRecord]:
+    if _UPDATE not in context.state:
+        raise ValueError("this client has no update that is not in a secure sum yet")
     where = cast(ConfigRecord, context.state[_UPDATE])
+    del context.state[_UPDATE]  # two sums of it, with others and without, would tell it
     store = Store(Path(str(where["store"])))
     update = read(store, str(where["key"]))
     if update is None:

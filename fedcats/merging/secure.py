@@ -323,7 +323,7 @@ def refusal(rule: Rule, clients: int) -> str:
         return f"{rule.name} needs the single updates"
     if clients < LEAST:
         return f"of {clients} clients' sum each knows too much; allowed are {LEAST} and more"
-    if max(public_weights(rule, range(clients), [1] * clients)) == 1.0:
+    if max(public_weights(rule, range(LEAST), [1] * LEAST)) == 1.0:
         return f"{rule.label}: the sum would be one client's update"
     return ""
 

@@ -27,11 +27,7 @@ def sentences(results: Results) -> list[str]:
     if (found := results.get("privacy")) is None:
         return []
     what = view.things(results)
-    said = [
-        _found(*one, what)
-        for one in _rows(results)
-        if not one[0].startswith("sub-model") or "clients" not in found
-    ]
+    said = [_found(*one, what) for one in _rows(results) if not one[0].startswith("sub-model ")]
     for rule, hidden in found["hidden"].items():
         if not hidden:
             continue
@@ -186,14 +182,13 @@ def _found(title: str, one: Membership, what: str) -> str:
     scores = one["attacks"][attack]
     auc, rate = scores["auc"], scores["tpr"]["0.01"]
     if auc["low"] > _GUESSING:
-        word = "Better than guessing"
+        word = "better than guessing"
     elif auc["high"] < _GUESSING:
-        word = "Worse than guessing"
+        word = "worse than guessing"
     else:
-        word = "No better than guessing, as far as these can show"
-    text = f"{title[0].upper()}{title[1:]}: {word[0].lower()}{word[1:]}: "
-    text += f"the strongest attack ({ATTACKS[attack]}) tells training {what} from others with an "
-    text += f"area under the curve of {_ends(auc)}"
+        word = f"no better than guessing, as far as these {what} can show"
+    text = f"{title[0].upper()}{title[1:]}: the strongest attack ({ATTACKS[attack]}) is {word}; it "
+    text += f"tells training {what} from others with an area under the curve of {_ends(auc)}"
     if rate is not None:
         text += f", and finds {_shares(rate)} of them at 1% false alarms"
     return f"{text}."
