@@ -426,3 +426,35 @@ def test_fisher_and_inputs_are_those_of_a_plain_loop() -> None:
     r = unpacked(inputs["one"][1:], 70, 5)
     assert torch.allclose(r.T @ r, x.T @ x, rtol=1e-5)
     assert set(inputs) == {"one", "two"}
+
+
+def held(thing: object) -> int:
+    """Numbers in all tensors that something holds."""
+    if isinstance(thing, torch.Tensor):
+        return thing.numel()
+    if isinstance(thing, dict | list | tuple):
+        return sum(map(held, thing.values() if isinstance(thing, dict) else thing))
+    return held(vars(thing)) if hasattr(thing, "__dict__") and not callable(thing) else 0
+
+
+@pytest.mark.parametrize(
+    "rule", [Stock(), Fisher(1e-3), RegMean(0.9, 1e-3), Ties(0.2), Dare(0.5), HEADS[0], HEADS[3]]
+)
+def test_memory_does_not_grow_with_the_number_of_clients(rule: Rule) -> None:
+    start, updates, examples = models(8, 40)
+    now = Round(start, PARAMETERS, pretrained=PARAMETERS)
+    accumulator, sizes = now.begin(rule), []
+    for i, (update, n) in enumerate(zip(updates, examples, strict=True), 1):
+        x = np.random.default_rng(i).normal(size=(n, 7))
+        given: dict[str, State] = {"fisher": {name: start[name] ** 2 for name in PARAMETERS}}
+        count = torch.tensor([n], dtype=torch.float64)
+        given["inputs"] = {"fc": torch.cat([count, packed(torch.from_numpy(x))])}
+        if isinstance(rule, Head):
+            given = of_client(rule, x, np.arange(n) % 2, 2)
+        elif isinstance(rule, Ties | Dare):
+            given = sent(rule, start, [update])[0]
+        now.add(update, n, Path(), given)
+        now.parts = {}
+        if i in (10, 40):
+            sizes.append(held({**vars(accumulator), "server_round": None}))
+    assert sizes[1] <= 1.5 * sizes[0]
