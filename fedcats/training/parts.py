@@ -188,10 +188,7 @@ def _loaded(task: Task, store: Store, trained: Mapping[str, Tensor]) -> nn.Modul
 def _work_out(task: Task, part: str, store: Store, images: Images, update: str) -> State:
     start = updates.get_weights(store, task.start)
     if kind(part) in _OF_PHOTOS:
-        base = updates.get_weights(store, task.base)
-        model = _loaded(task, store, {name: base[name] for name in start})
-        table = feature_table(model, part.split(":")[1], images).double()
-        table = torch.cat([table, table.new_ones(len(table), 1)], dim=1)
+        table = _own_features(task, part.split(":")[1], store, images, [*start])
         if kind(part) == "gram":
             return {"factor": packed(table)}
         return {"sums": _sums(table, images.labels, task.num_classes, int(part.split(":")[2]))}
@@ -207,6 +204,23 @@ def _work_out(task: Task, part: str, store: Store, images: Images, update: str) 
         rows = [name for name, (places, _) in layers.items() if places == 1]
         return _fisher(model, images, rows, [*start], _seed(task, part))
     return _inputs(model, images, [*start])
+
+
+_features_of_process: dict[tuple[str, ...], Tensor] = {}  # of the last photos: several parts' own
+
+
+def _own_features(
+    task: Task, which: str, store: Store, images: Images, trained: Sequence[str]
+) -> Tensor:
+    """The start model's features of the client's photos with a 1 behind each, float64."""
+    key = (task.base, which, images.digest, task.device, str(task.threads))
+    if key not in _features_of_process:
+        base = updates.get_weights(store, task.base)
+        model = _loaded(task, store, {name: base[name] for name in trained})
+        table = feature_table(model, which, images).double()
+        _features_of_process.clear()
+        _features_of_process[key] = torch.cat([table, table.new_ones(len(table), 1)], dim=1)
+    return _features_of_process[key]
 
 
 def _sums(table: Tensor, labels: NDArray[Any], classes: int, subsets: int) -> Tensor:
