@@ -376,14 +376,15 @@ def test_an_encoding_is_right_on_average(rule: Rule) -> None:
 class Tiny(nn.Module):
     """A convolution, a change in place, and two linear layers."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, norm: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
+        self.conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(4) if norm else nn.Identity()
         self.relu = nn.ReLU(inplace=True)
         self.one, self.two = nn.Linear(4, 6), nn.Linear(6, 3, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.relu(self.conv(x)).mean((2, 3))
+        x = self.relu(self.norm(self.conv(x))).mean((2, 3))
         return self.two(self.relu(self.one(x)))  # type: ignore[no-any-return]
 
 
@@ -400,10 +401,11 @@ class Pixels:
         return self.x[batch]
 
 
-def test_fisher_and_inputs_are_those_of_a_plain_loop() -> None:
+@pytest.mark.parametrize("norm", [False, True])
+def test_fisher_and_inputs_are_those_of_a_plain_loop(norm: bool) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model, images = Tiny().eval(), Pixels(torch.randn(70, 3, 8, 8))
+        model, images = Tiny(norm=norm).eval(), Pixels(torch.randn(70, 3, 8, 8))
     names = [name for name, _ in model.named_parameters()]
     found = parts._fisher(model, images, ["one", "two"], names, 5)  # type: ignore[arg-type]
     assert list(found) == names
@@ -420,7 +422,7 @@ def test_fisher_and_inputs_are_those_of_a_plain_loop() -> None:
         assert torch.allclose(found[name].double(), total[name] / 70, rtol=1e-4, atol=1e-9)
     inputs = parts._inputs(model, images, names)  # type: ignore[arg-type]
     with torch.no_grad():
-        x = model.relu(model.conv(images.x)).mean((2, 3)).double()
+        x = model.relu(model.norm(model.conv(images.x))).mean((2, 3)).double()
         x = torch.cat([x, torch.ones(70, 1)], 1)
     assert inputs["one"][0] == 70
     r = unpacked(inputs["one"][1:], 70, 5)
