@@ -7,7 +7,7 @@ from typing import NamedTuple
 from fedcats.errors import RunError
 from fedcats.experiment.predictions import Candidate, Parts, Predictor
 from fedcats.merging.rules import UPDATE, Merge, Round, Rule
-from fedcats.tensors import digest
+from fedcats.tensors import State, digest
 from fedcats.training.parts import read_part
 from fedcats.training.update import read
 
@@ -49,13 +49,16 @@ def merge_stored(
     needs = dict.fromkeys(need for rule in rules for need in rule.needs)
     sent: Counter[str] = Counter()
     for client, key in updates.items():
-        update = read(store, key)
-        if update is None:
-            raise RunError(f"store {store.root}: a sub-model is gone; run the same again")
         given = {need: read_part(store, parts[client][need]) for need in needs if need != UPDATE}
-        for need, tensors in {UPDATE: update.tensors, **given}.items():
+        own: State = {}
+        if UPDATE in needs:
+            update = read(store, key)
+            if update is None:
+                raise RunError(f"store {store.root}: a sub-model is gone; run the same again")
+            own = update.tensors
+        for need, tensors in {UPDATE: own, **given}.items():
             sent[need] += sum(value.nbytes for value in tensors.values())
-        now.add(update.tensors, examples[client], store.path(key), given)
+        now.add(own, examples[client], store.path(key), given)
     found = []
     for rule, accumulator in zip(rules, begun, strict=True):
         try:

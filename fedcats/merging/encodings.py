@@ -40,7 +40,7 @@ def encode(
         Of the draws of this client in this round.
     """
     kind, _, given = part.partition(":")
-    names = [name for name in start if name in parameters]
+    names = _order(start, parameters)
     sent = {name: update[name] for name in start if name not in parameters}
     flat = [(update[name].double() - start[name].double()).flatten().float() for name in names]
     draw = np.random.default_rng(seed)
@@ -69,7 +69,7 @@ def decode(
 ) -> State:
     """Differences from the start, float32 of parameters and float64 of the others."""
     kind, _, given = part.partition(":")
-    names = [name for name in start if name in parameters]
+    names = _order(start, parameters)
     sizes = [start[name].numel() for name in names]
     found = {n: sent[n].double() - v.double() for n, v in start.items() if n not in parameters}
     if kind in ("fp16", "int8"):
@@ -92,7 +92,7 @@ def decode(
 def shapes(part: str, start: Mapping[str, Tensor], parameters: Set[str], seed: int) -> State:
     """What `encode` gives, by shapes and dtypes: meta tensors."""
     kind, _, given = part.partition(":")
-    names = [name for name in start if name in parameters]
+    names = _order(start, parameters)
     sizes = [start[name].numel() for name in names]
     sent = {name: _meta(v.shape, v.dtype) for name, v in start.items() if name not in parameters}
     if kind in ("fp16", "int8"):
@@ -116,6 +116,11 @@ def check(part: str, sent: Mapping[str, Tensor], sizes: int, seed: int) -> None:
         bits = np.unpackbits(sent[_KEPT].numpy())
         if int(bits[:sizes].sum()) != len(sent[_VALUES]) or bits[sizes:].any():
             raise ValueError(f"its {part} has {len(sent[_VALUES])} values for other places")
+
+
+def _order(start: Mapping[str, Tensor], parameters: Set[str]) -> list[str]:
+    """The same at client and server: what comes out of a file has another order than a model."""
+    return sorted(name for name in start if name in parameters)
 
 
 def _meta(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -22,6 +22,7 @@ from typing import Any, cast
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from fedcats.data import Images
 from fedcats.errors import RunError
@@ -188,10 +189,7 @@ def _loaded(task: Task, store: Store, trained: Mapping[str, Tensor]) -> nn.Modul
 def _work_out(task: Task, part: str, store: Store, images: Images, update: str) -> State:
     start = updates.get_weights(store, task.start)
     if kind(part) in _OF_PHOTOS:
-        base = updates.get_weights(store, task.base)
-        model = _loaded(task, store, {name: base[name] for name in start})
-        table = feature_table(model, part.split(":")[1], images).double()
-        table = torch.cat([table, table.new_ones(len(table), 1)], dim=1)
+        table = _own_features(task, part.split(":")[1], store, images, [*start])
         if kind(part) == "gram":
             return {"factor": packed(table)}
         return {"sums": _sums(table, images.labels, task.num_classes, int(part.split(":")[2]))}
@@ -207,6 +205,23 @@ def _work_out(task: Task, part: str, store: Store, images: Images, update: str) 
         rows = [name for name, (places, _) in layers.items() if places == 1]
         return _fisher(model, images, rows, [*start], _seed(task, part))
     return _inputs(model, images, [*start])
+
+
+_features_of_process: dict[tuple[str, ...], Tensor] = {}  # of the last photos: several parts' own
+
+
+def _own_features(
+    task: Task, which: str, store: Store, images: Images, trained: Sequence[str]
+) -> Tensor:
+    """The start model's features of the client's photos with a 1 behind each, float64."""
+    key = (task.base, which, images.digest, task.device, str(task.threads))
+    if key not in _features_of_process:
+        base = updates.get_weights(store, task.base)
+        model = _loaded(task, store, {name: base[name] for name in trained})
+        table = feature_table(model, which, images).double()
+        _features_of_process.clear()
+        _features_of_process[key] = torch.cat([table, table.new_ones(len(table), 1)], dim=1)
+    return _features_of_process[key]
 
 
 def _sums(table: Tensor, labels: NDArray[Any], classes: int, subsets: int) -> Tensor:
@@ -285,13 +300,23 @@ def _width(model: str, classes: int, which: str) -> int:
 def _fisher(
     model: nn.Module, images: Images, rows: Sequence[str], trained: Sequence[str], seed: int
 ) -> State:
-    """By parameter; photo by photo, but for the linear layers ``rows``, of 64 photos at once.
+    """By parameter, float32.
 
-    For one row of input x the gradient is ``delta x^T``: its squares are ``delta^2 (x^2)^T``.
+    Of a linear layer with one row of input x for each photo (``rows``) the gradient is
+    ``delta x^T``, so its squares are ``delta^2 (x^2)^T``; a convolution's is worked out for each
+    photo from its input and delta. With parameters of other layers the photos go one by one.
     """
     device = next(model.parameters()).device
     wanted = {name: p for name, p in model.named_parameters() if name in trained}
-    apart = {f"{name}.{part}" for name in rows for part in ("weight", "bias")}
+    layers = {name: model.get_submodule(name) for name in rows}
+    layers |= {
+        name: layer
+        for name, layer in model.named_modules()
+        if type(layer) is nn.Conv2d
+        and layer.padding_mode == "zeros"
+        and f"{name}.weight" in trained
+    }
+    apart = {f"{name}.{own}" for name in layers for own in ("weight", "bias")}
     others = {name: p for name, p in wanted.items() if name not in apart}
     for name, p in model.named_parameters():
         p.requires_grad_(name in others)
@@ -305,31 +330,37 @@ def _fisher(
         return out.clone()  # which the next layer may change in place
 
     hooks = [
-        model.get_submodule(name).register_forward_hook(functools.partial(keep, name=name))
-        for name in rows
+        layer.register_forward_hook(functools.partial(keep, name=name))
+        for name, layer in layers.items()
     ]
     try:
-        for batch in torch.split(torch.arange(len(images)), _BATCH):
-            pixels = images.input(batch, device)
-            inputs: dict[str, list[Tensor]] = {name: [] for name in rows}
-            deltas: dict[str, list[Tensor]] = {name: [] for name in rows}
-            for i in range(len(batch)):
-                scores = torch.log_softmax(model(pixels[i : i + 1])[0], dim=0)
-                label = int(torch.multinomial(scores.detach().exp().cpu(), 1, generator=draw))
-                wrt = [*others.values(), *(out for _, out in seen.values())]
-                grads = torch.autograd.grad(scores[label], wrt, allow_unused=True)
-                for name, grad in zip(others, grads, strict=False):
-                    if grad is not None:
-                        total[name] += grad**2
-                for (name, (x, _)), grad in zip(seen.items(), grads[len(others) :], strict=True):
-                    inputs[name].append(x)
-                    deltas[name].append(grad)
-            for name in rows:
-                squares = torch.cat(deltas[name]) ** 2
-                total[f"{name}.weight"] += squares.T @ torch.cat(inputs[name]) ** 2
+        for batch in torch.split(torch.arange(len(images)), 1 if others else _BATCH):
+            scores = torch.log_softmax(model(images.input(batch, device)), dim=1)
+            shares = scores.detach().exp().cpu()
+            labels = torch.cat([torch.multinomial(one, 1, generator=draw) for one in shares])
+            picked = scores.gather(1, labels.to(device)[:, None]).sum()
+            wrt = [*others.values(), *(out for _, out in seen.values())]
+            grads = torch.autograd.grad(picked, wrt, allow_unused=True)
+            for name, grad in zip(others, grads, strict=False):
+                if grad is not None:
+                    total[name] += grad**2
+            for (name, (x, _)), delta in zip(seen.items(), grads[len(others) :], strict=True):
+                weight, bias = _squares(layers[name], x, delta)
+                total[f"{name}.weight"] += weight
                 if f"{name}.bias" in total:
-                    total[f"{name}.bias"] += squares.sum(0)
+                    total[f"{name}.bias"] += bias
     finally:
         for hook in hooks:
             hook.remove()
     return {name: (value / len(images)).contiguous().cpu() for name, value in total.items()}
+
+
+def _squares(layer: nn.Module, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over photos of the squared gradients of weight and bias, from input and output's."""
+    if isinstance(layer, nn.Conv2d):
+        how = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        weight = torch.zeros_like(layer.weight)
+        for own, one in zip(torch.split(x, 1), torch.split(delta, 1), strict=True):
+            weight += conv2d_weight(own, layer.weight.shape, one, *how) ** 2  # type: ignore[no-untyped-call]
+        return weight, (delta.sum((2, 3)) ** 2).sum(0)
+    return (delta**2).T @ x**2, (delta**2).sum(0)
