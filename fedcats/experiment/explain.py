@@ -27,7 +27,7 @@ from fedcats.metrics import NOT_FINITE, paired_interval
 from fedcats.metrics import explained as metrics
 from fedcats.metrics.measures import MEASURES
 from fedcats.report.estimate import LAST, Work
-from fedcats.results_explained import (
+from fedcats.results.explained import (
     Explained,
     LastExplains,
     Line,
@@ -85,7 +85,7 @@ def explain(predictor: Predictor, trained: Trained, start: str, progress: Progre
     Returns
     -------
     dict
-        `fedcats.results_explained.Explained`. All merges that it takes are tested on the test
+        `fedcats.results.explained.Explained`. All merges that it takes are tested on the test
         images and kept in the store, so that what was interrupted goes on where it stopped.
 
     Raises

@@ -10,7 +10,7 @@ import safetensors
 import torch
 
 from fedcats.metrics.explained import geometry
-from fedcats.results_explained import Layer
+from fedcats.results.explained import Layer
 from fedcats.storage import Store
 
 _CHUNK = 1 << 17  # elements of each update at a time: one MB in float64

@@ -34,7 +34,7 @@ from fedcats.metrics.membership import (
 from fedcats.report import Progress
 from fedcats.report.estimate import LAST, Work
 from fedcats.results import Results
-from fedcats.results_privacy import AttackScores, Estimate, Membership, Privacy
+from fedcats.results.privacy import AttackScores, Estimate, Membership, Privacy
 from fedcats.seeding import derive_seed
 from fedcats.text import write_csv
 

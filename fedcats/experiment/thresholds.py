@@ -12,7 +12,7 @@ from fedcats.metrics.thresholds import (
     compare_thresholdless,
     thresholdless,
 )
-from fedcats.results_explained import Against, OwnThreshold, Thresholdless
+from fedcats.results.explained import Against, OwnThreshold, Thresholdless
 
 
 def thresholds(

@@ -22,7 +22,7 @@ from fedcats.report.drawing import (
     look,
 )
 from fedcats.results import Results
-from fedcats.results_explained import Explained, Line
+from fedcats.results.explained import Explained, Line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from fedcats.report import view
 from fedcats.report.explain_figures import kinds
 from fedcats.report.view import interval, percent, points
 from fedcats.results import Results
-from fedcats.results_explained import Explained, Orders
+from fedcats.results.explained import Explained, Orders
 
 
 @dataclass(frozen=True)

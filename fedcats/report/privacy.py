@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fedcats.report import view
 from fedcats.report.tables import EMPTY, Table
 from fedcats.results import Results
-from fedcats.results_privacy import Estimate, Membership
+from fedcats.results.privacy import Estimate, Membership
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

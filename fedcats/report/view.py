@@ -25,7 +25,7 @@ from fedcats.results import (
     Scores,
     Unbounded,
 )
-from fedcats.results_explained import Against, OwnThreshold, Without
+from fedcats.results.explained import Against, OwnThreshold, Without
 
 SCORES: tuple[Score, ...] = ("accuracy", "precision", "recall")
 MEASURES: tuple[Measure, ...] = (*SCORES, "f1", "loss")

@@ -9,16 +9,16 @@ files (relative to the data folder) are as the data has them.
 
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-from fedcats.compared import AtThresholds as AtThresholds
-from fedcats.compared import Comparison as Comparison
-from fedcats.compared import Difference as Difference
-from fedcats.compared import OverSeeds as OverSeeds
-from fedcats.compared import Replicated as Replicated
-from fedcats.compared import Split as Split
-from fedcats.compared import SplitOverSeeds as SplitOverSeeds
-from fedcats.compared import Unbounded as Unbounded
-from fedcats.results_explained import Explained
-from fedcats.results_privacy import Privacy
+from fedcats.results.compared import AtThresholds as AtThresholds
+from fedcats.results.compared import Comparison as Comparison
+from fedcats.results.compared import Difference as Difference
+from fedcats.results.compared import OverSeeds as OverSeeds
+from fedcats.results.compared import Replicated as Replicated
+from fedcats.results.compared import Split as Split
+from fedcats.results.compared import SplitOverSeeds as SplitOverSeeds
+from fedcats.results.compared import Unbounded as Unbounded
+from fedcats.results.explained import Explained
+from fedcats.results.privacy import Privacy
 
 Score = Literal["accuracy", "precision", "recall"]
 Measure = Literal["accuracy", "precision", "recall", "f1", "loss"]
