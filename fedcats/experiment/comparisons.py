@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from fedcats.metrics import compare
-from fedcats.metrics.thresholds import (
-    best_threshold,
-    compare_at_thresholds,
-    compare_thresholdless,
-    thresholdless,
-)
-from fedcats.metrics.verdict import holm
+from fedcats.metrics.against import compare_each
+from fedcats.metrics.thresholds import best_threshold, compare_at_thresholds, thresholdless
 from fedcats.report.view import IN_ONE_PLACE
 from fedcats.results import Comparison, Results
 from fedcats.seeding import derive_seed
@@ -37,11 +31,15 @@ def record_comparisons(inputs: Inputs, predicted: Predicted, results: Results) -
         model["thresholdless"] = thresholdless(labels, predicted[name][0])
 
     def against(reference: str, names: Sequence[str]) -> dict[str, Comparison]:
-        found = {name: _compared(inputs, predicted, name, reference, thresholds) for name in names}
-        adjusted = holm([one["mcnemar_p"] for one in found.values()])
-        for one, p in zip(found.values(), adjusted, strict=True):
-            one["mcnemar_p_holm"] = p
-        return found
+        return compare_each(
+            labels,
+            {name: predicted[name][0] for name in names},
+            predicted[reference][0],
+            seed=derive_seed(inputs.config.draws.own, "bootstrap"),
+            thresholds={name: (thresholds[name], thresholds[reference]) for name in names}
+            if thresholds
+            else {},
+        )
 
     merged = [name for name in predicted if is_merged(name)]
     if "centralized" in predicted:
@@ -60,19 +58,3 @@ def record_comparisons(inputs: Inputs, predicted: Predicted, results: Results) -
 def is_merged(model: str) -> bool:
     """Whether a model of that name was merged, not trained."""
     return model not in IN_ONE_PLACE and not model.startswith("submodel/")
-
-
-def _compared(
-    inputs: Inputs,
-    predicted: Predicted,
-    name: str,
-    reference: str,
-    thresholds: Mapping[str, float],
-) -> Comparison:
-    labels, pair = inputs.dataset.test.labels, (predicted[name][0], predicted[reference][0])
-    found = compare(labels, *pair, seed=derive_seed(inputs.config.draws.own, "bootstrap"))
-    more = {"thresholdless": compare_thresholdless(labels, *pair)}
-    if thresholds:
-        both = thresholds[name], thresholds[reference]
-        more["at_thresholds"] = compare_at_thresholds(labels, *pair, both)  # type: ignore[assignment]
-    return cast(Comparison, {**found, **more})

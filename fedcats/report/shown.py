@@ -211,11 +211,12 @@ def beside(base: Finished, federated: Finished, merged: Sequence[Finished]) -> R
     UserError
         When they were not tested on the same photos.
     """
-    from fedcats.metrics import compare, read_predictions
+    from fedcats.metrics import read_predictions
+    from fedcats.metrics.against import compare_each
     from fedcats.seeding import derive_seed
 
     models: dict[str, Model] = {"centralized": base.results["models"]["centralized"]}
-    comparison = {}
+    predicted, thresholds = {}, {}
     path = base.folder / models["centralized"]["predictions"]
     reference = read_predictions(path)
     seed = derive_seed(federated.results["seed"], "bootstrap")
@@ -231,16 +232,30 @@ def beside(base: Finished, federated: Finished, merged: Sequence[Finished]) -> R
     for run in merged:
         for name, model in view.merged(run.results).items():
             key = name if name not in models else view.title(run.results, name)
-            found = read_predictions(run.folder / model["predictions"])
             models[key] = model
-            comparison[key] = compare(
-                found.labels, found.probabilities, reference.probabilities, seed=seed
-            )
+            predicted[key] = read_predictions(run.folder / model["predictions"]).probabilities
+            if "threshold" in model and "threshold" in models["centralized"]:
+                own_value, other = model["threshold"], models["centralized"]["threshold"]
+                thresholds[key] = own_value["value"], other["value"]
     whole = federated.results | {
         "models": models | own,
-        "comparison": comparison,
+        "comparison": compare_each(
+            reference.labels,
+            predicted,
+            reference.probabilities,
+            seed=seed,
+            thresholds=thresholds,
+        ),
         "store": {},
     }
-    for part in ("replication", "rounds", "grid"):
+    for part in (
+        "replication",
+        "split",
+        "split_over_seeds",
+        "rounds",
+        "grid",
+        "explained",
+        "privacy",
+    ):
         whole.pop(part, None)
     return cast(Results, whole)
