@@ -4,7 +4,6 @@ import csv
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ import pytest
 from fedcats.errors import UserError
 
 
-@pytest.mark.skipif(not find_spec("tensorboard"), reason="tensorboard is not installed")
 def test_tensorboard_has_what_the_results_have(run: Callable[..., Any]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
