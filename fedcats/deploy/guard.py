@@ -27,12 +27,16 @@ _PREFIX = "fedcats-rehearsal-"
 _NEW_SECONDS = 60.0
 
 
-def members(mark: str) -> list[psutil.Process]:
-    """All living processes with that mark, whoever started them."""
+def members(mark: str, *folders: str) -> list[psutil.Process]:
+    """All living processes with that mark, or at work in these folders, whoever started them.
+
+    nginx writes its title over its environment, and the mark is gone.
+    """
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == mark:
+            place = Path(process.cwd())
+            if process.environ().get(MARK) == mark or any(map(place.is_relative_to, folders)):
                 found.append(process)
     return found
 
@@ -83,7 +87,7 @@ def _locked(folder: Path) -> Iterator[bool]:
 def main() -> None:
     """Wait, then kill until nothing is left."""
     sys.stdin.read()
-    while left := members(sys.argv[1]):
+    while left := members(*sys.argv[1:]):
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
