@@ -160,7 +160,7 @@ def test_these_commands_start_without_hydra(monkeypatch: pytest.MonkeyPatch, cap
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("beta=0.3", "beta: no such key; did you mean strategy.beta?"),
+        ("beta=0.3", "beta: no such key; did you mean strategy.beta or"),
         ("epochs=3", "did you mean train.epochs?"),
         ("lr=3", "did you mean train.lr or"),
         ("trian.epochs=3", "did you mean train.epochs?"),

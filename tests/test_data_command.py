@@ -71,7 +71,7 @@ def test_show_writes_a_sheet_for_each_shard(
     counts = [int(word) for line in lines[-4:-1] for word in line.split() if word.isdigit()]
     assert sum(counts) == 27
     heights = [Image.open(out / f"shard-{client}.png").height for client in range(3)]
-    assert heights[0] < heights[2]  # 4 and 15 images, ten in a row
+    assert len({*heights}) == 2  # of 4, 8 and 15 images, ten in a row
 
 
 @pytest.mark.parametrize(

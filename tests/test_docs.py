@@ -89,6 +89,7 @@ RUNS = {
         "explain.points=3",
         "explain.orders=2",
         "explain.coalitions=3",
+        "privacy=measure",
     ],
     "merge": ["merge.rules=[polyak,stock,soup,best,ensemble]", "merge.betas=[0.5]"],
 }

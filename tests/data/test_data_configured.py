@@ -177,7 +177,7 @@ def test_more_clients_than_images(run: Go, partition: str) -> None:
 def test_uneven_shards_are_weighted_by_their_sizes(run: Go) -> None:
     results, _ = run(*QUICK, "partition=linear", "partition.num_shards=3")
     sizes = [shard["examples"] for shard in results["data"]["shards"]]
-    assert sizes[0] < sizes[1] < sizes[2]
+    assert len({*sizes}) == 3
     weights = results["models"]["fedavg"]["effective_weights"]
     assert weights == pytest.approx([size / sum(sizes) for size in sizes])
 

@@ -250,7 +250,7 @@ def test_the_run_fails_without_waiting_for_a_client_that_hangs(
     started = time.monotonic()
     with pytest.raises(RunError, match="client 0 failed in round 1: the camera is broken"):
         broken("raise:0 stop:1", "seed=22")
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 500  # of the 3,600 that a client has
 
 
 def test_clients_that_not_even_end_themselves_are_given_up_on(

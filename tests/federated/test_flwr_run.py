@@ -186,7 +186,7 @@ def test_under_flwr_run_too_one_killed_client_is_left_out_and_no_other(
     process = start(simulator, *TINY, *three, *keep, "runner.workers=1", cwd=tmp_path)
     events = tmp_path / "there/progress.jsonl"
     wait_until(lambda: events.is_file() and events.stat().st_size)
-    (client,) = rays(simulator, "ClientAppActor.run")
+    (client,) = wait_until(lambda: rays(simulator, "ClientAppActor.run"))  # not between two tasks
     heard = listening(processes(simulator))
     assert {"raylet", "flower-superlin"} <= {name for name, _, _ in heard}
     assert reachable(heard) == []

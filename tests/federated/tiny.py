@@ -16,6 +16,7 @@ TINY = [
     "model.name=squeezenet1_1",
     "model.weights=none",
     "strategy.rules=[polyak]",
+    "reference=[full]",
 ]
 LONG = ["train.epochs=12", "store.checkpoint_seconds=0"]
 
