@@ -73,7 +73,7 @@ def test_in_results_report_and_folder(run):
     assert (found["clients"]["members"], found["clients"]["nonmembers"]) == (16, 3 * 16 + 4 * 12)
     assert found["models"]["centralized"]["members"] == 16
     page = (folder / "report.html").read_text()
-    assert "What the weights give away" in page and "exposed" not in re.sub("(?s)<pre>.*", "", page)
+    assert "What the weights give away" in page and "exposed" not in re.sub("(?s)<pre.*", "", page)
     assert "what Polyak β = 0.5 hides" in page and "not resolvable" in page
     with (folder / "exposed.csv").open() as file:
         rows = list(csv.DictReader(file))

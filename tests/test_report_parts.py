@@ -51,7 +51,7 @@ def answers(wrong: int, tilt: float = 0.0) -> np.ndarray:
 def results_of(models: dict[str, np.ndarray], held: int = 0) -> dict[str, Any]:
     """The results of a run with these answers."""
     found: dict[str, Any] = {"data": {"classes": ["a", "b"], "source": "folder"}, "seed": 0}
-    found["data"] |= {"train": {}, "shards": []}
+    found["data"] |= {"train": {}, "test": {}, "shards": []}
     found["models"] = {
         name: {**scores(LABELS, p, ["a", "b"]), "training": {"steps": 10, "examples": 9}}
         for name, p in models.items()

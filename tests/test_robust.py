@@ -57,7 +57,7 @@ def elements(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("n", [1, 2, 3, 6, 9])
 def test_median_is_numpys(tmp_path: Path, elements: None, n: int) -> None:
     own = states(n)
-    merged, steps, key = merge(Median(), write(tmp_path, own))
+    merged, steps, key, _ = merge(Median(), write(tmp_path, own))
     assert (steps, key) == ((), "median")
     for name in ("w", "b", "number"):
         expected = np.median(stacked(own, name), axis=0).astype(np.float32)
@@ -71,7 +71,7 @@ def test_median_is_numpys(tmp_path: Path, elements: None, n: int) -> None:
 @pytest.mark.parametrize("trim", [0.0, 0.2, 0.49])
 def test_trimmed_mean_is_scipys(tmp_path: Path, elements: None, n: int, trim: float) -> None:
     own = states(n)
-    merged, steps, key = merge(TrimmedMean(trim), write(tmp_path, own))
+    merged, steps, key, _ = merge(TrimmedMean(trim), write(tmp_path, own))
     assert (steps, key) == ((), f"trimmed mean {trim:g}")
     for name in ("w", "b", "number"):
         expected = scipy.stats.trim_mean(stacked(own, name), trim, axis=0)
@@ -99,7 +99,7 @@ def test_krum_is_what_it_says(tmp_path: Path, n: int, malicious: int, seed: int)
             merge(Krum(malicious), paths)
         return
     chosen = brute_force(own, malicious)
-    merged, steps, _ = merge(Krum(malicious), paths)
+    merged, steps, *_ = merge(Krum(malicious), paths)
     assert all(torch.equal(merged[name], own[chosen][name]) for name in merged)
     assert steps == [1.0, *(float(i == chosen) for i in range(1, n))]
 

@@ -79,6 +79,7 @@ def _write(sweeps: Sequence[Sequence[Results]], out: Path) -> None:
         answer=said,
         meta=f"{sum(map(len, sweeps))} runs",
         points=table,
+        frontier=None,
         seeds=[],
         jobs=[],
     )
