@@ -66,9 +66,11 @@ def test_a_photo_of_several_clients_has_too_few_shadow_models_elsewhere():
 
 def test_in_results_report_and_folder(run):
     overrides = ["partition.num_shards=4", "train.epochs=1", "runner=local", "privacy=measure"]
-    results, folder = run(*overrides, "privacy.exposed=3", "strategy.rules=[polyak]")
+    overrides += ["reference=[full,same_steps]", "strategy.rules=[polyak]"]
+    results, folder = run(*overrides, "privacy.exposed=3")
     found = results["privacy"]
-    assert {*found["models"]} == {*results["models"]}
+    assert {*found["models"]} == {*results["models"]} - {"same_steps"}
+    assert {*found["hidden"]} == {"polyak"}
     assert {*found["clients"]["attacks"]} == {"loss", "lira", "rmia"}
     assert (found["clients"]["members"], found["clients"]["nonmembers"]) == (16, 3 * 16 + 4 * 12)
     assert found["models"]["centralized"]["members"] == 16

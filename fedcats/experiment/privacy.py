@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedcats.experiment.comparisons import is_merged
 from fedcats.experiment.evaluate import candidates
 from fedcats.experiment.predictions import Predictor
 from fedcats.experiment.train import Trained
@@ -66,10 +67,15 @@ class Attacked:
 def measure_privacy(
     predictor: Predictor, trained: Trained, results: Results, progress: Progress
 ) -> None:
-    """Attack every scored model, and say under ``privacy`` what came of it."""
+    """Attack every scored model that anybody gets; say under ``privacy`` what came of it."""
     inputs = predictor.inputs
     train, test = inputs.dataset.train, inputs.dataset.test
-    models = {n: one for n, one in candidates(predictor, trained).items() if n in results["models"]}
+    models = {
+        name: one
+        for name, one in candidates(predictor, trained).items()
+        # Of the model with fewer steps, which nobody gets, not all photos are members.
+        if name in results["models"] and name != "same_steps"
+    }
     work = Work(len(train) / 3 / inputs.workers, len(models), LAST, 1)
     progress.expect({_TEST: work})
 
@@ -153,7 +159,7 @@ def _judge(attacked: Mapping[str, Attacked], weights: np.ndarray) -> Privacy:
     if said := _membership(own, everyone, weights):
         found["clients"] = said
     for name, one in attacked.items():
-        if name == "centralized" or name.startswith("submodel/") or len(own) < 2:
+        if not is_merged(name) or len(own) < 2:
             continue
         nobody = ~(one.member | np.any([client.member for client in own], axis=0))
         hidden = {}
