@@ -251,7 +251,7 @@ def test_a_run_explains_itself_and_a_second_one_from_the_store(
     monkeypatch.setattr("fedcats.experiment.explain.on_own_photos", kept)
     asked = [
         *SMALL, *FEW, "partition.num_shards=3", "hold_out=0.3", "explain.betas=[0.5,1]",
-        "strategy.rules=[polyak,median]", "explain.precision=bfloat16",
+        "strategy.rules=[ridge,polyak,median]", "explain.precision=bfloat16",
     ]  # fmt: skip
     results, folder = run(*asked)
     found = check_results(folder)["explained"]

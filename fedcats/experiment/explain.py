@@ -103,7 +103,8 @@ def explain(predictor: Predictor, trained: Trained, start: str, progress: Progre
     orders = metrics.draw_orders(clients, settings.orders, _seed(predictor, "orders"))
     points = [i / (settings.points - 1) for i in range(settings.points)] if settings.points else []
     polyaks = _polyaks(predictor, trained) if orders else []
-    pairs = _pairs(models, some) if points else []
+    wholes = [name for name in models.merged if not trained.rules[name].is_last]  # no heads
+    pairs = _pairs(models, some, wholes[:1]) if points else []
     without = _without(predictor, trained, models)
     game = _Game.of(predictor, models)
     mixtures = dict.fromkeys(
@@ -293,10 +294,10 @@ def _spread(
 # --- lines ------------------------------------------------------------------------------------
 
 
-def _pairs(models: _Models, clients: Sequence[int]) -> list[tuple[str, str]]:
+def _pairs(models: _Models, clients: Sequence[int], merged: Sequence[str]) -> list[tuple[str, str]]:
     """Of all drawn sub-models, the first rule's merge and the centralized model."""
     names = [f"submodel/{client}" for client in clients]
-    names += [*list(models.merged)[:1], *(["centralized"] if models.centralized else [])]
+    names += [*merged, *(["centralized"] if models.centralized else [])]
     return [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
 
 

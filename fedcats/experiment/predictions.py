@@ -152,7 +152,7 @@ class Predictor:
         some = test.subset(range(min(_TRIED, len(test))))
         settle(self.inputs.config.runner.threads)
         if which := head_of(state):
-            table = feature_table(self._model(self.inputs.initial.state), which, some)
+            table = feature_table(self._start_model(), which, some)
             return finite([head_scores(table, state, which).numpy()])
         return finite(predict([self._model(self.inputs.initial.state | state)], some))
 
@@ -218,17 +218,25 @@ class Predictor:
         """The start model's features of the images, which all heads share; worked out once."""
         with self._lock:
             if (which, images.digest) not in self._tables:
-                model = self._model(self.inputs.initial.state)
-                self._tables[which, images.digest] = feature_table(model, which, images)
+                self._tables[which, images.digest] = feature_table(
+                    self._start_model(), which, images
+                )
             return self._tables[which, images.digest]
 
     def _model(self, whole: State) -> nn.Module:
-        name, classes = self.inputs.config.model.name, len(self.inputs.dataset.classes)
-        model = build.empty(name, classes, whole)
+        model = self._whole(whole)
         if self.precision != "float32":
             build.pool_first(model)
-        model = model.to(self.inputs.device, getattr(torch, self.precision))
-        return model.to(memory_format=torch.channels_last)
+        return model.to(getattr(torch, self.precision))
+
+    def _start_model(self) -> nn.Module:
+        """For features, in float32 whatever the precision: they are worked out once."""
+        return self._whole(self.inputs.initial.state)
+
+    def _whole(self, state: State) -> nn.Module:
+        name, classes = self.inputs.config.model.name, len(self.inputs.dataset.classes)
+        model = build.empty(name, classes, state)
+        return model.to(self.inputs.device).to(memory_format=torch.channels_last)
 
     @property
     def _rounded(self) -> list[Any]:
