@@ -19,8 +19,6 @@ from fedcats.tensors import save
 if TYPE_CHECKING:
     from fedcats.results import Results
 
-FORMATS = ("hub", "torchscript")
-
 
 def described(model: str, classes: Sequence[str]) -> dict[str, Any]:
     """What a model is, and what it takes."""

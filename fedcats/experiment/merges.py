@@ -256,7 +256,7 @@ def _say_chosen(predictor: Predictor, rows: Sequence[GridRow]) -> None:
             what = "who is merged" if model == "soup" else "which one" if model == "best" else ""
             own[0]["chosen"] = f"{what} on {_held(predictor)}" if what else "nothing to choose"
         elif "validation" in own[0]:
-            best = max(own, key=lambda r: (r["validation"]["accuracy"], -r["validation"]["loss"]))
+            best = max(own, key=lambda row: rank(row["validation"]))
             best["chosen"] = f"among {len(own)} settings on {_held(predictor)}"
         else:
             order = _name(strategy.order)

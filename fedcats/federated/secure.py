@@ -24,7 +24,7 @@ from fedcats.training.update import read
 
 ACTION = "secure"
 _STATE, _UPDATE = "secure-sum", "secure-update"
-_SHARE, _SEALED = 66, 2 * 66 + 16  # bytes; of a sealed one 16 vouch for the rest
+_SEALED = 2 * secure.SHARE + 16  # bytes of both shares of a member; 16 vouch for the rest
 
 T = TypeVar("T")
 
@@ -198,7 +198,7 @@ class SecureSum:
             "unmask",
             {client: {"present": present} for client in there},
             lambda _, content: get_bytes(
-                record(content, "info", ConfigRecord), "shares", [_SHARE] * len(sealed)
+                record(content, "info", ConfigRecord), "shares", [secure.SHARE] * len(sealed)
             ),
         )
         owners = sorted(number[client] for client in sealed)

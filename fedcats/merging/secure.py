@@ -40,7 +40,7 @@ _SCALE = 2.0**40
 _LARGEST = 2.0**22  # of a weight: their mean, scaled, stays within 63 bits
 _PRIME = 2**521 - 1  # of the field in which 256-bit secrets are shared
 _CHUNK = 2**17  # numbers masked at a time
-_BYTES = 66  # of a share
+SHARE = 66  # bytes of a share
 
 
 def threshold(members: int) -> int:
@@ -96,7 +96,7 @@ def split(secret: bytes, members: int, least: int) -> list[bytes]:
         y = 0
         for coefficient in reversed(polynomial):
             y = (y * x + coefficient) % _PRIME
-        shares.append(y.to_bytes(_BYTES, "big"))
+        shares.append(y.to_bytes(SHARE, "big"))
     return shares
 
 
@@ -164,10 +164,8 @@ class Member:
     never gives both secrets of anybody, and answers the last question once.
     """
 
-    share_key: bytes = field(
-        default_factory=lambda: X25519PrivateKey.generate().private_bytes_raw()
-    )
-    mask_key: bytes = field(default_factory=lambda: X25519PrivateKey.generate().private_bytes_raw())
+    share_key: bytes = field(default_factory=_private)
+    mask_key: bytes = field(default_factory=_private)
     seed: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     index: int = -1
     publics: list[Public] = field(default_factory=list)
@@ -217,7 +215,7 @@ class Member:
         try:
             for other, text in sealed.items():
                 opened = self._seal(other, other, self.index).decrypt(bytes(12), text, None)
-                if len(opened) != 2 * _BYTES:
+                if len(opened) != 2 * SHARE:
                     raise ValueError("a share of the secure sum has another length")
                 self.held[other] = opened
         except InvalidTag:
@@ -237,7 +235,7 @@ class Member:
         if self.done or not known or len(there) < threshold(len(self.publics)):
             raise ValueError("a question about the secure sum that is not answered")
         self.done = True
-        return {i: both[:_BYTES] if i in there else both[_BYTES:] for i, both in self.held.items()}
+        return {i: both[:SHARE] if i in there else both[SHARE:] for i, both in self.held.items()}
 
     def _seal(self, other: int, maker: int, reader: int) -> ChaCha20Poly1305:
         """A cipher for one text: each way between two members has its key."""

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from fedcats.metrics.measures import ECE_BINS
 from fedcats.report import view
 from fedcats.report.drawing import (
     CENTRALIZED,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 _LAYERS = 40  # of more, the largest are drawn
 _CLASSES = 3  # of more, no panel each
 _GRID = np.linspace(0, 1, 201)
-BINS = 15  # of the reliability diagram, those of the ECE
 
 
 def kinds(results: Results, lines: Sequence[Line]) -> dict[str, list[Line]]:
@@ -332,7 +332,7 @@ def reliability(results: Results, folder: Path) -> Figure | None:
     for name, found in names.items():
         sure = found.probabilities.max(axis=1).astype(float).clip(0, 1)
         right = found.probabilities.argmax(axis=1) == found.labels
-        share, mean = calibration_curve(right, sure, n_bins=BINS)
+        share, mean = calibration_curve(right, sure, n_bins=ECE_BINS)
         mark = "" if name.startswith("submodel/") else "o"
         ax.plot(mean, share, marker=mark, markersize=4, **_style(results, name))  # type: ignore[arg-type]
         start = min(start, float(mean.min()))
@@ -398,7 +398,7 @@ def all_figures(
             lambda: curves(results, folder),
         ),
         "reliability": (
-            f"Reliability on the test {what} in {BINS} bins; on the dashed line a model is as "
+            f"Reliability on the test {what} in {ECE_BINS} bins; on the dashed line a model is as "
             "often right as it says.",
             lambda: reliability(results, folder),
         ),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fedcats.report import view
 from fedcats.report.tables import Table
-from fedcats.report.varied import short, value_text
+from fedcats.report.varied import flat, short, value_text
 from fedcats.results import Results
 
 if TYPE_CHECKING:
@@ -54,13 +54,13 @@ class Gaps(NamedTuple):
 def gaps(runs: Sequence[Results]) -> Gaps:
     """Gaps of runs with both ways of training, by what sets their configurations apart."""
     runs = [one for one in runs if one["comparison"]]
-    flat = [dict(_flat(one["config"])) for one in runs]
+    configs = [dict(flat(one["config"])) for one in runs]
     keys = [  # one that only some options of a group have counts where it differs among those
         key
-        for key in dict.fromkeys(key for one in flat for key in one)
-        if not key.startswith(_ASIDE) and len({repr(one[key]) for one in flat if key in one}) > 1
+        for key in dict.fromkeys(key for one in configs for key in one)
+        if not key.startswith(_ASIDE) and len({repr(one[key]) for one in configs if key in one}) > 1
     ]
-    values = [[one.get(key) for key in keys] for one in flat]
+    values = [[one.get(key) for key in keys] for one in configs]
     numeric = bool(keys) and all(type(row[0]) in (int, float) for row in values)
     order = list(range(len(runs)))
     if numeric:
@@ -70,14 +70,6 @@ def gaps(runs: Sequence[Results]) -> Gaps:
         setting = ", ".join(value_text(value) for value in values[i])
         found += [_gap(runs[i], rule, setting) for rule in runs[i]["comparison"]]
     return Gaps(keys, found)
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _gap(results: Results, rule: str, setting: str) -> Gap:

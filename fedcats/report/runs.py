@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fedcats.metrics import compare, read_predictions, wilson
 from fedcats.report import view
 from fedcats.report.tables import EMPTY, Table
+from fedcats.report.varied import flat
 from fedcats.results import Results
 from fedcats.seeding import derive_seed
 
@@ -33,25 +33,17 @@ def beside(runs: Sequence[tuple[Path, Results]]) -> list[Table]:
 
 
 def _settings(runs: Sequence[Results]) -> Table | None:
-    flat = [dict(_flat(results["config"])) for results in runs]
-    keys = dict.fromkeys(key for one in flat for key in one)
+    configs = [dict(flat(results["config"])) for results in runs]
+    keys = dict.fromkeys(key for one in configs for key in one)
     rows = []
     for key in keys:
-        values = [one.get(key, EMPTY) for one in flat]
+        values = [one.get(key, EMPTY) for one in configs]
         if any(value != values[0] for value in values):
             rows.append((key, *map(str, values)))
     if not rows:
         return None
     header = ("key", *(f"run {number}" for number in range(1, len(runs) + 1)))
     return Table("Settings that differ", header, rows, text=tuple(range(len(header))))
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _scores(runs: Sequence[tuple[Path, Results]]) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -28,6 +28,15 @@ FIXED = (
 SEEDS = ("seed", "seeds")  # replicates, no settings: nothing is chosen among them
 
 REFERENCES = (*view.IN_ONE_PLACE, "best_submodel")
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys of a configuration, and their values."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def merged_rows(rows: Sequence[Row]) -> list[Row]:

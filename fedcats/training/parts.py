@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 from fedcats.data import Images
+from fedcats.data.transforms import SIZE
 from fedcats.errors import RunError
 from fedcats.merging import encodings
 from fedcats.merging.fold import check_update
@@ -36,12 +37,11 @@ from fedcats.seeding import derive_seed
 from fedcats.storage import Store, content_key
 from fedcats.tensors import State
 from fedcats.training import update as updates
+from fedcats.training.loop import BATCH
 from fedcats.training.numerics import settle
 from fedcats.training.update import Task
 
 _VERSION = 1  # of the computations here: raise it when one gives other numbers
-_BATCH = 64  # photos in a forward pass
-_SIDE = 224  # of photos, as `fedcats.data` decodes them
 _OF_PHOTOS = ("sums", "gram")  # the client's training has no part in these
 
 
@@ -159,7 +159,7 @@ def feature_table(model: nn.Module, which: str, images: Images) -> Tensor:
     """Features of photos as they are, (n, d) float32, on the CPU; the model is left in eval()."""
     device = next(model.parameters()).device
     model.eval()
-    batches = torch.split(torch.arange(len(images)), _BATCH)
+    batches = torch.split(torch.arange(len(images)), BATCH)
     return torch.cat([features(model, which, images.input(b, device)).cpu() for b in batches])
 
 
@@ -248,7 +248,7 @@ def _inputs(model: nn.Module, images: Images, trained: Sequence[str]) -> State:
 
     device = next(model.parameters()).device
     with torch.no_grad(), _watched(model, trained, keep):
-        for batch in torch.split(torch.arange(len(images)), _BATCH):
+        for batch in torch.split(torch.arange(len(images)), BATCH):
             model(images.input(batch, device))
     count = {name: torch.tensor([number], dtype=torch.float64) for name, number in counts.items()}
     return {name: torch.cat([count[name], packed(torch.cat(one))]) for name, one in rows.items()}
@@ -285,7 +285,7 @@ def _layers(model: str, classes: int, trained: tuple[str, ...]) -> dict[str, tup
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         bare = build.build(model, classes).eval()
         with _watched(bare, trained, keep):
-            bare(torch.zeros(1, 3, _SIDE, _SIDE))
+            bare(torch.zeros(1, 3, SIZE, SIZE))
     return found
 
 
@@ -294,7 +294,7 @@ def _width(model: str, classes: int, which: str) -> int:
     """Number of features."""
     with torch.random.fork_rng(devices=[]):
         bare = build.build(model, classes).eval()
-    return features(bare, which, torch.zeros(1, 3, _SIDE, _SIDE)).shape[1]
+    return features(bare, which, torch.zeros(1, 3, SIZE, SIZE)).shape[1]
 
 
 def _fisher(
@@ -334,7 +334,7 @@ def _fisher(
         for name, layer in layers.items()
     ]
     try:
-        for batch in torch.split(torch.arange(len(images)), 1 if others else _BATCH):
+        for batch in torch.split(torch.arange(len(images)), 1 if others else BATCH):
             scores = torch.log_softmax(model(images.input(batch, device)), dim=1)
             shares = scores.detach().exp().cpu()
             labels = torch.cat([torch.multinomial(one, 1, generator=draw) for one in shares])
