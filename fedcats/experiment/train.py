@@ -115,14 +115,15 @@ def _federate(
     tasks: Tasks, predictor: Predictor, trained: Trained, workers: int, grid: Grid | None
 ) -> None:
     """Run the server's part on Flower's grid, or on one that the configuration names."""
+    inputs, store, config = tasks.inputs, tasks.store, tasks.inputs.config
+    clients = len(inputs.shards)
+    if inputs.sites is None:
+        trained.parts = {client: tasks.parts(client) for client in range(clients)}
     if grid is not None:
         serve(tasks, predictor, trained, grid)
         return
-    inputs, store, config = tasks.inputs, tasks.store, tasks.inputs.config
-    clients = len(inputs.shards)
     first = [tasks.client(client, 1, tasks.start) for client in range(clients)]
     keys = [tasks.key(task) for task in first]
-    trained.parts = {client: tasks.parts(client) for client in range(clients)}
     beside = [key for parts in trained.parts.values() for key in parts.values()]
     store.hold([*keys, *beside], "clients")
     nothing_to_train = config.rounds == 1 and all(key in store for key in (*keys, *beside))
@@ -156,8 +157,6 @@ def serve(tasks: Tasks, predictor: Predictor, trained: Trained, grid: Grid) -> N
     rules = {} if config.mode == "merge" else config.rules
     undecided = [name for name, rule in rules.items() if rule.undecided]
     clients = len(this.shards)
-    if this.sites is None:
-        trained.parts = {client: tasks.parts(client) for client in range(clients)}
     hangs: float | None = config.strategy.timeout
     if this.sites is None and isinstance(grid, LocalGrid):
         hangs = None  # clients run in this very process

@@ -1,5 +1,6 @@
 """The strategy: sends each client its task, folds the updates in order as they come."""
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -186,7 +187,7 @@ class MergeStrategy(Strategy):
         parts = {}
         for part in task.sends:
             if part != UPDATE:
-                like = shapes(task, part, self.store, self._start, size)
+                like = functools.partial(shapes, task, part, self.store, self._start, size)
                 found = self.transport.unpack_part(reply.content, task, part, key, like)
                 check(task, part, found, self.store, self._start, size, self.plan.max_norm)
                 parts[part] = found

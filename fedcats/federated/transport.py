@@ -5,7 +5,7 @@ weights, and the server the same thing, a key in its store; `FedcatsClient` does
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -50,7 +50,7 @@ class Transport(Protocol):
         ...
 
     def unpack_part(
-        self, content: RecordDict, task: Task, part: str, key: str, like: State
+        self, content: RecordDict, task: Task, part: str, key: str, like: Callable[[], State]
     ) -> State:
         """What the reply gives for a part of `Task.sends`; else ValueError.
 
@@ -59,7 +59,7 @@ class Transport(Protocol):
         key
             As for `unpack`.
         like
-            Its shapes and dtypes: meta tensors.
+            Gives its shapes and dtypes, meta tensors, where a site could send others.
         """
         ...
 
@@ -128,7 +128,7 @@ class ByReference:
         return key
 
     def unpack_part(
-        self, content: RecordDict, task: Task, part: str, key: str, like: State
+        self, content: RecordDict, task: Task, part: str, key: str, like: Callable[[], State]
     ) -> State:
         """From the store, under the key that the task gives it."""
         entry = self.store.get(part_key(task, part, task_images(task), key))

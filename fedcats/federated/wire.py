@@ -1,7 +1,7 @@
 """Weights that travel: a real federation's transport."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -79,10 +79,10 @@ class OnTheWire:
         return key
 
     def unpack_part(
-        self, content: RecordDict, task: Task, part: str, key: str, like: State
+        self, content: RecordDict, task: Task, part: str, key: str, like: Callable[[], State]
     ) -> State:
         """As it came: it is not kept, a site has it in its own store."""
-        return read_tensors(content, like, part)
+        return read_tensors(content, like(), part)
 
 
 def open_at_site(content: RecordDict, context: Context) -> dict[str, Scalar]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
 
 from fedcats.limits import number
-from fedcats.merging.rules import UPDATE, Accumulator, FedAvg, Merge, Round, Rule
+from fedcats.merging.rules import UPDATE, Accumulator, FedAvg, Merge, Round, WithSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,17 +17,8 @@ if TYPE_CHECKING:
     from fedcats.merging.fold import Fold
 
 
-class _Weighted(Rule):
-    """With its parameters in ``results.json``."""
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """Its parameters."""
-        return {"settings": asdict(self)}  # type: ignore[call-overload]
-
-
 @dataclass(frozen=True)
-class Fisher(_Weighted):
+class Fisher(WithSettings):
     """Fisher merging (Matena and Raffel 2022, arXiv:2111.09832), diagonal.
 
     ``w = sum n_i (F_i + eps) w_i / sum n_i (F_i + eps)`` with F_i the mean over the client's
@@ -89,7 +80,7 @@ class _Fisher(Accumulator):
 
 
 @dataclass(frozen=True)
-class RegMean(_Weighted):
+class RegMean(WithSettings):
     """RegMean (Jin et al. 2023, arXiv:2212.09849) for linear layers; all others by FedAvg.
 
     ``W = Wbar + (sum n_i (W_i - Wbar) G_i)(sum n_i G_i + lambda I)^-1``, G_i the mean of ``x x^T``

@@ -7,11 +7,11 @@ centralized twin is the same head.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fedcats.limits import checked, number, one_of
-from fedcats.merging.rules import Accumulator, Merge, Round, Rule
+from fedcats.merging.rules import Accumulator, Merge, Round, WithSettings
 from fedcats.models.names import FEATURES
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _PENALTIES = tuple(10.0 ** (k / 2) for k in range(-8, 3))  # 0.0001 .. 10
 _NEVER = -1e30  # bias of a class of which nobody has a photo
 
 
-class Head(Rule):
+class Head(WithSettings):
     """A rule whose merge is a head, ``<features>.weight`` (C, d) and ``.bias`` (C,) float64.
 
     Attributes
@@ -38,11 +38,6 @@ class Head(Rule):
     is_last = True
     features: str
     apart: bool = False
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """Its parameters."""
-        return {"settings": asdict(self)}  # type: ignore[call-overload]
 
     def begin(self, server_round: Round) -> Accumulator:
         """The sums of all clients."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -194,6 +194,16 @@ class Rule(Limited, ABC):
     @abstractmethod
     def begin(self, server_round: Round) -> Accumulator:
         """A new merge, for one round."""
+
+
+class WithSettings(Rule):
+    """A rule whose parameters stand in ``results.json`` under ``settings``."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Its parameters."""
+        found = asdict(self)  # type: ignore[call-overload]
+        return {"settings": found} if found else {}
 
 
 # --- folds ------------------------------------------------------------------------------------

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fedcats.limits import share
-from fedcats.merging.rules import Accumulator, FedAvg, Merge, Round, Rule
+from fedcats.merging.rules import Accumulator, FedAvg, Merge, Round, WithSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,13 +17,8 @@ if TYPE_CHECKING:
     from fedcats.merging.fold import Fold
 
 
-class Encoded(Rule):
+class Encoded(WithSettings):
     """FedAvg of what can be read back out of an encoding."""
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """Its parameters."""
-        return {"settings": asdict(self)} if vars(self) else {}  # type: ignore[call-overload]
 
     @property
     def needs(self) -> tuple[str, ...]:
