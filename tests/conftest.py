@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TypeVar
 
+import hypothesis
 import numpy as np
 import psutil
 import pytest
@@ -38,6 +39,11 @@ TINY_DRAWINGS = ["data.train_per_class=8", "data.test_per_class=6"]
 # Of the random trials in test_any_config.py: how many, and which.
 RANDOM = int(os.environ.get("FEDCATS_RANDOM", "200"))
 RANDOM_SEED = os.environ.get("FEDCATS_SEED", "0")
+
+# Hypothesis' trials likewise: what `make test` says of a change is what the change did.
+hypothesis.settings.register_profile("same", derandomize=True)
+if RANDOM_SEED == "0":
+    hypothesis.settings.load_profile("same")
 
 T = TypeVar("T")
 

@@ -21,12 +21,9 @@ Predicted = Mapping[str, Sequence["Probabilities"]]
 
 def record_comparisons(inputs: Inputs, predicted: Predicted, results: Results) -> None:
     """Note in ``results`` what its models have beside each other, and without the threshold 1/2."""
-    labels, held = inputs.dataset.test.labels, inputs.validation.labels
-    thresholds = {
-        name: best_threshold(held, one[1])
-        for name, one in predicted.items()
-        if len(held) and len(inputs.dataset.classes) == 2 and name in results["models"]
-    }
+    labels = inputs.dataset.test.labels
+    scored = {name: one for name, one in predicted.items() if name in results["models"]}
+    thresholds = own_thresholds(inputs, scored)
     for name, model in results["models"].items():
         model["thresholdless"] = thresholdless(labels, predicted[name][0])
 
@@ -53,6 +50,14 @@ def record_comparisons(inputs: Inputs, predicted: Predicted, results: Results) -
         one = predicted[name][0]
         at = compare_at_thresholds(labels, one, one, (value, value))
         results["models"][name]["threshold"] = {"value": value, "accuracy": at["accuracy"]}
+
+
+def own_thresholds(inputs: Inputs, predicted: Predicted) -> dict[str, float]:
+    """Each model's best threshold on the held-out photos, if any; only of two classes."""
+    held = inputs.validation.labels
+    if not len(held) or len(inputs.dataset.classes) != 2:
+        return {}
+    return {name: best_threshold(held, one[1]) for name, one in predicted.items()}
 
 
 def is_merged(model: str) -> bool:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+from fedcats.experiment.comparisons import own_thresholds
 from fedcats.experiment.predictions import Predictor, Probabilities
 from fedcats.metrics.thresholds import (
-    best_threshold,
     compare_at_thresholds,
     compare_thresholdless,
     thresholdless,
 )
-from fedcats.results.explained import Against, OwnThreshold, Thresholdless
+from fedcats.results import Unbounded
+from fedcats.results.explained import OwnThreshold, Thresholdless
 
 
 def thresholds(
@@ -25,12 +26,7 @@ def thresholds(
     inputs = predictor.inputs
     labels = inputs.dataset.test.labels
     base = predicted.get("centralized")
-    two = len(inputs.dataset.classes) == 2
-    own = {
-        name: best_threshold(inputs.validation.labels, one[1])
-        for name, one in predicted.items()
-        if two and len(one) > 1
-    }
+    own = own_thresholds(inputs, predicted)
 
     def at_own(name: str) -> OwnThreshold | None:
         if name not in own or base is None:
@@ -40,10 +36,12 @@ def thresholds(
         kept = {key: found[key] for key in ("accuracy", "difference", "low", "high")}
         return cast(OwnThreshold, {"threshold": own[name], **kept})
 
-    def against(name: str) -> dict[str, Against]:
+    def against(name: str) -> dict[str, Unbounded]:
         if base is None or name == "centralized":
             return {}
-        return cast(dict[str, Against], compare_thresholdless(labels, predicted[name][0], base[0]))
+        return cast(
+            dict[str, Unbounded], compare_thresholdless(labels, predicted[name][0], base[0])
+        )
 
     return {
         name: {

@@ -297,14 +297,17 @@ def _cross_validated(gram: Tensor, right: Tensor, count: float, mean: float) -> 
     import torch
 
     values, vectors = torch.linalg.eigh(gram)
-    values = values.clamp(min=0)
-    along = ((vectors.T @ right) ** 2).sum(1)
+    real = values > values.max() * len(values) * torch.finfo(values.dtype).eps
+    values, vectors = values[real], vectors[:, real]
+    inside = ((vectors.T @ right) ** 2).sum(1) / values
+    # Nothing small is a difference of large numbers: else rounding would choose.
+    beyond = count - len(values)
+    outside = max(count - float(inside.sum()), 0.0) if beyond > 0 else 0.0
 
     def error(penalty: float) -> float:
-        shrunk = values + penalty * mean
-        rss = count - float((along * (2 / shrunk - values / shrunk**2)).sum())
-        free = count - float((values / shrunk).sum())
-        return count * rss / (free * free) if free > 1e-9 * count else float("inf")
+        kept = penalty * mean / (values + penalty * mean)
+        rss = outside + float((inside * kept**2).sum())
+        return count * rss / (beyond + float(kept.sum())) ** 2
 
     best: float = min(_PENALTIES, key=error)
     return best

@@ -25,7 +25,7 @@ from fedcats.results import (
     Scores,
     Unbounded,
 )
-from fedcats.results.explained import Against, OwnThreshold, Without
+from fedcats.results.explained import OwnThreshold, Without
 
 SCORES: tuple[Score, ...] = ("accuracy", "precision", "recall")
 MEASURES: tuple[Measure, ...] = (*SCORES, "f1", "loss")
@@ -240,13 +240,7 @@ def size(share: float) -> str:
 
 
 def interval(
-    difference: Difference
-    | OverSeeds
-    | Unbounded
-    | AtThresholds
-    | Without
-    | Against
-    | OwnThreshold,
+    difference: Difference | OverSeeds | Unbounded | AtThresholds | Without | OwnThreshold,
 ) -> str:
     """Format the ends of a difference's interval: "−1.8 to +0.3".
 

@@ -2,6 +2,8 @@
 
 from typing import Annotated, TypedDict
 
+from fedcats.results.compared import Unbounded
+
 
 class LastExplains(TypedDict):
     """Share of the variance of the accuracy over orders that goes with who is merged when.
@@ -87,14 +89,6 @@ class Shapley(TypedDict):
     exact: Annotated[bool, "these are all coalitions"]
 
 
-class Against(TypedDict):
-    """A measure less the centralized model's, paired by image."""
-
-    difference: Annotated[float | None, "null: the images do not define it"]
-    low: Annotated[float | None, "lower end of the 95 % interval; null: the images give none"]
-    high: Annotated[float | None, "upper end, likewise"]
-
-
 class OwnThreshold(TypedDict):
     """Accuracy where each model has its own threshold, the best one on the held-out images."""
 
@@ -113,7 +107,8 @@ class Thresholdless(TypedDict):
         "`roc_auc`, `average_precision`, `log_loss`, `brier`, `ece`; null: not defined",
     ]
     against: Annotated[
-        dict[str, Against], "of each measure; empty of `centralized`, or where there is none"
+        dict[str, Unbounded],
+        "of each measure, less the centralized model's; empty of that, or where there is none",
     ]
     at_own: Annotated[
         OwnThreshold | None, "null: more than two classes, nothing held out, or no centralized one"
