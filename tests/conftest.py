@@ -32,6 +32,7 @@ TINY = [
     "train.epochs=2",
     "save_models=all",
     "reference=[full]",
+    "figures=[]",
 ]
 TINY_DRAWINGS = ["data.train_per_class=8", "data.test_per_class=6"]
 

@@ -58,7 +58,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
     """One run with three clients of different size, looked at by several tests."""
     overrides = [LOCAL, "partition=iid", "partition.num_shards=3", "data.train_per_class=10"]
     # AlexNet's sizes are not needed here; twenty images do not divide by three.
-    return run_tiny(tmp_path_factory.mktemp("three"), *overrides)
+    return run_tiny(tmp_path_factory.mktemp("three"), *overrides, "figures=[png,svg]")
 
 
 @pytest.mark.ray
@@ -486,7 +486,7 @@ def test_sub_models_stay_in_the_store_and_the_merged_ones_are_saved(run: Go, hom
 
 
 def test_every_model_is_tested_on_every_clients_own_part(run: Go) -> None:
-    results, folder = run(LOCAL, "hold_out=0.25", "train.epochs=1")
+    results, folder = run(LOCAL, "hold_out=0.25", "train.epochs=1", "figures=[svg]")
     sizes = {name: len(model["by_client"]) for name, model in results["models"].items()}
     assert set(sizes.values()) == {2}
     assert {"centralized", "submodel/0", "submodel/1", "polyak", "fedavg"} == sizes.keys()
@@ -494,6 +494,7 @@ def test_every_model_is_tested_on_every_clients_own_part(run: Go) -> None:
         assert model["validation"]["n"] == 4
         assert np.mean(model["by_client"]) == pytest.approx(model["validation"]["accuracy"])
     assert (folder / "figures" / "by-client.svg").is_file()
+    assert {path.suffix for path in (folder / "figures").iterdir()} == {".svg"}
     assert "Each model at each client" in (folder / "report.html").read_text()
 
 

@@ -29,13 +29,18 @@ def files(folder: Path) -> set[str]:
 
 def test_a_folder_used_again_holds_the_last_run_only(run: Go) -> None:
     own = {"notes.txt", "models/mine.safetensors", "figures/holiday.png", "predictions/a.csv"}
-    grid = ["mode=merge", "merge.betas=[0.5]", "merge.orders=[partition,reversed]"]
+    grid = [
+        "figures=[png,svg,pdf]",
+        "mode=merge",
+        "merge.betas=[0.5]",
+        "merge.orders=[partition,reversed]",
+    ]
     everything = ["merge.rules=[polyak,fedavg,uniform,soup,best,ensemble]", "rounds=1"]
     folder = run("runner=local", "seed=51", *grid, *everything)[1]
     for name in own:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("mine")
-    run("runner=local", "seed=51", "rounds=2", "partition.num_shards=3")
+    run("runner=local", "seed=51", "rounds=2", "partition.num_shards=3", "figures=[pdf,png]")
     assert not {"sweep.csv", "predictions/polyak-beta0.5-partition.csv"} & files(folder)
     assert "models/submodel-2.safetensors" in files(folder)
     run("runner=local", "seed=51", "mode=federated", "strategy=fedavg", "save_models=false")

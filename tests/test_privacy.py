@@ -67,7 +67,7 @@ def test_a_photo_of_several_clients_has_too_few_shadow_models_elsewhere():
 def test_in_results_report_and_folder(run):
     overrides = ["partition.num_shards=4", "train.epochs=1", "runner=local", "privacy=measure"]
     overrides += ["reference=[full,same_steps]", "strategy.rules=[polyak]"]
-    results, folder = run(*overrides, "privacy.exposed=3")
+    results, folder = run(*overrides, "privacy.exposed=3", "figures=[png]")
     found = results["privacy"]
     assert {*found["models"]} == {*results["models"]} - {"same_steps"}
     assert {*found["hidden"]} == {"polyak"}

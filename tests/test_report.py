@@ -462,6 +462,7 @@ def test_odd_class_names_do_no_harm(tmp_path: Path):
 
 def test_figures_are_the_same_bytes_again(tmp_path: Path):
     results = fake_run(tmp_path, clients=3, per_class=50, paper=PAPER)
+    results["config"] |= {"figures": ["svg", "pdf", "png"]}
     written = []
     for _ in range(2):
         write_report(tmp_path, results)
@@ -469,6 +470,17 @@ def test_figures_are_the_same_bytes_again(tmp_path: Path):
         written.append({file.name: file.read_bytes() for file in files})
     assert written[0] == written[1]
     assert b"<dc:date>" not in b"".join(written[0].values())
+    suffixes = [Path(name).suffix for name in written[0] if name != "report.html"]
+    assert len(suffixes) == 18 and {*suffixes} == {".pdf", ".png", ".svg"}
+
+
+def test_a_page_without_figures(tmp_path: Path):
+    write_report(
+        tmp_path, fake_run(tmp_path, clients=2, per_class=20) | {"config": {"figures": []}}
+    )
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<figure" not in page and "figures/" not in page and "Scores" in page
+    assert not (tmp_path / "figures").exists()
 
 
 @pytest.mark.slow

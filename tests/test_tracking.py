@@ -14,7 +14,13 @@ from fedcats.errors import UserError
 def test_tensorboard_has_what_the_results_have(run: Callable[..., Any]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    given = ("runner=local", "tracking=tensorboard", "seed=31", "store.enabled=false")
+    given = (
+        "runner=local",
+        "tracking=tensorboard",
+        "seed=31",
+        "store.enabled=false",
+        "figures=[png]",
+    )
     for _ in range(2):  # the second one leaves nothing of the first
         results, folder = run(*given)
     assert len([*(folder / "tensorboard").iterdir()]) == 1

@@ -59,6 +59,9 @@ def report_unfinished() -> None:
         warnings = list(dict.fromkeys(line for one in results for line in view.warnings(one)))
         warnings += silent
         seen: dict[str, Any] = {"warnings": warnings, "replicated": replicated, "more": more}
+        # The jobs may do without figures of their own.
+        formats = [view.figure_formats(one) for one in results if view.figure_formats(one)]
+        seen |= {"formats": formats[0]} if formats else {}
         write_sweep_report(folder, rows, **seen, compared=[gaps(results)])
         trained = sum(len(one["store"]["trained"]) for one in results)
         reused = sum(len(one["store"]["reused"]) for one in results)

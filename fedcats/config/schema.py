@@ -265,6 +265,10 @@ class Config(Limited):
     save_models: str = one_of(*SAVED)
     verbose: bool = switch()
     gallery: int = number(0, 100)
+    figures: list[str] = checked(
+        "a list of some of png, svg, pdf",
+        lambda v: _is_list(v, lambda one: one in ("png", "svg", "pdf")) or v == [],
+    )
     tracking: str = one_of("none", "tensorboard")
     available: Mapping[str, Rule] = field(default_factory=dict)
     replicate: int | None = None

@@ -36,7 +36,7 @@ _FIGURE = (
 _OWN = re.compile(
     r"results\.json|results\.\d+\.tmp|progress\.jsonl|history\.csv|shards\.csv|report\.html|"
     r"exposed\.(?:csv|png)|"
-    rf"sweep\.csv|sweep\.html|figures/(?:{_FIGURE})\.(?:png|svg)|"
+    rf"sweep\.csv|sweep\.html|figures/(?:{_FIGURE})\.(?:png|svg|pdf)|"
     r"tensorboard/events\.out\.tfevents\.[^/]+|"
     rf"predictions/{_MODEL}\.csv|models/{_MODEL}\.(?:safetensors|json)"
 )

@@ -84,6 +84,15 @@ STYLE: dict[str, Any] = {
     "lines.linewidth": 1.8,
     "svg.hashsalt": "fedcats",
     "svg.fonttype": "path",
+    "pdf.fonttype": 42,  # of which journals can search the text
+}
+
+
+# Without what would make the same figure other bytes tomorrow.
+UNDATED: dict[str, dict[str, Any]] = {
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
 }
 
 
@@ -114,9 +123,11 @@ def style() -> Iterator[None]:
 
 
 def write(
-    folder: Path, figures: Mapping[str, tuple[str, Callable[[], Figure | None]]]
+    folder: Path,
+    figures: Mapping[str, tuple[str, Callable[[], Figure | None]]],
+    formats: Sequence[str] = ("png", "svg"),
 ) -> list[Drawn]:
-    """Draw figures and save each as PNG and SVG.
+    """Draw figures, for the page and as files.
 
     Parameters
     ----------
@@ -124,12 +135,16 @@ def write(
         Where the files go; made if it is missing.
     figures
         File name without suffix -> (caption, function that draws it or returns None).
+    formats
+        Of the files, of `UNDATED`; without any nothing is drawn.
 
     Returns
     -------
     list of Drawn
         One for each figure that there is.
     """
+    if not formats:
+        return []
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     for name, (caption, draw) in figures.items():
@@ -137,12 +152,14 @@ def write(
             figure = draw()
             if figure is None:
                 continue
-            figure.savefig(folder / f"{name}.png", metadata={"Software": None})
-            figure.set_layout_engine("none")  # laid out once for both
+            for one in sorted(set(formats) - {"svg"}, reverse=True):
+                figure.savefig(folder / f"{name}.{one}", metadata=UNDATED[one])
+                figure.set_layout_engine("none")  # laid out once for all
             buffer = io.StringIO()
-            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+            figure.savefig(buffer, format="svg", metadata=UNDATED["svg"])
         svg = buffer.getvalue()
-        (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
+        if "svg" in formats:
+            (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
         width = round(100 * figure.get_figwidth())
         label = f"{caption} {figure.get_label()}".strip()  # with the values, for who cannot see it
         drawn.append(Drawn(name, caption, width, inline(svg, name, label)))

@@ -48,7 +48,7 @@ Curve = Sequence[tuple[int, int, float]]  # training loss: round, epoch, mean cr
 
 def run_figures(results: Results, folder: Path) -> list[Drawn]:
     """Draw everything that one run has to show into ``folder/figures``."""
-    return write(folder / "figures", drawings(results, folder))
+    return write(folder / "figures", drawings(results, folder), view.figure_formats(results))
 
 
 def drawings(

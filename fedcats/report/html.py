@@ -21,8 +21,7 @@ def write_report(folder: Path, results: Results, images: Images | None = None) -
     Parameters
     ----------
     folder
-        The run folder. ``figures/*.png``, ``figures/*.svg`` and ``report.html`` are written to
-        it; ``history.csv`` is read from it if it is there.
+        The run folder. ``figures/`` and ``report.html`` are written to it; ``history.csv`` is read from it if it is there.
     results
         The results dict (``results.json``, schema 1). No key of ``models`` is required, and
         neither are ``comparison``, ``paper``, ``rounds``, ``store`` and ``failures``. With
@@ -33,7 +32,12 @@ def write_report(folder: Path, results: Results, images: Images | None = None) -
     if "grid" in results:
         from fedcats.report.sweep import grid_rows, write_sweep_report
 
-        write_sweep_report(folder, grid_rows(results), warnings=view.warnings(results))
+        write_sweep_report(
+            folder,
+            grid_rows(results),
+            warnings=view.warnings(results),
+            formats=view.figure_formats(results),
+        )
         return
     from fedcats.report import explained
     from fedcats.report.figures import run_figures

@@ -260,7 +260,7 @@ REPORT = """\
 {{ pairs(made) }}
 <details><summary>Configuration</summary><pre tabindex="0">{{ config }}</pre></details>
 <p class="note">Beside this page lie results.json (every number here), history.csv (loss of each
-epoch), predictions/ (each test {{ thing }}, every model), figures/ (PNG and SVG).</p>
+epoch), predictions/ (each test {{ thing }}, every model){% if figures %}, figures/{% endif %}.</p>
 {% endblock %}
 """
 

@@ -147,6 +147,7 @@ def write_sweep_report(
     replicated: Mapping[str, Replicated] = MappingProxyType({}),
     more: Sequence[Table | None] = (),
     compared: Sequence[Gaps] = (),
+    formats: Sequence[str] = ("png", "svg"),
 ) -> None:
     """Write ``sweep.csv``, ``figures/`` and ``sweep.html``.
 
@@ -164,6 +165,8 @@ def write_sweep_report(
         Further tables over seeds.
     compared
         The gaps between merged and centralized models of the jobs.
+    formats
+        Of the figures' files; without any there are no figures.
     """
     from fedcats.report import drawing
 
@@ -194,6 +197,7 @@ def write_sweep_report(
             "gaps": (GAPS, lambda: side_by_side(compared)),
             "barrier-gap": (BARRIER_GAP, lambda: scatter(compared)),
         },
+        formats,
     )
     jobs = sorted(path.parent.name for path in folder.glob("*/report.html"))
     text = render(

@@ -126,6 +126,11 @@ def things(results: Results) -> str:
     return "drawings" if is_drawn(results) else "photos"
 
 
+def figure_formats(results: Results) -> list[str]:
+    """Return in which formats a run's figures are drawn; none: there are no figures."""
+    return list(results.get("config", {}).get("figures", ("png", "svg")))
+
+
 def note(results: Results) -> str:
     """Return what a reader must know about the data before reading a number; may be empty."""
     given = str(results["data"].get("note") or "").strip().rstrip(".")

@@ -17,6 +17,7 @@ TINY = [
     "model.weights=none",
     "strategy.rules=[polyak]",
     "reference=[full]",
+    "figures=[]",
 ]
 LONG = ["train.epochs=12", "store.checkpoint_seconds=0"]
 
