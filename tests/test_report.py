@@ -24,6 +24,7 @@ from fedcats.metrics import compare, read_predictions, scores, write_predictions
 from fedcats.report import (
     Progress,
     Work,
+    cautions,
     confusion,
     drawing,
     figures,
@@ -228,13 +229,13 @@ def test_photos_that_are_on_no_device_are_named_and_counted():
     results["config"]["partition"] = {"name": "paper", "num_shards": 10, "per_class": 99}
     nobody = "Of 2,003 training photos 23 (9 cat, 14 dog) are on no device (partition paper: "
     nobody += "num_shards=10, per_class=99); the centralized model"
-    assert view.warnings(results) == [f"Warning: {nobody} has them."]
+    assert cautions.warnings(results) == [f"Warning: {nobody} has them."]
     assert "training on all 2,003 photos in one place" in verdict.answer(results)[0]
     results["models"]["centralized"]["training"]["examples"] = 1980
-    assert view.warnings(results) == [f"Warning: {nobody} lacks them."]
+    assert cautions.warnings(results) == [f"Warning: {nobody} lacks them."]
     assert "on the 1,980 photos of all 10 devices in one place" in verdict.answer(results)[0]
     results["data"]["left_out"]["partition"] = {"cat": 0, "dog": 1}
-    (one,) = view.warnings(results)
+    (one,) = cautions.warnings(results)
     assert one.startswith("Of 2,003 training photos 1 (1 dog) is on no device (partition paper: ")
     assert one.endswith("; the centralized model lacks it.")
     results["data"]["left_out"]["limit"]["dog"] = 500
@@ -242,12 +243,12 @@ def test_photos_that_are_on_no_device_are_named_and_counted():
     results["data"]["train"] = {"cat": 989, "dog": 1004}
     results["data"]["held_out"]["cat"] = 10
     results["models"]["centralized"]["training"]["examples"] = 1993
-    limit, _, held = view.warnings(results)
+    limit, _, held = cautions.warnings(results)
     assert limit == "Warning: Of 2,503 training photos 500 (500 dog) are not used (data.limit)."
     assert held == "Of 2,003 training photos 10 (10 cat) are held out of all training (hold_out)."
     assert "training on 1,993 photos in one place" in verdict.answer(results)[0]
     del results["models"]["centralized"]
-    assert view.warnings(results)[1].endswith("(partition paper: num_shards=10, per_class=99).")
+    assert cautions.warnings(results)[1].endswith("(partition paper: num_shards=10, per_class=99).")
 
 
 @settings(max_examples=50, deadline=None)
@@ -305,7 +306,7 @@ def test_the_answer_without_a_merged_model():
 def test_warnings_name_drawings_and_clients_left_out():
     results = small(failures={"round 1, client 3": "its weights are not finite"})
     results["data"] |= {"source": "synthetic", "note": "drawings made by fedcats, not photos"}
-    drawings, left_out = view.warnings(results)
+    drawings, left_out = cautions.warnings(results)
     assert drawings.startswith("Drawings made by fedcats, not photos: the numbers show")
     assert left_out == "Left out of the merge: round 1, client 3 (its weights are not finite)."
 

@@ -17,7 +17,7 @@ from fedcats.metrics import choice, scores
 from fedcats.metrics.measures import MEASURES
 from fedcats.metrics.replication import replicate
 from fedcats.metrics.verdict import holm
-from fedcats.report import sources, split, sweep_rows, tables, thresholds, verdict, view
+from fedcats.report import cautions, sources, split, sweep_rows, tables, thresholds, verdict, view
 from fedcats.report.sweep import sweep_verdict
 
 N = 60
@@ -216,8 +216,8 @@ def test_numbers_are_what_a_reader_means() -> None:
 def test_a_linear_head_is_said_to_be_an_ensemble() -> None:
     results: Any = results_of({"centralized": answers(3), "polyak": answers(5)})
     results["weights"] = {"only_linear": True}
-    assert not any("logit ensemble" in line for line in view.warnings(results))
+    assert not any("logit ensemble" in line for line in cautions.warnings(results))
     other = copy.deepcopy(results)
     other["models"]["polyak"]["effective_weights"] = [0.5, 0.5]
-    assert any("logit ensemble" in line for line in view.warnings(other))
+    assert any("logit ensemble" in line for line in cautions.warnings(other))
     assert tables.rounds(results) is None

@@ -55,7 +55,7 @@ def _read(folder: Path) -> list[Results]:
 def _write(sweeps: Sequence[Sequence[Results]], out: Path) -> None:
     from rich.text import Text
 
-    from fedcats.report import drawing, gaps, page, tables, view
+    from fedcats.report import cautions, drawing, gaps, page, tables
     from fedcats.report.console import SafeConsole
 
     found = [gaps.gaps(runs) for runs in sweeps]
@@ -68,7 +68,8 @@ def _write(sweeps: Sequence[Sequence[Results]], out: Path) -> None:
     )
     said, table = gaps.sentences(found), gaps.table(found)
     assert table is not None
-    lines = dict.fromkeys(line for runs in sweeps for one in runs for line in view.warnings(one))
+    all_runs = [one for runs in sweeps for one in runs]
+    lines = dict.fromkeys(line for one in all_runs for line in cautions.warnings(one))
     text = page.render(
         page.SWEEP,
         drawn,

@@ -44,7 +44,7 @@ def report_unfinished() -> None:
     """
     folder, SweepReport.unfinished = SweepReport.unfinished, None
     if folder is not None and (jobs := read_jobs(folder)):
-        from fedcats.report import print_sweep, sweep_rows, view, write_sweep_report
+        from fedcats.report import cautions, print_sweep, sweep_rows, view, write_sweep_report
         from fedcats.report.gaps import gaps
 
         classes = {name: len(results["data"]["classes"]) for name, (_, results) in jobs.items()}
@@ -56,7 +56,7 @@ def report_unfinished() -> None:
         rows = sweep_rows((parameters, results) for parameters, results in jobs.values())
         replicated, more, silent = _over_seeds(folder, jobs)
         results = [results for _, results in jobs.values()]
-        warnings = list(dict.fromkeys(line for one in results for line in view.warnings(one)))
+        warnings = list(dict.fromkeys(line for one in results for line in cautions.warnings(one)))
         warnings += silent
         seen: dict[str, Any] = {"warnings": warnings, "replicated": replicated, "more": more}
         # The jobs may do without figures of their own.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from fedcats.metrics.against import compare_each
 from fedcats.metrics.thresholds import best_threshold, compare_at_thresholds, thresholdless
-from fedcats.report.view import IN_ONE_PLACE
 from fedcats.results import Comparison, Results
+from fedcats.results.names import is_merged
 from fedcats.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -58,8 +58,3 @@ def own_thresholds(inputs: Inputs, predicted: Predicted) -> dict[str, float]:
     if not len(held) or len(inputs.dataset.classes) != 2:
         return {}
     return {name: best_threshold(held, one[1]) for name, one in predicted.items()}
-
-
-def is_merged(model: str) -> bool:
-    """Whether a model of that name was merged, not trained."""
-    return model not in IN_ONE_PLACE and not model.startswith("submodel/")

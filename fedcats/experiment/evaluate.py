@@ -8,7 +8,7 @@ import numpy as np
 
 from fedcats.config.schema import Config
 from fedcats.errors import RunError
-from fedcats.experiment.comparisons import is_merged, record_comparisons
+from fedcats.experiment.comparisons import record_comparisons
 from fedcats.experiment.exporting import metadata
 from fedcats.experiment.folders import file_stem
 from fedcats.experiment.predictions import Candidate, Parts, Predictor, Probabilities, finite
@@ -19,8 +19,8 @@ from fedcats.merging.fold import effective_number
 from fedcats.merging.plan import Merged
 from fedcats.metrics import NOT_FINITE, write_predictions
 from fedcats.report import Progress
-from fedcats.report.view import IN_ONE_PLACE
 from fedcats.results import Model, Results, Round, RoundScores, Traffic
+from fedcats.results.names import IN_ONE_PLACE, client_of, is_merged, is_submodel
 from fedcats.storage import Store
 from fedcats.tensors import State, save
 from fedcats.training.update import Update, read
@@ -79,7 +79,7 @@ def candidates(predictor: Predictor, trained: Trained) -> dict[str, Candidate]:
     found = {
         name: _of_update(predictor, update)
         for name, update in trained.updates.items()
-        if name in IN_ONE_PLACE or name.startswith("submodel/")
+        if not is_merged(name)
     }
     if predictor.inputs.config.mode != "merge":
         found |= {name: _of_merge(merged) for name, merged in trained.merged.items()}
@@ -101,7 +101,7 @@ def _of_merge(merged: Merged) -> Candidate:
 def _model_order(name: str) -> tuple[int, int]:
     if name in IN_ONE_PLACE:
         return (0, IN_ONE_PLACE.index(name))
-    return (1, int(name.split("/")[1])) if name.startswith("submodel/") else (2, 0)
+    return (1, client_of(name)) if is_submodel(name) else (2, 0)
 
 
 def _stored(store: Store, key: str) -> State:
@@ -125,7 +125,7 @@ def _record(
     inputs, (on_test, *on_held) = predictor.inputs, predicted
     test, classes, file = inputs.dataset.test, inputs.dataset.classes, file_stem(name)
     if not finite(predicted):
-        if name.startswith("submodel/"):
+        if is_submodel(name):
             return None
         raise RunError(f"{name}: {NOT_FINITE}: training has diverged")
     written = f"predictions/{file}.csv"

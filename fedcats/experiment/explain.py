@@ -36,6 +36,7 @@ from fedcats.results.explained import (
     Shapley,
     Without,
 )
+from fedcats.results.names import submodel
 from fedcats.seeding import derive_seed
 from fedcats.training.fast import keep_freed_memory
 from fedcats.training.update import put_weights, weights_key
@@ -70,7 +71,7 @@ class _Models:
     @property
     def named(self) -> dict[str, Mixture]:
         one = {} if self.centralized is None else {"centralized": self.centralized}
-        own = {f"submodel/{client}": mixture for client, mixture in self.own.items()}
+        own = {submodel(client): mixture for client, mixture in self.own.items()}
         return {**own, **self.merged, **one}
 
 
@@ -296,7 +297,7 @@ def _spread(
 
 def _pairs(models: _Models, clients: Sequence[int], merged: Sequence[str]) -> list[tuple[str, str]]:
     """Of all drawn sub-models, the first rule's merge and the centralized model."""
-    names = [f"submodel/{client}" for client in clients]
+    names = [submodel(client) for client in clients]
     names += [*merged, *(["centralized"] if models.centralized else [])]
     return [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
 

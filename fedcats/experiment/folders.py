@@ -22,6 +22,7 @@ from fedcats.config.schema import MODELS
 from fedcats.environment import fail, tell
 from fedcats.errors import RunError, UserError
 from fedcats.locks import try_lock
+from fedcats.results.names import is_submodel
 
 _held: dict[Path, int] = {}
 
@@ -96,7 +97,7 @@ def _fix(config: DictConfig, kind: str) -> Path:
 
 def file_stem(model: str) -> str:
     """What a model's files are called: a rule of the user's own is ``name@module``."""
-    if model in MODELS or model.startswith("submodel/"):
+    if model in MODELS or is_submodel(model):
         return model.replace("/", "-")
     module, _, name = model.rpartition(":")
     return f"{name}@{module}"

@@ -24,6 +24,7 @@ from fedcats.errors import UserError, first_line
 from fedcats.home import home
 from fedcats.metrics import read_predictions
 from fedcats.models import build
+from fedcats.results.names import is_submodel
 from fedcats.text import write_csv
 from fedcats.training.loop import BATCH
 from fedcats.training.numerics import settle
@@ -116,7 +117,7 @@ def predict(
         When there is nothing to ask, or nobody: the weights come from the run folder
         (``save_models``), else from the store.
     """
-    names = [n for n in results["models"] if clients or not n.startswith("submodel/")]
+    names = [n for n in results["models"] if clients or not is_submodel(n)]
     states = {name: state for name in names if (state := weights_of(folder, results, name))}
     if not states:
         raise UserError(

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedcats.experiment.comparisons import is_merged
 from fedcats.experiment.evaluate import candidates
 from fedcats.experiment.predictions import Predictor
 from fedcats.experiment.train import Trained
@@ -35,6 +34,7 @@ from fedcats.metrics.membership import (
 from fedcats.report import Progress
 from fedcats.report.estimate import LAST, Work
 from fedcats.results import Results
+from fedcats.results.names import client_of, is_merged, is_submodel
 from fedcats.results.privacy import AttackScores, Estimate, Membership, Privacy
 from fedcats.seeding import derive_seed
 from fedcats.text import write_csv
@@ -146,7 +146,7 @@ def _attack(
 
 def _client(model: str) -> int | None:
     """Whose own model it is."""
-    return int(model.removeprefix("submodel/")) if model.startswith("submodel/") else None
+    return client_of(model) if is_submodel(model) else None
 
 
 def _judge(attacked: Mapping[str, Attacked], weights: np.ndarray) -> Privacy:
@@ -155,7 +155,7 @@ def _judge(attacked: Mapping[str, Attacked], weights: np.ndarray) -> Privacy:
     for name, one in attacked.items():
         if said := _membership([one], everyone, weights):
             found["models"][name] = said
-    own = [one for name, one in attacked.items() if name.startswith("submodel/")]
+    own = [one for name, one in attacked.items() if is_submodel(name)]
     if said := _membership(own, everyone, weights):
         found["clients"] = said
     for name, one in attacked.items():

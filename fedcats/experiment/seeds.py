@@ -13,6 +13,7 @@ from fedcats.metrics.replication import Replication, replicate
 from fedcats.metrics.verdict import Verdict, judge
 from fedcats.report import view
 from fedcats.results import OverSeeds, Replicated, Results, Seconds, StoreUse
+from fedcats.results.names import is_submodel
 
 Runs = Sequence[tuple[Path, Results]]
 
@@ -126,7 +127,7 @@ def _predictions(folder: Path, results: Results) -> dict[str, Predictions]:
     return {
         name: read_predictions(folder / model["predictions"])
         for name, model in results["models"].items()
-        if not name.startswith("submodel/")
+        if not is_submodel(name)
     }
 
 

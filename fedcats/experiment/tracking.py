@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fedcats.config.schema import Config
 from fedcats.errors import UserError
-from fedcats.report import verdict, view
+from fedcats.report import cautions, verdict, view
 from fedcats.report.estimate import FINISHED
 from fedcats.results import Results
 
@@ -57,7 +57,7 @@ class TensorBoard(Tracker):
             for key in view.MEASURES:
                 self._scalar(f"test_{key}/{name}", model[key], 0)
         texts = {
-            "answer": " ".join([*view.warnings(results), *verdict.answer(results)]),
+            "answer": " ".join([*cautions.warnings(results), *verdict.answer(results)]),
             "config": f"```\n{json.dumps(results['config'], indent=1)}\n```",
         }
         for name, text in texts.items():

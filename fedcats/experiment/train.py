@@ -27,6 +27,7 @@ from fedcats.federated.wire import OnTheWire
 from fedcats.merging.plan import Merged
 from fedcats.merging.rules import Rule
 from fedcats.report import Progress
+from fedcats.results.names import client_of, is_submodel, submodel
 from fedcats.training.events import append_events
 from fedcats.training.update import Task, Update, read, report_done, weights_key
 
@@ -70,9 +71,7 @@ class Trained:
     def own(self) -> SubModels:
         """The clients' models of the first round."""
         own = {
-            int(model.split("/")[1]): update
-            for model, update in self.updates.items()
-            if model.startswith("submodel/")
+            client_of(model): update for model, update in self.updates.items() if is_submodel(model)
         }
         return SubModels(
             {client: update.key for client, update in own.items()},
@@ -132,7 +131,7 @@ def _federate(
         if all(found):
             report = append_events(inputs.events)
             for client, update in enumerate(cast(list[Update], found)):
-                trained.add(f"submodel/{client}", 1, update)
+                trained.add(submodel(client), 1, update)
                 report_done(first[client], update, report)
             return
 

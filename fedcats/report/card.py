@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedcats.report import tables, verdict, view
+from fedcats.report import cautions, tables, verdict, view
 from fedcats.results import Results
+from fedcats.results.names import is_submodel
 from fedcats.text import shown
 
 USE = {
@@ -79,7 +80,7 @@ def card(results: Results, name: str, form: str, described: dict[str, Any]) -> s
         std=described["std"],
     )
     limits = [
-        *view.warnings(results),
+        *cautions.warnings(results),
         "The scores are of these test images; other photos may be harder.",
         "Weights are not private: who has them can learn something of the photos behind them.",
     ]
@@ -99,7 +100,7 @@ def card(results: Results, name: str, form: str, described: dict[str, Any]) -> s
             "## How good it is",
             "",
             *(f"{sentence}\n" for sentence in verdict.answer(results)),
-            tables.to_markdown(tables.scores(results, submodels=name.startswith("submodel/"))),
+            tables.to_markdown(tables.scores(results, submodels=is_submodel(name))),
             "## Use",
             "",
             use,

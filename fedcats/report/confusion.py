@@ -9,17 +9,18 @@ from matplotlib.figure import Figure
 from fedcats.report import view
 from fedcats.report.drawing import MANY, draw_matrix, look, name_cells, short
 from fedcats.results import Results
+from fedcats.results.names import submodel
 
 
 def confusion(results: Results) -> Figure | None:
     """Confusion matrices of the centralized and the merged models."""
-    names = [name for name in view.ordered(results) if not name.startswith("submodel/")]
+    names = [*view.of_all(results)]
     return _matrices(results, names, columns=4, inches=2.5)
 
 
 def confusion_submodels(results: Results) -> Figure | None:
     """Confusion matrices of the clients' own models, unless there are very many."""
-    own = [f"submodel/{client}" for client in view.submodels(results)]
+    own = [submodel(client) for client in view.submodels(results)]
     return _matrices(results, own, columns=5, inches=1.9) if len(own) <= 2 * MANY else None
 
 

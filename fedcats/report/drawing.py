@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from fedcats.report import view
 from fedcats.results import Results
+from fedcats.results.names import is_submodel
 
 INK, MUTED, GRID, PAPER = "#1f2328", "#6e7781", "#d8dee4", "#ffffff"
 
@@ -267,7 +268,7 @@ def look(results: Results, name: str) -> tuple[str, str]:
         return CENTRALIZED, "o"
     if name == "same_steps":
         return CENTRALIZED, "D"
-    if name.startswith("submodel/"):
+    if is_submodel(name):
         return OWN, "o"
     i = list(view.merged(results)).index(name)
     return RULES[i % len(RULES)], MARKS[i % len(MARKS)]

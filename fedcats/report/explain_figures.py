@@ -24,6 +24,7 @@ from fedcats.report.drawing import (
 )
 from fedcats.results import Results
 from fedcats.results.explained import Explained, Line
+from fedcats.results.names import is_submodel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +49,7 @@ def kinds(results: Results, lines: Sequence[Line]) -> dict[str, list[Line]]:
 def _kind(results: Results, name: str) -> str:
     if name == "centralized":
         return "the centralized model"
-    return "a sub-model" if name.startswith("submodel/") else view.title(results, name)
+    return "a sub-model" if is_submodel(name) else view.title(results, name)
 
 
 def orders(results: Results, explained: Explained) -> Figure | None:
@@ -268,7 +269,7 @@ def _predictions(results: Results, folder: Path) -> Iterator[tuple[str, Predicti
     from fedcats.metrics import read_predictions
 
     names = list(view.ordered(results))
-    for name in sorted(names, key=lambda one: not one.startswith("submodel/")):
+    for name in sorted(names, key=lambda one: not is_submodel(one)):
         path = folder / results["models"][name]["predictions"]
         if path.is_file():
             yield name, read_predictions(path)
@@ -276,7 +277,7 @@ def _predictions(results: Results, folder: Path) -> Iterator[tuple[str, Predicti
 
 def _style(results: Results, name: str) -> dict[str, object]:
     colour, _ = look(results, name)
-    own = name.startswith("submodel/")
+    own = is_submodel(name)
     return {"color": colour, "linewidth": 0.8 if own else 1.8, "alpha": 0.35 if own else 1.0}
 
 
@@ -333,7 +334,7 @@ def reliability(results: Results, folder: Path) -> Figure | None:
         sure = found.probabilities.max(axis=1).astype(float).clip(0, 1)
         right = found.probabilities.argmax(axis=1) == found.labels
         share, mean = calibration_curve(right, sure, n_bins=ECE_BINS)
-        mark = "" if name.startswith("submodel/") else "o"
+        mark = "" if is_submodel(name) else "o"
         ax.plot(mean, share, marker=mark, markersize=4, **_style(results, name))  # type: ignore[arg-type]
         start = min(start, float(mean.min()))
     ax.set_xlim(max(0.0, start - 0.03), 1.01)
@@ -345,7 +346,7 @@ def reliability(results: Results, folder: Path) -> Figure | None:
 
 
 def _legend(figure: Figure, results: Results) -> None:
-    names = [name for name in view.ordered(results) if not name.startswith("submodel/")]
+    names = [*view.of_all(results)]
     handles = [
         Line2D([], [], color=look(results, name)[0], label=view.title(results, name))
         for name in names

@@ -42,6 +42,7 @@ from fedcats.report.privacy import CURVES, curves
 from fedcats.report.seeds_figure import SEEDS, over_seeds
 from fedcats.report.sweep import sweep_rows
 from fedcats.results import Model, Results, Score
+from fedcats.results.names import is_submodel
 
 Curve = Sequence[tuple[int, int, float]]  # training loss: round, epoch, mean cross entropy
 
@@ -115,7 +116,7 @@ def scores(results: Results) -> Figure | None:
     """Accuracy, precision and recall of every model, one row each (Tables I to III)."""
     own = view.submodels(results)
     crowded = len(own) > MANY
-    names = [n for n in view.ordered(results) if not (crowded and n.startswith("submodel/"))]
+    names = [n for n in view.ordered(results) if not (crowded and is_submodel(n))]
     labels = [view.title(results, name) for name in names]
     if crowded:
         labels.append(f"{len(own)} sub-models")
@@ -216,7 +217,7 @@ def loss(results: Results, curves: Mapping[str, Curve]) -> Figure | None:
     panels: dict[str, list[Curve]] = {}
     if "centralized" in curves:
         panels["centralized"] = [curves["centralized"]]
-    shared = {name: curve for name, curve in curves.items() if name.startswith("submodel/")}
+    shared = {name: curve for name, curve in curves.items() if is_submodel(name)}
     # from the second round on each rule trains on from its own merge: "<rule>/submodel/<client>"
     later = dict.fromkeys(n.split("/submodel/")[0] for n in curves if "/submodel/" in n)
     for rule in later:

@@ -11,6 +11,7 @@ from fedcats.report import view
 from fedcats.report.tables import Table
 from fedcats.report.varied import flat, short, value_text
 from fedcats.results import Results
+from fedcats.results.names import is_submodel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,7 +80,7 @@ def _gap(results: Results, rule: str, setting: str) -> Gap:
     traffic = [row[rule]["bytes"] for row in rounds if rule in row]
     traffic = traffic or [results["models"][rule]["bytes"]]
     lines = results["explained"]["lines"] if "explained" in results else []
-    own = [line["barrier"] for line in lines if line["second"].startswith("submodel/")]
+    own = [line["barrier"] for line in lines if is_submodel(line["second"])]
     return Gap(
         setting,
         rule,

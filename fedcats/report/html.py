@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedcats.report import page, photos, privacy, split, tables, thresholds, verdict, view
+from fedcats.report import cautions, page, photos, privacy, split, tables, thresholds, verdict, view
 from fedcats.report.frontier import frontier_answer, frontier_table
 from fedcats.report.page import render
 from fedcats.results import OverSeeds, Replicated, Results
@@ -21,7 +21,8 @@ def write_report(folder: Path, results: Results, images: Images | None = None) -
     Parameters
     ----------
     folder
-        The run folder. ``figures/`` and ``report.html`` are written to it; ``history.csv`` is read from it if it is there.
+        The run folder. ``figures/`` and ``report.html`` are written to it; ``history.csv`` is read
+        from it if it is there.
     results
         The results dict (``results.json``, schema 1). No key of ``models`` is required, and
         neither are ``comparison``, ``paper``, ``rounds``, ``store`` and ``failures``. With
@@ -35,7 +36,7 @@ def write_report(folder: Path, results: Results, images: Images | None = None) -
         write_sweep_report(
             folder,
             grid_rows(results),
-            warnings=view.warnings(results),
+            warnings=cautions.warnings(results),
             formats=view.figure_formats(results),
         )
         return
@@ -50,7 +51,7 @@ def write_report(folder: Path, results: Results, images: Images | None = None) -
         title="fedcats report",
         kind="FEDCATS RUN REPORT",
         heading="How much is lost when the photos stay on the devices and only weights are merged?",
-        warnings=view.warnings(results),
+        warnings=cautions.warnings(results),
         answer=verdict.answer(results),
         meta=_meta(results),
         made_by=_made_by(results),

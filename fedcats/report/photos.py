@@ -15,6 +15,7 @@ from fedcats.errors import UserError
 from fedcats.metrics import Predictions, read_predictions
 from fedcats.report import tables, view
 from fedcats.results import Results
+from fedcats.results.names import is_submodel, submodel
 
 if TYPE_CHECKING:
     from fedcats.data import Images
@@ -90,10 +91,10 @@ def gallery(results: Results, folder: Path, images: Images | None) -> list[Group
         Its test images; without them, and with ``gallery=0``, there is no gallery.
     """
     most = results.get("config", {}).get("gallery", 0)
-    names = [name for name in view.ordered(results) if not name.startswith("submodel/")]
+    names = [*view.of_all(results)]
     if images is None or not most or not names:
         return []
-    own = [f"submodel/{client}" for client in view.submodels(results)]
+    own = [submodel(client) for client in view.submodels(results)]
     asked = [*names, *(own if len(own) <= _CLIENTS else ())]
     try:
         found = {
@@ -166,7 +167,7 @@ def _wrong(
         others = ", ".join(f"{classes[k]} {view.percent(float(p[k]))}" for k in likely[1:])
         mark = "right" if classes[likely[0]] == label else "wrong"
         rows.append((view.title(results, name), guess, mark, others))
-        if not name.startswith("submodel/"):
+        if not is_submodel(name):
             said.append(f"{view.title(results, name)} says {guess}")
     header = ("model", "prediction", "", "others")
     table = tables.Table(any_one.files[i], header, rows, text=(0, 1, 2, 3))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fedcats.report import view
 from fedcats.report.tables import EMPTY, Table
 from fedcats.results import Results
+from fedcats.results.names import is_submodel
 from fedcats.results.privacy import Estimate, Membership
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def curves(results: Results) -> Figure | None:
     shown += [
         (view.title(results, name), look(results, name)[0], one)
         for name, one in found["models"].items()
-        if not name.startswith("submodel/")
+        if not is_submodel(name)
     ]
     attacks = [name for name in ATTACKS if any(name in one["attacks"] for *_, one in shown)]
     if not attacks:
@@ -168,7 +169,7 @@ def _rows(results: Results) -> Iterator[tuple[str, Membership]]:
         return
     if "clients" in found:
         yield CLIENTS, found["clients"]
-    single = [name for name in found["models"] if name.startswith("submodel/")]
+    single = [name for name in found["models"] if is_submodel(name)]
     for name, one in found["models"].items():
         if name not in single:
             yield view.title(results, name), one

@@ -49,12 +49,11 @@ def _settings(runs: Sequence[Results]) -> Table | None:
 def _scores(runs: Sequence[tuple[Path, Results]]) -> Table:
     rows = []
     for number, (_, results) in enumerate(runs, 1):
-        for name, model in view.ordered(results).items():
-            if not name.startswith("submodel/"):
-                low, high = wilson(round(model["accuracy"] * model["n"]), model["n"])
-                interval = f"{view.percent(low)} to {view.percent(high)}"
-                scores = (view.percent(model[key]) for key in view.SCORES)
-                rows.append((str(number), view.title(results, name), *scores, interval))
+        for name, model in view.of_all(results).items():
+            low, high = wilson(round(model["accuracy"] * model["n"]), model["n"])
+            interval = f"{view.percent(low)} to {view.percent(high)}"
+            scores = (view.percent(model[key]) for key in view.SCORES)
+            rows.append((str(number), view.title(results, name), *scores, interval))
     header = ("run", "model", *view.SCORES, "interval")
     note = "The 95% Wilson interval is of the accuracy."
     return Table("Scores", header, rows, text=(0, 1), note=note)
@@ -68,8 +67,8 @@ def _differences(runs: Sequence[tuple[Path, Results]]) -> Table | None:
         if results["data"]["digest"]["test"] != base["data"]["digest"]["test"]:
             apart.append(f"run {number}")
             continue
-        for name, model in view.ordered(results).items():
-            if name.startswith("submodel/") or name not in base["models"]:
+        for name, model in view.of_all(results).items():
+            if name not in base["models"]:
                 continue
             here = read_predictions(folder / model["predictions"])
             there = read_predictions(first / base["models"][name]["predictions"])

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fedcats.errors import UserError
-from fedcats.report import tables, verdict, view
+from fedcats.report import cautions, tables, verdict, view
 from fedcats.results import Model, Results
+from fedcats.results.names import is_submodel
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,7 +100,7 @@ class Shown:
     @property
     def verdict(self) -> str:
         """The answer in words, and what a reader must know first."""
-        return " ".join([*view.warnings(self.results), *self._answer()])
+        return " ".join([*cautions.warnings(self.results), *self._answer()])
 
     @property
     def figures(self) -> list[str]:
@@ -150,7 +151,7 @@ class Shown:
             print_summary(self.results, self._folder, console)
 
     def _repr_html_(self) -> str:
-        said = [*(f"<p><em>{html.escape(one)}</em></p>" for one in view.warnings(self.results))]
+        said = [*(f"<p><em>{html.escape(one)}</em></p>" for one in cautions.warnings(self.results))]
         said += [f"<p><strong>{html.escape(' '.join(self._answer()))}</strong></p>"]
         for table in self._tables():
             if table is not None:
@@ -221,11 +222,7 @@ def beside(base: Finished, federated: Finished, merged: Sequence[Finished]) -> R
     reference = read_predictions(path)
     seed = derive_seed(federated.results["seed"], "bootstrap")
     digest = base.results["data"]["digest"]["test"]
-    own = {
-        name: model
-        for name, model in federated.results["models"].items()
-        if name.startswith("submodel/")
-    }
+    own = {name: model for name, model in federated.results["models"].items() if is_submodel(name)}
     for run in (federated, *merged):
         if run.results["data"]["digest"]["test"] != digest:
             raise UserError(f"{run.folder}: was tested on other photos than {base.folder}")

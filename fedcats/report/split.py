@@ -14,6 +14,7 @@ from fedcats.report import tables, thresholds, view
 from fedcats.report.tables import Table
 from fedcats.report.view import interval, points
 from fedcats.results import OverSeeds, Replicated, Results, SplitOverSeeds, Unbounded
+from fedcats.results.names import IN_ONE_PLACE
 
 TITLE = "What fewer steps cost, and what keeping photos apart costs"
 _NOTE = (
@@ -69,7 +70,7 @@ def sentences(results: Results, name: str) -> list[str]:
     pairs: list[tuple[float | None, Unbounded | OverSeeds]]
     if split is None:
         return []
-    all_steps, steps = (models[one]["training"]["steps"] for one in view.IN_ONE_PLACE)
+    all_steps, steps = (models[one]["training"]["steps"] for one in IN_ONE_PLACE)
     where = f"{steps:,} steps in one place instead of {all_steps:,}"
     if over := _over(results):
         parts = [over["fewer_steps"], over["photos_apart"][name]]

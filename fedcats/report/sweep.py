@@ -42,6 +42,7 @@ from fedcats.report.varied import (
 from fedcats.report.verdict import of_replication
 from fedcats.report.view import MEASURES, points
 from fedcats.results import GridRow, Replicated, Results, Tested
+from fedcats.results.names import IN_ONE_PLACE
 from fedcats.text import write_csv
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def sweep_rows(jobs: Iterable[tuple[Mapping[str, Any], Results]]) -> list[dict[s
     for parameters, results in jobs:
         several = results.get("config", {}).get("rounds", 1) != 1
         found = results["models"]
-        models = {name: found[name] for name in view.IN_ONE_PLACE if name in found}
+        models = {name: found[name] for name in IN_ONE_PLACE if name in found}
         models |= view.merged(results)
         if own := view.submodels(results):
             held = all("validation" in model for model in own.values())  # else on the test images
@@ -158,7 +159,7 @@ def write_sweep_report(
     rows
         See the module's description and :func:`sweep_rows`.
     warnings
-        What a reader must know first, for example ``view.warnings(results)`` of one of the jobs.
+        What a reader must know first, for example `cautions.warnings` of one of the jobs.
     replicated
         What several seeds say of the merged models, under any names.
     more

@@ -23,6 +23,7 @@ from fedcats.report.varied import (
     varied_names,
     x_axis,
 )
+from fedcats.results.names import IN_ONE_PLACE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -149,7 +150,7 @@ def dots(rows: Sequence[Row]) -> Figure | None:
     for ax, key in zip(axes, view.SCORES, strict=True):
         ax.set_title(key)
         for line, row in enumerate(rows):
-            colour, mark = CENTRALIZED if row["model"] in view.IN_ONE_PLACE else MUTED, "o"
+            colour, mark = CENTRALIZED if row["model"] in IN_ONE_PLACE else MUTED, "o"
             mark = "D" if row["model"] == "same_steps" else mark
             if row["model"] in merged:
                 i = merged.index(row["model"])
@@ -199,6 +200,6 @@ def _is_level(model: str) -> bool:
 def _level_look(model: str) -> dict[str, Any]:
     from fedcats.report.drawing import CENTRALIZED, INK, MUTED
 
-    looks = {"best_submodel": (MUTED, ":"), **dict.fromkeys(view.IN_ONE_PLACE, (CENTRALIZED, "--"))}
+    looks = {"best_submodel": (MUTED, ":"), **dict.fromkeys(IN_ONE_PLACE, (CENTRALIZED, "--"))}
     colour, dash = looks.get(model, (INK, "-."))
     return {"color": colour, "linestyle": dash, "linewidth": 0.8 if model == "same_steps" else 1.4}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from fedcats.report import view
 from fedcats.report.view import MEASURES, points
 from fedcats.results import Comparison, OverSeeds, Published, Replicated, Results, Scores, Traffic
+from fedcats.results.names import is_submodel, submodel
 from fedcats.text import shown
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def scores(results: Results, *, submodels: bool = True) -> Table:
     rows = [
         (view.title(results, name), *_numbers(model), *_counts(model, binary))
         for name, model in view.ordered(results).items()
-        if submodels or not name.startswith("submodel/")
+        if submodels or not is_submodel(name)
     ]
     if own and not submodels:
         middle = (f"{median(m[key] for m in own.values()):.4f}" for key in MEASURES)
@@ -153,12 +154,12 @@ def paper(results: Results, *, submodels: bool = True) -> Table | None:
     rows = [
         (view.title(results, name), *_beside(model, view.published(results, name)))
         for name, model in view.ordered(results).items()
-        if view.published(results, name) and (submodels or not name.startswith("submodel/"))
+        if view.published(results, name) and (submodels or not is_submodel(name))
     ]
     pairs = [
-        (model, view.published(results, f"submodel/{client}"))
+        (model, view.published(results, submodel(client)))
         for client, model in view.submodels(results).items()
-        if view.published(results, f"submodel/{client}")
+        if view.published(results, submodel(client))
     ]
     if pairs:
         here = Published()
@@ -279,8 +280,7 @@ def per_class(results: Results) -> Table | None:
             *(f"{value:.4f}" for value in (one["precision"], one["recall"], one["f1"])),
             f"{one['support']:,}",
         )
-        for name, model in view.ordered(results).items()
-        if not name.startswith("submodel/")
+        for name, model in view.of_all(results).items()
         for label, one in model.get("per_class", {}).items()
     ]
     if not rows:

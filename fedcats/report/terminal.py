@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedcats.report import privacy, split, tables, verdict, view
+from fedcats.report import cautions, privacy, split, tables, verdict, view
 from fedcats.results import Results
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ def print_summary(results: Results, folder: Path | None, console: Console | None
         rows, grid = grid_rows(results), results["grid"]
         different = len({row["sha256"] for row in grid["rows"]})
         note = f"{grid['points']} combinations, {different} different models. "
-        warnings = view.warnings(results)
+        warnings = cautions.warnings(results)
         print_sweep(rows, folder, out, warnings=warnings, note=note + _store_note(results))
         return
-    for warning in view.warnings(results):
+    for warning in cautions.warnings(results):
         out.print(Text(warning, style="yellow"))
         out.print()
     for table in (

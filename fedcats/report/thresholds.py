@@ -18,7 +18,7 @@ _NAMES = {
 
 def table(results: Results) -> Table | None:
     """Each model's measures, and each merged model's less the centralized one's."""
-    models = {n: m for n, m in view.ordered(results).items() if not n.startswith("submodel/")}
+    models = view.of_all(results)
     if not all("thresholdless" in model for model in models.values()):
         return None  # of an earlier version
     chosen = any("threshold" in model for model in models.values())

@@ -8,6 +8,7 @@ from typing import Any
 
 from fedcats.report import view
 from fedcats.report.view import MEASURES
+from fedcats.results.names import IN_ONE_PLACE
 
 Row = Mapping[str, Any]
 
@@ -27,7 +28,7 @@ FIXED = (
 
 SEEDS = ("seed", "seeds")  # replicates, no settings: nothing is chosen among them
 
-REFERENCES = (*view.IN_ONE_PLACE, "best_submodel")
+REFERENCES = (*IN_ONE_PLACE, "best_submodel")
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fedcats.merging.registry import RULES
-from fedcats.report.cautions import cautions
 from fedcats.results import (
     AtThresholds,
     Difference,
@@ -26,15 +25,14 @@ from fedcats.results import (
     Unbounded,
 )
 from fedcats.results.explained import OwnThreshold, Without
+from fedcats.results.names import IN_ONE_PLACE, client_of, is_merged, is_submodel, submodel
 
 SCORES: tuple[Score, ...] = ("accuracy", "precision", "recall")
 MEASURES: tuple[Measure, ...] = (*SCORES, "f1", "loss")
 MANY_CLASSES = 12  # more of them get no column, or number, each
-NOTABLE = 0.01  # a larger share of the training photos left out is worth a warning
 SIGNIFICANT = 0.05  # a p value is written so that one sees on which side of this it is
 MINUS = "\N{MINUS SIGN}"
 
-IN_ONE_PLACE = ("centralized", "same_steps")  # models of all photos, and not merged
 TITLES = {
     **{name: rule.title for name, rule in RULES.items()},
     "centralized": "centralized",
@@ -54,32 +52,31 @@ def centralized(results: Results) -> Model | None:
 def submodels(results: Results) -> dict[int, Model]:
     """Return the clients' own models by client number, in ascending order."""
     found = {
-        int(name.removeprefix("submodel/")): model
-        for name, model in results["models"].items()
-        if name.startswith("submodel/")
+        client_of(name): model for name, model in results["models"].items() if is_submodel(name)
     }
     return dict(sorted(found.items()))
 
 
 def merged(results: Results) -> dict[str, Model]:
     """Return the merged models by name, in the order of the results."""
-    return {
-        name: model
-        for name, model in results["models"].items()
-        if name not in IN_ONE_PLACE and not name.startswith("submodel/")
-    }
+    return {name: model for name, model in results["models"].items() if is_merged(name)}
+
+
+def of_all(results: Results) -> dict[str, Model]:
+    """Return all models but the clients' own: centralized, merged."""
+    first = {name: results["models"][name] for name in IN_ONE_PLACE if name in results["models"]}
+    return {**first, **merged(results)}
 
 
 def ordered(results: Results) -> dict[str, Model]:
     """Return all models: centralized, merged, then the clients' own."""
-    first = {name: results["models"][name] for name in IN_ONE_PLACE if name in results["models"]}
-    own = {f"submodel/{client}": model for client, model in submodels(results).items()}
-    return {**first, **merged(results), **own}
+    own = {submodel(client): model for client, model in submodels(results).items()}
+    return {**of_all(results), **own}
 
 
 def title(results: Results, name: str) -> str:
     """Return what a reader calls a model: "centralized", "Polyak β = 0.5", "sub-model 3"."""
-    if name.startswith("submodel/"):
+    if is_submodel(name):
         return f"sub-model {name.removeprefix('submodel/')}"
     said = results["models"][name].get("title") if name in results["models"] else None
     return said or TITLES.get(name, name)
@@ -129,83 +126,6 @@ def things(results: Results) -> str:
 def figure_formats(results: Results) -> list[str]:
     """Return in which formats a run's figures are drawn; none: there are no figures."""
     return list(results.get("config", {}).get("figures", ("png", "svg")))
-
-
-def note(results: Results) -> str:
-    """Return what a reader must know about the data before reading a number; may be empty."""
-    given = str(results["data"].get("note") or "").strip().rstrip(".")
-    if not is_drawn(results):
-        return f"{given[0].upper()}{given[1:]}." if given else ""
-    given = given or "drawings made by fedcats, not photos"
-    return (
-        f"{given[0].upper()}{given[1:]}: the numbers show that the pipeline works, "
-        "not how well it would do on photos."
-    )
-
-
-def warnings(results: Results) -> list[str]:
-    """Return what a reader must know before reading a number: drawings, clients left out, .."""
-    found = [text] if (text := note(results)) else []
-    found += _left_out(results)
-    if results.get("status", "complete") != "complete":
-        found.append(f"This run is not complete (status: {results['status']}).")
-    if attack := results.get("attack"):
-        who = ", ".join(map(str, attack["clients"]))
-        factor = "" if attack["name"] == "label_flip" else f", factor {attack['factor']:g}"
-        found.append(
-            f"This run simulates an attack ({attack['name']}{factor}) by client(s) {who}"
-            f"{of_seed(results)}; the "
-            "centralized model is trained on the images as they are."
-        )
-    if (weights := results.get("weights") or {}).get("missing"):
-        found.append(f"{weights['note']}.")
-    means = [m for m in merged(results).values() if "effective_weights" in m] or "grid" in results
-    if (results.get("weights") or {}).get("only_linear") and means:
-        found.append(
-            "Only the last layer is trained, and it is linear: a weighted mean of models answers "
-            "with the weighted means of their logits, so that such a merge is a logit ensemble."
-        )
-    for who, why in (results.get("failures") or {}).items():
-        found.append(f"Left out of the merge: {who} ({why}).")
-    for who, why in (results.get("not_scored") or {}).items():
-        found.append(f"Without scores, though its update was merged: {who} ({why}).")
-    return [*found, *cautions(results)]
-
-
-def _left_out(results: Results) -> list[str]:
-    """Say which training photos are on no device, and why."""
-    data, what = results["data"], things(results)
-    limited, dealt = (data.get("left_out", {}).get(key, {}) for key in ("limit", "partition"))
-    held = data.get("held_out", {})
-    settings = results.get("config", {})
-    limits = [f"data.{k}" for k in ("limit", "counts") if settings.get("data", {}).get(k)]
-    partition = dict(settings.get("partition", {}))
-    name = partition.pop("name", "")
-    how = ", ".join(f"{key}={value}" for key, value in partition.items() if value is not None)
-    too = ""
-    if centralized(results) is not None:
-        with_them = trained_on(results) > sum(shard["examples"] for shard in data["shards"])
-        it = "it" if sum(dealt.values()) == 1 else "them"
-        too = f"; the centralized model {'has' if with_them else 'lacks'} {it}"
-    there = sum(data["train"].values()) + sum(held.values())
-    lines = [
-        (limited, there + sum(limited.values()), f"not used ({' and '.join(limits)})"),
-        (dealt, there, f"on no device (partition {name}: {how}){too}"),
-        (held, there, "held out of all training (hold_out)"),
-    ]
-    return [
-        f"{'Warning: ' if count > NOTABLE * total else ''}Of {total:,} training {what} {count:,} "
-        f"({_by_class(counts)}) {'is' if count == 1 else 'are'} {text}."
-        for counts, total, text in lines
-        if (count := sum(counts.values()))
-    ]
-
-
-def _by_class(counts: dict[str, int]) -> str:
-    some = {name: count for name, count in counts.items() if count}
-    if len(some) > MANY_CLASSES:
-        return f"in {len(some)} classes"
-    return ", ".join(f"{count:,} {name}" for name, count in some.items())
 
 
 def trained_on(results: Results) -> int:

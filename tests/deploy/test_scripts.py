@@ -332,10 +332,12 @@ def test_a_rehearsal_that_is_ended_leaves_no_photos_and_no_keys(
     overrides = ["partition.num_shards=2", "runner=local", "data.train_per_class=400"]
     command = [sys.executable, "-m", "fedcats.deploy", "rehearse", *overrides]
     rehearsal = subprocess.Popen(command, env=environment, start_new_session=True)
-    wait_until(lambda: list(tmp_path.glob("fedcats-rehearsal-*/federation/node-1/node.key")))
-    assert list(tmp_path.glob("fedcats-rehearsal-*/photos/site-*/train/*/*"))
-    wait_until(lambda: any("nginx" in one.name() for one in guard.members("", str(tmp_path))))
-    os.killpg(rehearsal.pid, number)  # as a terminal does
+    try:
+        wait_until(lambda: list(tmp_path.glob("fedcats-rehearsal-*/federation/node-1/node.key")))
+        assert list(tmp_path.glob("fedcats-rehearsal-*/photos/site-*/train/*/*"))
+        wait_until(lambda: any("nginx" in one.name() for one in guard.members("", str(tmp_path))))
+    finally:
+        os.killpg(rehearsal.pid, number)  # as a terminal does
     assert rehearsal.wait() != 0
     wait_until(lambda: not list(tmp_path.glob("fedcats-rehearsal-*")))
     assert guard.members("", str(tmp_path)) == []
