@@ -240,6 +240,9 @@ def test_the_same_run_again_trains_nothing(run: Go) -> None:
 def test_a_store_too_small_for_the_run_is_refused_before_anything_is_trained(run: Go) -> None:
     with pytest.raises(UserError, match=r"store.max_gb=0.001: this run needs .* GB at one time"):
         run(LOCAL, "store.max_gb=0.001", "seed=41")
+    rules = ["mode=federated", "strategy.rules=[fp16,ridge]", "seed=41", "store.max_gb=0.01"]
+    with pytest.raises(UserError, match=r"0.01: this .* 0.02 GB .*, 3 MB of what rules read"):
+        run(LOCAL, *rules)
 
 
 def test_a_damaged_entry_is_noticed_and_computed_anew(run: Go, home: Path) -> None:

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from fedcats.storage import Store
 
 
-def check_room(this: Inputs, store: Store) -> None:
-    """UserError when the disk cannot hold the models, or the store what it needs at one time."""
+def check_room(this: Inputs, store: Store, beside: int) -> None:
+    """UserError when the disk cannot hold the models, or the store what it needs at one time.
+
+    ``beside``: bytes of what the clients give beside their updates.
+    """
     config = this.config
     if config.save_models != "none" and config.mode != "merge":
         whole = sum(value.nbytes for value in this.initial.state.values())
@@ -45,11 +48,12 @@ def check_room(this: Inputs, store: Store) -> None:
     count += 1 + clients if config.rounds > 1 else 0  # the round at hand
     unfinished = min(this.workers, clients) + references
     checkpoints = unfinished * update * (2 if config.train.momentum else 1)
-    need = base + count * update + checkpoints
+    need = base + count * update + checkpoints + beside
     if need > store.max_bytes:
         raise UserError(
             f"store.max_gb={config.store.max_gb:g}: this run needs {need / 1e9:.2g} GB at one time "
-            f"({count} updates of {update / 1e6:.0f} MB, checkpoints, initial weights); allowed "
+            f"({count} updates of {update / 1e6:.0f} MB, checkpoints, initial weights"
+            f"{f', {beside / 1e6:.0f} MB of what rules read beside them' * bool(beside)}); allowed "
             "is more than that, or store.enabled=false"
         )
 

@@ -25,7 +25,7 @@ from fedcats.data import (
 from fedcats.data.sources import part_source
 from fedcats.errors import UserError
 from fedcats.experiment.baseline_process import events_file
-from fedcats.experiment.checks import check_room, check_secure, check_sizes, check_step
+from fedcats.experiment.checks import check_secure, check_sizes, check_step
 from fedcats.federated.cluster import check_cluster
 from fedcats.federated.quiet import default_workers
 from fedcats.federated.sites import Site, find_sites
@@ -262,7 +262,6 @@ def gather(
         workers=config.runner.workers or default_workers(),
         device="cuda" if cuda and config.runner.device != "cpu" else "cpu",
     )
-    check_room(this, store)
     check_sizes(this)
     check_secure(this)
     check_step(this, model)

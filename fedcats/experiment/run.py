@@ -13,6 +13,7 @@ from fedcats.data import Images
 from fedcats.environment import disk_error
 from fedcats.errors import RunError, UserError
 from fedcats.experiment.baseline_process import remember_trained
+from fedcats.experiment.checks import check_room
 from fedcats.experiment.evaluate import evaluate
 from fedcats.experiment.explain import explain
 from fedcats.experiment.folders import claimed, make
@@ -148,6 +149,7 @@ def _experiment(
         with clock(seconds, "data"):
             inputs = gather(config, folder, store, progress, grid)
             tasks, predictor = Tasks(inputs, store), Predictor(inputs, store)
+            check_room(inputs, store, tasks.bytes_beside)
             write_shards(inputs)
             progress.expect(tasks.expected)
         with clock(seconds, "training"), followed(inputs.events, progress):

@@ -6,13 +6,14 @@ from statistics import fmean
 from fedcats import tensors
 from fedcats.experiment.inputs import Inputs, Positions
 from fedcats.experiment.seeds import prefix
+from fedcats.merging.encodings import ENCODINGS
 from fedcats.merging.rules import UPDATE
 from fedcats.report import Work
 from fedcats.report.estimate import LAST
 from fedcats.storage import Store
 from fedcats.tensors import State
 from fedcats.training.attack import Attack
-from fedcats.training.parts import part_keys, shapes
+from fedcats.training.parts import kind, part_keys, shapes
 from fedcats.training.update import Task, put_weights, weights_key
 
 TEST = "test on the same images"
@@ -94,6 +95,23 @@ class Tasks:
         task = self.client(client, 1, self.start)
         images = task.images(self.inputs.dataset.train)
         return part_keys(task, images, task.key(images))
+
+    @property
+    def bytes_beside(self) -> int:
+        """About how many bytes the parts of all clients take in the store."""
+        found: dict[tuple[str, int], int] = {}
+        total = 0
+        for client, size in enumerate(self.inputs.sizes if self.inputs.sites is None else ()):
+            task = self.client(client, 1, self.start)
+            for part in task.sends:
+                if part == UPDATE:
+                    continue
+                same = (part, 0 if kind(part) in ENCODINGS else size)
+                if same not in found:
+                    like = shapes(task, part, self.store, self.state, size)
+                    found[same] = sum(value.nbytes for value in like.values())
+                total += found[same]
+        return total
 
     @property
     def largest(self) -> int:
