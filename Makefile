@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: setup demo test test-fast test-nightly test-newest docs lint lock audit bench clean
-PYTEST := -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+PYTEST := -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 setup: $(VENV)/.ready
 
 # Every package as it was tested, by the sha256 of its file; without any address of an index: pip
@@ -37,7 +37,7 @@ $(VENV)-tools/.ready:
 demo: setup
 	$(BIN)/fedcats
 
-# Two files at a time: in many of them something is waited for, such as Flower's heartbeats.
+# Three files at a time: in many of them something is waited for, such as Flower's heartbeats.
 test: setup
 	$(BIN)/python $(PYTEST)
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,8 @@ from PIL import Image
 from fedcats.results import Results  # imports nothing else
 
 # Before fedcats, Flower and Ray are imported anywhere, and inherited by the processes they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, for all below
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 _HOME = tempfile.TemporaryDirectory(prefix="fedcats-test-")
 os.environ["FEDCATS_HOME"] = _HOME.name
 os.environ["FLWR_HOME"] = str(Path(_HOME.name) / "flwr")

@@ -14,7 +14,7 @@ from faulty import Faulty
 DRAWINGS = ["data.train_per_class=4", "data.test_per_class=3"]
 RUN = [
     "fedcats", *TINY, *DRAWINGS, "mode=federated", "runner=local", "train.epochs=1",
-    "figures=[png,svg]",
+    "figures=[svg]",
     "hydra.run.dir=out",
 ]  # fmt: skip
 SHOW = ["fedcats-data", "show", *DRAWINGS, "partition.num_shards=2", "--out=sheets"]

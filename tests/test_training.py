@@ -281,7 +281,7 @@ def test_features_worked_out_once_train_to_the_same_bits(
     whole = build.build(name, 3)
     names = build.set_trainable(whole, trainable)
     split = copy.deepcopy(whole)
-    momentum = dataclasses.replace(RECIPE, epochs=3, momentum=0.9)
+    momentum = dataclasses.replace(RECIPE, epochs=2, momentum=0.9)
     expected = train(whole, shard, momentum, seed=5)
 
     part = find_frozen_part(split, names, normalise(shard.pixels([0])))
