@@ -20,9 +20,9 @@ from PIL import Image
 
 from fedcats.results import Results  # imports nothing else
 
-# Before fedcats, Flower and Ray are imported anywhere, and inherited by the processes they start.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, for all below
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Before fedcats, Flower and Ray are imported anywhere, and inherited by the processes they start.
 _HOME = tempfile.TemporaryDirectory(prefix="fedcats-test-")
 os.environ["FEDCATS_HOME"] = _HOME.name
 os.environ["FLWR_HOME"] = str(Path(_HOME.name) / "flwr")
