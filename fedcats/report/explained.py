@@ -8,6 +8,7 @@ from statistics import fmean, median
 
 from fedcats.report import view
 from fedcats.report.explain_figures import kinds
+from fedcats.report.tables import number
 from fedcats.report.view import interval, percent, points
 from fedcats.results import Results
 from fedcats.results.explained import Explained, Orders
@@ -212,12 +213,12 @@ def thresholds(results: Results, found: Explained) -> str:
             ranks = f"ranks the {{}} {'better' if area['low'] > 0 else 'worse'}"
         text = (
             f"{view.title(results, name)} {ranks.format(view.things(results))} than the "
-            f"centralized model: ROC AUC {_number(one['measures']['roc_auc'])}, "
+            f"centralized model: ROC AUC {number(one['measures']['roc_auc'])}, "
             f"{points(area['difference'], 2)} points ({interval(area)})"
         )
         if error["difference"] is not None:
             text += (
-                f"; its calibration error (ECE) is {_number(one['measures']['ece'])}, "
+                f"; its calibration error (ECE) is {number(one['measures']['ece'])}, "
                 f"{points(error['difference'])} points ({interval(error)})"
             )
         if own := one["at_own"]:
@@ -244,7 +245,3 @@ def _shift(results: Results, name: str) -> str:
         f"its precision is {one} by {abs(100 * precision):.1f} points and its recall {other} by "
         f"{abs(100 * recall):.1f}, as with a threshold that has moved"
     )
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"

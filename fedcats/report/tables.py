@@ -225,7 +225,7 @@ def over_seeds(found: Mapping[str, Replicated], title: str = "Over seeds") -> Ta
             f"{points(one['difference'] or 0)} ({view.interval(one)})",
             one["verdict"] or EMPTY,
             *(_p(one[key]) for key in ("p_difference", "p_difference_holm", "p_equivalence_holm")),
-            _number(one["at_least_as_good"], "{:.2f}"),
+            number(one["at_least_as_good"], "{:.2f}"),
         )
         for one in found.values()
     ]
@@ -249,9 +249,9 @@ def measures_over_seeds(found: Mapping[str, Replicated]) -> Table | None:
             deviation = one["deviation"]
             parts = [None] * 3 if deviation is None else [*deviation.values()]
             signed = (one["difference"], one["low"], one["high"])
-            cells = [*(_number(value, "{:+.4f}") for value in signed)]
-            cells += [_number(value, "{:.4f}") for value in parts]
-            good = _number(one["at_least_as_good"], "{:.2f}")
+            cells = [*(number(value, "{:+.4f}") for value in signed)]
+            cells += [number(value) for value in parts]
+            good = number(one["at_least_as_good"], "{:.2f}")
             rows.append((model["title"], measure.replace("_", " "), *cells, good))
     note = (
         "Of log loss, Brier score and calibration error (ece) less is better. The standard "
@@ -263,7 +263,8 @@ def measures_over_seeds(found: Mapping[str, Replicated]) -> Table | None:
     return Table("Each measure over seeds", header, rows, text=(0, 1), note=note) if rows else None
 
 
-def _number(value: object, form: str) -> str:
+def number(value: object, form: str = "{:.4f}") -> str:
+    """Format a number with a true minus; a dash where there is none."""
     return EMPTY if value is None else form.format(value).replace("-", view.MINUS)
 
 
@@ -320,8 +321,8 @@ def shards(results: Results) -> Table | None:
                 str(client),
                 f"{shard['examples']:,}",
                 *([f"{counts[name]:,}" for name in classes] if each else [str(len(+counts))]),
-                EMPTY if model is None else f"{model['accuracy']:.4f}",
-                *(_number(accuracy.get(client), "{:.4f}") for accuracy in later.values()),
+                number(model and model["accuracy"]),
+                *(number(accuracy.get(client)) for accuracy in later.values()),
                 *(_share(kept.get(client)) for kept in weights.values()),
             )
         )
@@ -348,12 +349,12 @@ def cost(results: Results) -> Table | None:
             f"{training['examples']:,}",
             str(len(epochs)),
             f"{training['steps']:,}",
-            f"{epochs[-1]['loss']:.4f}" if epochs else EMPTY,
+            number(epochs[-1]["loss"] if epochs else None),
             view.duration(seconds),
         ]
         if beside:
             known = there.get("training_loss")
-            row[5:5] = [EMPTY if known is None else f"{known:.4f}"]
+            row[5:5] = [number(known)]
             row.append(f"{there['minutes']:g} min" if "minutes" in there else EMPTY)
         rows.append(tuple(row))
     several = len(results.get("rounds") or []) > 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedcats.report import view
-from fedcats.report.tables import EMPTY, Table
+from fedcats.report.tables import EMPTY, Table, number
 from fedcats.report.view import interval, points
 from fedcats.results import OverSeeds, Results, Unbounded
 
@@ -24,7 +24,7 @@ def table(results: Results) -> Table | None:
     chosen = any("threshold" in model for model in models.values())
     rows = []
     for name, model in models.items():
-        cells = [_number(model["thresholdless"][key]) for key in _NAMES]
+        cells = [number(model["thresholdless"][key]) for key in _NAMES]
         if own := model.get("threshold"):
             cells += [f"{own['accuracy']:.4f} at {own['value']:.3g}"]
         rows.append((view.title(results, name), *cells))
@@ -82,17 +82,9 @@ def differ(first: float | None, second: float | None) -> bool:
     return bool(first and second) and (first or 0) * (second or 0) < 0
 
 
-def _number(value: float | None) -> str:
-    return EMPTY if value is None else f"{value:.4f}"
-
-
 def _difference(one: Unbounded) -> str:
     if one["difference"] is None:
         return EMPTY
     ends = (one["low"], one["high"])
-    around = " to ".join(_signed(end) for end in ends if end is not None) or "no interval"
-    return f"{_signed(one['difference'])} ({around})"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", view.MINUS)
+    around = " to ".join(number(end, "{:+.4f}") for end in ends if end is not None) or "no interval"
+    return f"{number(one['difference'], '{:+.4f}')} ({around})"
