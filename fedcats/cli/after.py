@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     text = "a model for other programs, with a card of what it is"
     one = commands.add_parser("export", help=text, description=text)
     one.add_argument("run", metavar="RUN", type=Path, help=_RUN)
-    one.add_argument("--format", default="hub", choices=("hub", "torchscript"))
+    one.add_argument("--format", default="hub", choices=("hub", "torchscript", "onnx"))
     one.add_argument("--model", help="by its name in results.json; by default the first merged one")
     one.add_argument("--out", metavar="DIR", type=Path, required=True, help="an empty folder")
     text = "fedcats as a Flower app, for flwr run DIR: for who has no checkout"
