@@ -61,10 +61,12 @@ def test_the_wheel_works_outside_a_checkout(tmp_path: Path) -> None:
 def bundle(app: Path, where: Path) -> dict[str, str]:
     """What ``flwr run`` would send, each file by its hash."""
     code = (
-        "import sys, zipfile, io, json, hashlib, pathlib; from flwr.cli import build, config_utils\n"
+        "import sys, zipfile, io, json, hashlib, pathlib\n"
+        "from flwr.cli import build, config_utils\n"
         "app = pathlib.Path(sys.argv[1]); config_utils.load_and_validate(app / 'pyproject.toml')\n"
         "made = zipfile.ZipFile(io.BytesIO(build.build_fab_from_disk(app)))\n"
-        "of = {n: hashlib.sha256(made.read(n)).hexdigest() for n in made.namelist()}; print(json.dumps(of))"  # noqa: E501
+        "of = {n: hashlib.sha256(made.read(n)).hexdigest() for n in made.namelist()}\n"
+        "print(json.dumps(of))"
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", code, str(app)], env={**os.environ, "PYTHONPATH": str(where)},

@@ -265,7 +265,7 @@ class Config(Limited):
     save_models: str = one_of(*SAVED)
     verbose: bool = switch()
     gallery: int = number(0, 100)
-    tracking: str = one_of("none", "tensorboard")
+    tracking: str = one_of("none", "tensorboard", "mlflow", "wandb")
     available: Mapping[str, Rule] = field(default_factory=dict)
     replicate: int | None = None
 

@@ -195,7 +195,15 @@ def submit(
             raise UserError(
                 f"runner=flwr: {settings['overrides']}: Flower takes UTF-8 only"
             ) from error
-        command = ["run", str(app_folder(Path(folder) / "app")), link, "--format", "json", "--run-config", str(file)]
+        command = [
+            "run",
+            str(app_folder(Path(folder) / "app")),
+            link,
+            "--format",
+            "json",
+            "--run-config",
+            str(file),
+        ]
         if supernodes is not None:
             resources = f"num-supernodes={supernodes} client-resources-num-cpus=1"
             if workers is not None:

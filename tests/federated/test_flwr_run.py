@@ -242,7 +242,7 @@ def test_without_a_ticket_results_go_where_the_overrides_say_or_into_no_cache(
     assert found(f"'hydra.run.dir={tmp_path}/${{x}},y'") == tmp_path / "${x},y"
     assert found("hydra.run.dir=~/mine") == tmp_path / "mine"
     for wrong in ("", "mine", "/a/${nothing}", "outputs/${oc.env:HOME}"):
-        with pytest.raises(UserError, match="^hydra.run.dir"):
+        with pytest.raises(UserError, match=r"^hydra\.run\.dir"):
             found(f"hydra.run.dir={wrong}")
     assert found("") == Path(os.environ["FEDCATS_HOME"]) / "runs/7"
     for name in ("FEDCATS_HOME", "XDG_DATA_HOME"):
