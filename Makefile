@@ -51,8 +51,11 @@ NIGHT ?= $(shell date +%Y%m%d)
 test-nightly: setup
 	FEDCATS_RANDOM=1000 FEDCATS_SEED=$(NIGHT) $(BIN)/python $(PYTEST) --cov
 
+# The pages that are made from the code, then the site of all pages: build/site/index.html
 docs: setup
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/gather.py
+	$(BIN)/zensical build --strict
 
 # Once a week: everything at its newest, beyond what pyproject.toml allows, to see here first what an
 # upgrade will break. Prints what is newer than requirements.lock.
@@ -85,4 +88,4 @@ $(VENV)-pfl/.ready: requirements.lock
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-pfl $(VENV)-newest $(VENV)-tools outputs multirun
+	rm -rf $(VENV) $(VENV)-pfl $(VENV)-newest $(VENV)-tools build outputs multirun

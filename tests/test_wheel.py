@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -56,6 +58,26 @@ def test_the_wheel_works_outside_a_checkout(tmp_path: Path) -> None:
     assert "runs, " in run("-m", "fedcats.cli", "runs")
     assert run("-m", "fedcats.cli", "app", "app").strip() == str(tmp_path / "empty/app")
     assert bundle(tmp_path / "empty/app", tmp_path / "site") == bundle(ROOT, ROOT)
+
+
+def test_what_the_dockerfile_copies_is_enough_to_set_up(tmp_path: Path) -> None:
+    """As far as that goes without Docker: its steps were done by hand in an empty folder."""
+    text = (ROOT / "Dockerfile").read_text()
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] == "!"}
+    copied = [name for line in re.findall(r"^COPY (.*) \S+$", text, re.M) for name in line.split()]
+    assert {*copied} == kept
+    for name in copied:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, tmp_path / name)
+    built = {*zipfile.ZipFile(build("wheel", tmp_path, tmp_path / "dist")).namelist()}
+    assert {"fedcats/cli/run.py", "fedcats/conf/config.yaml"} <= built
+    make = ["make", "--dry-run", "setup"]
+    done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "--require-hashes --requirement requirements.lock" in done.stdout
+    assert "://" not in text
 
 
 def bundle(app: Path, where: Path) -> dict[str, str]:
