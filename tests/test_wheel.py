@@ -63,7 +63,9 @@ def test_the_wheel_works_outside_a_checkout(tmp_path: Path) -> None:
 def test_what_the_dockerfile_copies_is_enough_to_set_up(tmp_path: Path) -> None:
     """As far as that goes without Docker: its steps were done by hand in an empty folder."""
     text = (ROOT / "Dockerfile").read_text()
-    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] == "!"}
+    kept = {
+        line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] == "!"
+    }
     copied = [name for line in re.findall(r"^COPY (.*) \S+$", text, re.M) for name in line.split()]
     assert {*copied} == kept
     for name in copied:
