@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-fast test-nightly test-newest docs lint lock audit bench clean
+.PHONY: setup demo test test-fast test-nightly test-newest docs notebook lint lock audit bench clean
 PYTEST := -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 setup: $(VENV)/.ready
 
@@ -68,6 +68,12 @@ test-newest:
 	grep -oE '^[^ ]+==[^ ]+' requirements.lock | grep --line-regexp --invert-match --ignore-case \
 		--fixed-strings --file - $(VENV)-newest/versions || true
 	$(VENV)-newest/bin/python $(PYTEST)
+
+# JupyterLab is not among the pinned packages: uv, which comes with Flower, lays its newest version over
+# the environment and leaves that as it is.
+notebook: setup
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv run --quiet --no-project --with jupyterlab \
+		jupyter lab notebooks/paper.ipynb
 
 lint: setup
 	$(BIN)/ruff check .
