@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-fast test-nightly test-newest docs lint lock audit bench clean
+.PHONY: setup demo test test-fast test-nightly test-newest docs notebook lint lock audit bench clean
 PYTEST := -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 setup: $(VENV)/.ready
 
@@ -51,8 +51,11 @@ NIGHT ?= $(shell date +%Y%m%d)
 test-nightly: setup
 	FEDCATS_RANDOM=1000 FEDCATS_SEED=$(NIGHT) $(BIN)/python $(PYTEST) --cov
 
+# The pages that are made from the code, then the site of all pages: build/site/index.html
 docs: setup
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/gather.py
+	$(BIN)/zensical build --strict
 
 # Once a week: everything at its newest, beyond what pyproject.toml allows, to see here first what an
 # upgrade will break. Prints what is newer than requirements.lock.
@@ -65,6 +68,12 @@ test-newest:
 	grep -oE '^[^ ]+==[^ ]+' requirements.lock | grep --line-regexp --invert-match --ignore-case \
 		--fixed-strings --file - $(VENV)-newest/versions || true
 	$(VENV)-newest/bin/python $(PYTEST)
+
+# JupyterLab is not among the pinned packages: uv, which comes with Flower, lays its newest version over
+# the environment and leaves that as it is.
+notebook: setup
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv run --quiet --no-project --with jupyterlab \
+		jupyter lab notebooks/paper.ipynb
 
 lint: setup
 	$(BIN)/ruff check .
@@ -85,4 +94,4 @@ $(VENV)-pfl/.ready: requirements.lock
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-pfl $(VENV)-newest $(VENV)-tools outputs multirun
+	rm -rf $(VENV) $(VENV)-pfl $(VENV)-newest $(VENV)-tools build outputs multirun

@@ -88,7 +88,7 @@ def test_runs_and_compare(made: Made, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "Not for run 2: tested on other images" in against.note
 
 
-@pytest.mark.parametrize("form", ["hub", "torchscript"])
+@pytest.mark.parametrize("form", ["hub", "torchscript", "onnx"])
 def test_an_exported_model_gives_the_same_predictions(
     made: Made, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,15 +110,33 @@ def test_an_exported_model_gives_the_same_predictions(
         said = json.loads((out / "config.json").read_text())
         assert said["classes"] == ["ant", "bee", "cow"]
         assert said["mean"] == [0.485, 0.456, 0.406]
-    else:
+    elif form == "torchscript":
         found = torch.jit.load(out / "model.pt")(pixels)
+    else:
+        (block,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+        path = repr(str(out / "model.onnx"))
+        names = {"pixels": np.repeat(pixels.numpy(), 3, axis=0)}
+        exec(block.replace('"model.onnx"', path), names)
+        found = torch.from_numpy(names["probabilities"])[1:]
+        said = json.loads(names["model"].get_modelmeta().custom_metadata_map["fedcats"])
+        assert (said["classes"], said["size"]) == (["ant", "bee", "cow"], 224)
     stored = read_predictions(folder / results["models"]["centralized"]["predictions"])
     expected = stored.probabilities[stored.files.index("test/cow/1.jpg")]
-    torch.testing.assert_close(found[0], torch.from_numpy(expected))
+    torch.testing.assert_close(found[0], torch.from_numpy(expected), rtol=0, atol=1e-5)
     assert after.main(given) == 2
     assert "is not an empty folder" in capsys.readouterr().err
     assert after.main([*given[:-1], str(tmp_path / "b"), "--model", "x"]) == 2
     assert "--model x: allowed are centralized" in capsys.readouterr().err
+
+
+def test_onnx_without_its_package_is_said_in_one_line(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    given = ["export", str(made[0]), "--format", "onnx", "--out", str(tmp_path / "out")]
+    assert after.main(given) == 2
+    assert "onnx: the package onnxscript is not installed" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

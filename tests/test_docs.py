@@ -3,6 +3,9 @@
 import importlib.util
 import json
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
@@ -11,32 +14,74 @@ import pytest
 import typeguard
 from conftest import check_results
 
+from fedcats.cli import after, job
+from fedcats.cli.run import AFTER
+from fedcats.config import paths
 from fedcats.report import drawing, figures
 from fedcats.results import Results
 
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def generator() -> Any:
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+def module(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
 
 
 @pytest.mark.parametrize("name", ["results.md", "configuration.md"])
 def test_a_generated_page_is_that_of_the_code(name: str) -> None:
-    made = generator().PAGES[name]()
+    made = module("generate").PAGES[name]()
     assert (DOCS / name).read_text() == made, "python docs/generate.py"
 
 
-def test_every_link_leads_somewhere() -> None:
-    pages = [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")]
-    assert len(pages) > 5
-    for page in pages:
-        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+def test_the_site_is_built_and_every_link_leads_somewhere(tmp_path: Path) -> None:
+    site, root = module("gather"), DOCS.parent
+    config = (root / "mkdocs.yml").read_text(encoding="utf-8")
+    names = site.pages()
+    for path, name in names.items():
+        assert path.suffix != ".md" or f": {name}\n" in config, f"{name}: not in mkdocs.yml"
+        text = path.read_text(encoding="utf-8") if path.suffix == ".md" else ""
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+    site.gather(tmp_path / "build/site-source")
+    (tmp_path / "mkdocs.yml").write_text(config)
+    command = [sys.executable, "-m", "zensical", "build", "--strict"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "build/site/index.html").read_text(encoding="utf-8")
+    assert not re.findall(r"""<(?:script|link|img)[^>]*(?:src|href)=["']?https?:""", page)
+
+
+COMMANDS = [
+    pytest.param(line.strip(), id=f"{page.name}: {line.strip()[:60]}")
+    for page in [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
+    for line in page.read_text(encoding="utf-8").splitlines()
+    if re.match(r"(    )?(fedcats|make) (?!=)", line) and page.name != "configuration.md"
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_in_the_documents_is_one_that_is_taken(
+    line: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as that is known before anything starts; what they do is tested elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(job, "MAX_CHECKED_JOBS", 2)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "extending.md").read_text(), re.DOTALL)
+    (tmp_path / "mine.py").write_text("\n\n".join(blocks[:4]))
+    program, *words = shlex.split(line, comments=True)
+    words = [str(photos) if word == "DIR" else word.replace("=DIR", f"={photos}") for word in words]
+    if program == "make":
+        targets = re.findall(r"^([\w-]+):", (DOCS.parent / "Makefile").read_text(), re.MULTILINE)
+        assert words[0] in targets
+    elif words[0] in AFTER:
+        after.main(words)  # there is no such run; unknown options would leave with SystemExit
+    else:
+        job.check([paths.read(word) for word in words])
 
 
 def keys(value: Any, hint: Any) -> set[str]:

@@ -329,6 +329,7 @@ def test_warnings_name_drawings_and_clients_left_out():
         (view.apart(-0.0004), "under 0.1 points less than"),
         (view.interval({"low": -0.0123, "high": 0.0004}), "−1.23 to +0.04"),
         (view.interval({"low": None, "high": None}), "no interval"),
+        (view.interval({"low": -0.251, "high": 2.8e-18}), "−25.1 to 0.0"),
         (view.p_value(0.7266), "p = 0.73"),
     ],
 )

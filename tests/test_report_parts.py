@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from fedcats.experiment.comparisons import record_comparisons
 from fedcats.experiment.seeds import Found, records
@@ -17,7 +20,17 @@ from fedcats.metrics import choice, scores
 from fedcats.metrics.measures import MEASURES
 from fedcats.metrics.replication import replicate
 from fedcats.metrics.verdict import holm
-from fedcats.report import cautions, sources, split, sweep_rows, tables, thresholds, verdict, view
+from fedcats.report import (
+    cautions,
+    drawing,
+    sources,
+    split,
+    sweep_rows,
+    tables,
+    thresholds,
+    verdict,
+    view,
+)
 from fedcats.report.sweep import sweep_verdict
 
 N = 60
@@ -221,3 +234,21 @@ def test_a_linear_head_is_said_to_be_an_ensemble() -> None:
     other["models"]["polyak"]["effective_weights"] = [0.5, 0.5]
     assert any("logit ensemble" in line for line in cautions.warnings(other))
     assert tables.rounds(results) is None
+
+
+def test_a_value_is_shown_where_the_pointer_is(tmp_path: Path) -> None:
+    """Whatever letters its name has, and at nothing else of the figure."""
+    name = 'd\'or "a" <b> & c ü'
+
+    def draw() -> Figure:
+        figure = Figure()
+        ax = figure.subplots()
+        drawing.on_hover(name, *ax.plot(1, 2, "o"), *ax.bar([1], [2]))
+        return figure
+
+    (drawn,) = drawing.write(tmp_path, {"one": ("Caption.", draw)})
+    for text in (drawn.svg, (tmp_path / "one.svg").read_text(encoding="utf-8")):
+        parsed = ElementTree.fromstring(text)
+        titles = [one.text for one in parsed.iter("{http://www.w3.org/2000/svg}title")]
+        assert titles == [name] * 2
+        assert "hover:" not in text

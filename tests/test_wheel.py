@@ -1,6 +1,9 @@
 """The package as it is built: from the checkout and from its own source archive, used outside."""
 
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -52,4 +55,46 @@ def test_the_wheel_works_outside_a_checkout(tmp_path: Path) -> None:
     assert folder.is_relative_to(tmp_path / "empty")
     check_results(folder)
     assert "fedcats 0.1.0" in (folder / "report.html").read_text()
-    assert run("-m", "fedcats.cli", "runs").startswith("1 runs, ")
+    assert "runs, " in run("-m", "fedcats.cli", "runs")
+    assert run("-m", "fedcats.cli", "app", "app").strip() == str(tmp_path / "empty/app")
+    assert bundle(tmp_path / "empty/app", tmp_path / "site") == bundle(ROOT, ROOT)
+
+
+def test_what_the_dockerfile_copies_is_enough_to_set_up(tmp_path: Path) -> None:
+    """As far as that goes without Docker: its steps were done by hand in an empty folder."""
+    text = (ROOT / "Dockerfile").read_text()
+    kept = {
+        line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] == "!"
+    }
+    copied = [name for line in re.findall(r"^COPY (.*) \S+$", text, re.M) for name in line.split()]
+    assert {*copied} == kept
+    for name in copied:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, tmp_path / name)
+    built = {*zipfile.ZipFile(build("wheel", tmp_path, tmp_path / "dist")).namelist()}
+    assert {"fedcats/cli/run.py", "fedcats/conf/config.yaml"} <= built
+    make = ["make", "--dry-run", "setup"]
+    done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "--require-hashes --requirement requirements.lock" in done.stdout
+    assert "://" not in text
+
+
+def bundle(app: Path, where: Path) -> dict[str, str]:
+    """What ``flwr run`` would send, each file by its hash."""
+    code = (
+        "import sys, zipfile, io, json, hashlib, pathlib\n"
+        "from flwr.cli import build, config_utils\n"
+        "app = pathlib.Path(sys.argv[1]); config_utils.load_and_validate(app / 'pyproject.toml')\n"
+        "made = zipfile.ZipFile(io.BytesIO(build.build_fab_from_disk(app)))\n"
+        "of = {n: hashlib.sha256(made.read(n)).hexdigest() for n in made.namelist()}\n"
+        "print(json.dumps(of))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, str(app)], env={**os.environ, "PYTHONPATH": str(where)},
+        cwd=app, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found: dict[str, str] = json.loads(done.stdout)
+    return found

@@ -1,4 +1,4 @@
-"""``fedcats predict``, ``runs``, ``compare``, ``export``: what finished runs are good for.
+"""``fedcats predict``, ``runs``, ``compare``, ``export``: what finished runs are good for; ``app``.
 
 What needs PyTorch is imported when the arguments are parsed.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from fedcats.environment import output_lost, say, tell
 from fedcats.errors import RunError, UserError
 from fedcats.experiment.finished import read_results, run_folders
-from fedcats.home import home
+from fedcats.home import home, runs
 from fedcats.results import Results
 
 SHOWN = 40  # photos; of more only the file that is written has all
@@ -22,7 +22,7 @@ _RUN = "a run folder: the last line that the run printed"
 
 def main(arguments: Sequence[str]) -> int:
     """Do what the first argument says; 0, or the exit code of the error printed in one line."""
-    parser = argparse.ArgumentParser(prog="fedcats", description="Finished runs.")
+    parser = argparse.ArgumentParser(prog="fedcats", description="What needs no training.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     text = "what the models of a run say of photos, side by side"
     one = commands.add_parser("predict", help=text, description=text)
@@ -32,24 +32,31 @@ def main(arguments: Sequence[str]) -> int:
     one.add_argument("--out", metavar="FILE", type=Path, action="append", help=".csv or .json")
     text = "the runs below a folder, and what takes the room"
     one = commands.add_parser("runs", help=text, description=text)
-    one.add_argument("folder", type=Path, nargs="?", help="by default outputs and multirun")
+    text = "by default outputs, multirun, and where those of flwr run are"
+    one.add_argument("folder", type=Path, nargs="?", help=text)
     text = "runs side by side: settings that differ, scores with intervals"
     one = commands.add_parser("compare", help=text, description=text)
     one.add_argument("runs", metavar="RUN", type=Path, nargs="+", help=_RUN)
     text = "a model for other programs, with a card of what it is"
     one = commands.add_parser("export", help=text, description=text)
     one.add_argument("run", metavar="RUN", type=Path, help=_RUN)
-    one.add_argument("--format", default="hub", choices=("hub", "torchscript"))
+    one.add_argument("--format", default="hub", choices=("hub", "torchscript", "onnx"))
     one.add_argument("--model", help="by its name in results.json; by default the first merged one")
     one.add_argument("--out", metavar="DIR", type=Path, required=True, help="an empty folder")
+    text = "fedcats as a Flower app, for flwr run DIR: for who has no checkout"
+    one = commands.add_parser("app", help=text, description=text)
+    one.add_argument("out", metavar="DIR", type=Path, help="an empty folder")
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "predict":
             _predict(chosen.run, chosen.photos, chosen.clients, chosen.out or [])
         elif chosen.command == "runs":
-            _runs([chosen.folder] if chosen.folder else [Path("outputs"), Path("multirun")])
+            usual = [Path("outputs"), Path("multirun"), runs()]
+            _runs([chosen.folder] if chosen.folder else usual)
         elif chosen.command == "compare":
             _compare(chosen.runs)
+        elif chosen.command == "app":
+            _app(chosen.out)
         else:
             _export(chosen.run, chosen.format, chosen.model, chosen.out)
     except (UserError, RunError, OSError) as error:
@@ -148,6 +155,13 @@ def _export(folder: Path, form: str, model: str | None, out: Path) -> None:
 
     name = export(folder, results, out, form, model)
     say(f"{name}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    say(out.resolve())
+
+
+def _app(out: Path) -> None:
+    from fedcats.federated.app import write_app
+
+    write_app(out)
     say(out.resolve())
 
 

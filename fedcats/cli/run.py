@@ -4,8 +4,8 @@ import sys
 
 from fedcats.environment import say, settle
 
-AFTER = ("predict", "runs", "compare", "export")
-"""Commands for what is there already, see `fedcats.cli.after`; all else is a run to be made."""
+AFTER = ("predict", "runs", "compare", "export", "app")
+"""Commands that need no Hydra, see `fedcats.cli.after`; all else is a run to be made."""
 
 
 def main() -> None:

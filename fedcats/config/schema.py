@@ -269,7 +269,7 @@ class Config(Limited):
         "a list of some of png, svg, pdf",
         lambda v: _is_list(v, lambda one: one in ("png", "svg", "pdf")) or v == [],
     )
-    tracking: str = one_of("none", "tensorboard")
+    tracking: str = one_of("none", "tensorboard", "mlflow", "wandb")
     available: Mapping[str, Rule] = field(default_factory=dict)
     replicate: int | None = None
 

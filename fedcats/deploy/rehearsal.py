@@ -25,7 +25,7 @@ from fedcats.errors import RunError
 from fedcats.experiment.inputs import deal_out, decoded, make_source
 from fedcats.experiment.run import run
 from fedcats.federated import superlink
-from fedcats.home import home
+from fedcats.home import home, runs
 from fedcats.report import Progress
 
 _START_SECONDS = 90.0
@@ -183,11 +183,10 @@ class Loopback:
     def environment_of(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """What its programs are started with."""
         scripts = str(Path(sys.executable).parent)
-        paths = [str(superlink.app_folder()), os.environ.get("PYTHONPATH", "")]
         return {
             **os.environ,
             "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]),
-            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "PYTHONPATH": environment.import_path(),
             "PYTHONSAFEPATH": "1",
             guard.MARK: self._mark,
             **(more or {}),
@@ -277,7 +276,7 @@ def rehearse(
             outcome = federation.follow(run_id, on_line)
         if outcome.status != "completed" or outcome.folder is None:
             raise RunError(f"the run on the federation {outcome.status}: {outcome.details}")
-    simulation = home() / "runs" / f"simulation-{secrets.token_hex(4)}"
+    simulation = runs() / f"simulation-{secrets.token_hex(4)}"
     say(f"simulation of {len(sites)} clients: {simulation}")
     run(raw, simulation)
     same = compare_models(simulation, outcome.folder)

@@ -82,7 +82,8 @@ def run(
     try:
         # Under flwr run the submitter has the folder.
         alone = config.runner.name != "flwr"
-        with claimed(folder, alone=alone), tracking(config, folder) as tracker:
+        place = folder if grid else Path.cwd()  # a SuperLink's is anybody's
+        with claimed(folder, alone=alone), tracking(config, folder, place) as tracker:
             return _run(config, raw, folder, grid, tracker, summary, command)
     except OSError as error:
         raise disk_error(error) from error

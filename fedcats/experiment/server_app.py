@@ -3,7 +3,8 @@
 The run's configuration is one string of Hydra overrides:
 ``flwr run . --stream -c 'overrides="experiment=paper data.root=/photos"'``. A SuperLink keeps the
 working directory and the environment of whoever started it, so paths must be absolute; results go
-to a folder under ``FEDCATS_HOME`` whose name is printed, or to that of ``fedcats runner=flwr``.
+to the folder that ``hydra.run.dir=..`` among the overrides names, to that of ``fedcats
+runner=flwr``, else to one of `fedcats.home.runs`; its name is printed.
 """
 
 import contextlib
@@ -16,21 +17,24 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid import InMemoryGrid
-from omegaconf import DictConfig, open_dict
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
+from fedcats.config import paths
 from fedcats.config.compose import compose_config
-from fedcats.config.paths import expand
 from fedcats.environment import say
-from fedcats.errors import RunError, UserError
+from fedcats.errors import RunError, UserError, first_line
 from fedcats.experiment.run import run
 from fedcats.federated.foreign import refuse_foreign
 from fedcats.federated.simulation import watched
 from fedcats.federated.transport import count_nodes
-from fedcats.home import home
+from fedcats.home import runs
 from fedcats.plugins import search
 from fedcats.text import one_line
 
 app = ServerApp()
+_FOLDER = "hydra.run.dir="
 _SETTINGS = ("overrides", "home", "ticket", "modules")
 
 
@@ -44,7 +48,7 @@ def main(grid: Grid, context: Context) -> None:
         if settings["modules"]:
             search(Path(settings["modules"]))
         raw = configuration(settings, simulated=simulated)
-        folder = run_folder(settings["ticket"], context.run_id)
+        folder = run_folder(settings, context.run_id)
         say(f"fedcats: run folder: {folder}", flush=True)
         with contextlib.ExitStack() as stack:
             if simulated:
@@ -74,16 +78,26 @@ def follow_federation(raw: DictConfig, overrides: str, grid: Grid) -> None:
         raw.partition.num_shards = count
 
 
-def run_folder(ticket: str, run_id: int) -> Path:
-    """Where the results go: the folder in which whoever submitted the run left a ticket.
+def run_folder(settings: Mapping[str, str], run_id: int) -> Path:
+    """Where the results go: the folder in which whoever submitted the run left a ticket, or named.
 
     Raises
     ------
     UserError
-        When that folder is on a disk that this machine does not see.
+        When that folder is on a disk that this machine does not see, or is no absolute path.
     """
+    ticket = settings["ticket"]
     if not ticket:
-        return home() / "runs" / str(run_id)
+        given = [one for one in shlex.split(settings["overrides"]) if one.startswith(_FOLDER)]
+        if not given:
+            return runs() / str(run_id)
+        override = OverridesParser.create().parse_override(paths.read(given[-1]))
+        try:
+            named = str(OmegaConf.create({"folder": override.value()}).folder)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{given[-1]}: {first_line(error)}") from error
+        _absolute(_FOLDER[:-1], named)
+        return Path(paths.expand(named))
     if not Path(ticket).is_file():
         raise UserError(
             f"hydra.run.dir={Path(ticket).parent}: not there on {platform.node()}, where the "
@@ -139,7 +153,7 @@ def configuration(settings: Mapping[str, str], *, simulated: bool) -> DictConfig
 
 
 def _absolute(key: str, path: object) -> None:
-    if not Path(expand(str(path))).is_absolute():
+    if not Path(paths.expand(str(path))).is_absolute():
         raise UserError(
             f"{key}={path}: a relative path; the SuperLink may have been started elsewhere, so it "
             f"must be absolute: {key}=/path/to/{Path(str(path)).name}"

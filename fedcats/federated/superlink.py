@@ -25,6 +25,7 @@ from fedcats.config import paths
 from fedcats.config.load import load
 from fedcats.environment import say
 from fedcats.errors import RunError, UserError
+from fedcats.federated.app import app_folder
 from fedcats.federated.flower_words import FINISHED, OWN_LINES, no_superlink
 from fedcats.federated.quiet import default_workers
 from fedcats.home import home
@@ -61,17 +62,6 @@ class Outcome:
     details: str
     folder: Path | None
     error: tuple[int, str] | None = None
-
-
-def app_folder() -> Path:
-    """The checkout, of which ``flwr run`` makes a bundle."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / "pyproject.toml").is_file():
-        raise UserError(
-            "flwr run: needs a checkout of fedcats (pip install --editable), because flwr run "
-            "bundles the project's folder"
-        )
-    return root
 
 
 def run_on_superlink(raw: DictConfig, overrides: Sequence[str], folder: Path) -> Results:
@@ -181,7 +171,7 @@ def submit(
     home
         ``FEDCATS_HOME`` of the run; by default that of the SuperLink.
     ticket
-        A file in the folder for the results; by default that is one under ``FEDCATS_HOME``.
+        A file in the folder for the results; by default that is one of `fedcats.home.runs`.
     supernodes
         How many to simulate; where they are real, Flower does not look at it.
     workers
@@ -205,7 +195,15 @@ def submit(
             raise UserError(
                 f"runner=flwr: {settings['overrides']}: Flower takes UTF-8 only"
             ) from error
-        command = ["run", str(app_folder()), link, "--format", "json", "--run-config", str(file)]
+        command = [
+            "run",
+            str(app_folder(Path(folder) / "app")),
+            link,
+            "--format",
+            "json",
+            "--run-config",
+            str(file),
+        ]
         if supernodes is not None:
             resources = f"num-supernodes={supernodes} client-resources-num-cpus=1"
             if workers is not None:

@@ -33,6 +33,17 @@ probabilities = model(pixels)  # (b, 3, {side}, {side}), uint8, RGB
 
 Resize to {side} x {side}, bilinear, without a crop; all else is inside.
 """,
+    "onnx": """\
+```python
+import onnxruntime
+
+model = onnxruntime.InferenceSession("model.onnx")
+(probabilities,) = model.run(None, {{"pixels": pixels}})  # (b, 3, {side}, {side}), uint8, RGB
+```
+
+Resize to {side} x {side}, bilinear, without a crop; all else is inside. Classes and preprocessing
+stand in the file's metadata, in the entry `fedcats`.
+""",
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib.style
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis, XAxis
 from matplotlib.colors import to_rgb
@@ -106,6 +107,9 @@ SMALL_MATRIX = 12  # a larger confusion matrix has no numbers in its cells
 FINE = 1000  # more cells than this are drawn as pixels, in an SVG file too
 
 
+_HOVER = re.compile(r'<g id="hover:([^"]*)">')
+
+
 @dataclass(frozen=True)
 class Drawn:
     """A finished figure: name (of the files), caption, width in pixels, SVG text for the page."""
@@ -158,7 +162,7 @@ def write(
                 figure.set_layout_engine("none")  # laid out once for all
             buffer = io.StringIO()
             figure.savefig(buffer, format="svg", metadata=UNDATED["svg"])
-        svg = buffer.getvalue()
+        svg = _HOVER.sub(r"<g><title>\1</title>", buffer.getvalue())
         if "svg" in formats:
             (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
         width = round(100 * figure.get_figwidth())
@@ -225,12 +229,19 @@ def name_cells(axis: Axis, names: Sequence[str], inches: float) -> None:
     axis.set_tick_params(labelsize=9 if fits else 7, labelrotation=90 if turned else 0)
 
 
-def hollow_mark(ax: Axes, x: float, y: float, colour: str, **more: Any) -> None:
+def on_hover(text: str, *artists: Artist) -> None:
+    """Show a text where the pointer is on one of these, in the SVG file and on the page."""
+    for artist in artists:
+        artist.set_gid(f"hover:{text}")  # `write` makes a title of it
+
+
+def hollow_mark(ax: Axes, x: float, y: float, colour: str, **more: Any) -> Artist:
     """Mark a value of the paper's."""
-    ax.plot(
+    (mark,) = ax.plot(
         x, y, marker="D", linestyle="", markersize=5.5, zorder=3,
         markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.3, **more,
     )  # fmt: skip
+    return mark
 
 
 def short(name: str, most: int = 16) -> str:

@@ -33,6 +33,7 @@ from fedcats.report.drawing import (
     hollow_mark,
     look,
     name_cells,
+    on_hover,
     score_panels,
     short,
     write,
@@ -132,13 +133,17 @@ def scores(results: Results) -> Figure | None:
         for row, name in enumerate(names):
             model = results["models"][name]
             colour, mark = look(results, name)
+            text, at = f"{labels[row]}: {key} {model[key]:.4f}", (row, row)
+            drawn = ax.plot(model[key], row, mark, color=colour, markersize=6.5, zorder=2.1)
             if binary or key == "accuracy":
                 low, high = _wilson(model, key)
-                ax.plot([low, high], [row, row], color=colour, linewidth=1.4, alpha=0.6)
-            ax.plot(model[key], row, marker=mark, color=colour, markersize=6.5, linestyle="")
+                drawn += ax.plot((low, high), at, color=colour, linewidth=1.4, alpha=0.6)
+                text += f" ({low:.4f} to {high:.4f})"
+            on_hover(text, *drawn)
             there = view.published(results, name)
             if there:
-                hollow_mark(ax, there[key], row, colour)
+                paper = hollow_mark(ax, there[key], row, colour)
+                on_hover(f"the paper, {labels[row]}: {key} {there[key]:.4f}", paper)
         if crowded:
             found = [model[key] for model in own.values()]
             ax.plot(found, [len(names)] * len(found), "o", color=OWN, markersize=6, alpha=0.35)
@@ -177,18 +182,22 @@ def difference(results: Results) -> Figure | None:
         for row, (name, one) in enumerate(found.items()):
             colour, mark = look(results, name)
             low, high = one[key]["low"], one[key]["high"]
+            drawn = ax.plot(
+                100 * one[key]["difference"], row, mark, color=colour, markersize=7, zorder=2.1
+            )
             if low is not None and high is not None:
-                ax.plot([100 * low, 100 * high], [row, row], color=colour, linewidth=1.6)
-            ax.plot(100 * one[key]["difference"], row, mark, color=colour, markersize=7)
+                drawn += ax.plot([100 * low, 100 * high], [row, row], color=colour, linewidth=1.6)
+            said = f"{view.points(one[key]['difference'])} ({view.interval(one[key])})"
+            on_hover(f"{view.title(results, name)}: {key} {said} points", *drawn)
             there = view.published(results, name)
             if there and base:
                 hollow_mark(ax, 100 * (there[key] - base[key]), row, colour)
         ax.set_xlabel("percentage points")
-    said = (
+    each = (
         f"{view.title(results, name)} {view.points(one['difference'])} ({view.interval(one)})"
         for name, one in ((name, every["accuracy"]) for name, every in found.items())
     )
-    figure.set_label(f"Accuracy, in points: {'; '.join(said)}.")
+    figure.set_label(f"Accuracy, in points: {'; '.join(each)}.")
     return figure
 
 
@@ -239,7 +248,9 @@ def loss(results: Results, curves: Mapping[str, Curve]) -> Figure | None:
         ax.set_title(name)
         if name == "centralized":
             (curve,) = own
-            ax.plot(_epochs(curve), [p[2] for p in curve], "o-", color=CENTRALIZED, markersize=4.5)
+            losses = [p[2] for p in curve]
+            line = ax.plot(_epochs(curve), losses, "o-", color=CENTRALIZED, markersize=4.5)
+            on_hover(f"centralized: {_losses(losses)}", *line)
             if fewer := curves.get("same_steps"):
                 losses, label = [p[2] for p in fewer], view.TITLES["same_steps"]
                 ax.plot(_epochs(fewer), losses, "D:", color=CENTRALIZED, markersize=4, label=label)
@@ -250,8 +261,10 @@ def loss(results: Results, curves: Mapping[str, Curve]) -> Figure | None:
                 hollow_mark(ax, len(curve), final, CENTRALIZED, label=label, clip_on=False)
                 ax.legend(loc="upper right")
         else:
-            for curve in own:
-                ax.plot(_epochs(curve), [p[2] for p in curve], color=OWN, linewidth=1, alpha=0.6)
+            for title, curve in zip(shared, own, strict=True):
+                losses = [p[2] for p in curve]
+                line = ax.plot(_epochs(curve), losses, color=OWN, linewidth=1, alpha=0.6)
+                on_hover(f"{view.title(results, title)}: {_losses(losses)}", *line)
             middle = _median_curve(own)
             ax.plot(_epochs(middle), middle, "o-", color=INK, markersize=4, label="median")
             ax.legend(loc="upper right")
@@ -283,8 +296,10 @@ def weights(results: Results) -> Figure | None:
         bars = ax.bar(
             centres, shares, width * 0.92, color=colour, label=view.title(results, name) + many
         )
+        texts = [f"{share:.1f}" if share >= 1 else f"{share:.1g}" for share in shares]
+        for client, text, bar in zip(view.clients(model), texts, bars, strict=True):
+            on_hover(f"{view.title(results, name)}: client {client}, {text}%", bar)
         if len(everyone) * len(rules) <= 2 * MANY:
-            texts = [f"{share:.1f}" if share >= 1 else f"{share:.1g}" for share in shares]
             ax.bar_label(bars, texts, padding=2, fontsize=8)
     step = max(1, len(everyone) // 20)
     ax.set_xticks(range(0, len(everyone), step), [str(c) for c in everyone[::step]])
@@ -378,7 +393,9 @@ def rounds(results: Results) -> Figure | None:
         for name in view.merged(results):
             points = [(number, one[name][key]) for number, one in found.items() if name in one]
             colour, mark = look(results, name)
-            ax.plot(*zip(*points, strict=True), marker=mark, color=colour, markersize=5.5)
+            line = ax.plot(*zip(*points, strict=True), marker=mark, color=colour, markersize=5.5)
+            values = ", ".join(f"{value:.4f}" for _, value in points)
+            on_hover(f"{view.title(results, name)}: {key} by round {values}", *line)
         ax.set_xlabel("round")
         ax.xaxis.get_major_locator().set_params(integer=True)
     handles = [
@@ -405,6 +422,11 @@ def _wilson(model: Model, key: Score) -> tuple[float, float]:
 
 def _epochs(curve: Sequence[object]) -> range:
     return range(1, len(curve) + 1)
+
+
+def _losses(values: Sequence[float]) -> str:
+    first = f"{values[0]:.4f} after the first epoch, " if len(values) > 1 else ""
+    return f"loss {first}{values[-1]:.4f} after the last"
 
 
 def _median_curve(curves: Iterable[Curve]) -> list[float]:

@@ -99,7 +99,7 @@ def frontier(rows: Sequence[Row]) -> Figure | None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    from fedcats.report.drawing import CENTRALIZED, INK, MUTED, VERMILLION
+    from fedcats.report.drawing import CENTRALIZED, INK, MUTED, VERMILLION, on_hover
 
     found = spots(rows)
     if not found:
@@ -124,6 +124,7 @@ def frontier(rows: Sequence[Row]) -> Figure | None:
         if one.ends:
             ax.plot([one.size] * 2, [100 * e for e in one.ends], color=colour, alpha=0.3 * alpha)
         (point,) = ax.plot(one.size, y, "o", color=colour, alpha=alpha, markersize=mark)
+        on_hover(f"{one.name}: accuracy {one.accuracy:.4f}, {size_text(one.size)}", point)
         if one.best or len(found) <= _NAMED:
             names.append((point, f"{number} {one.name}"))
     taken: list[tuple[float, float, int]] = []

@@ -125,7 +125,8 @@ th[aria-sort="ascending"] button::after { content: " \25B2"; }
   .scroll, figure, pre { overflow: visible; } figure svg { min-width: 0; }
   pre { white-space: pre-wrap; }
   .gallery { display: block; } .gallery > * { display: inline-block; }
-  th, td { white-space: normal; overflow-wrap: anywhere; } thead { display: table-header-group; }
+  th, td { white-space: normal; overflow-wrap: anywhere; }
+  .num { overflow-wrap: normal; } thead { display: table-header-group; }
   table { font-size: 8pt; } th, td { padding-right: .5rem; }
 }
 </style>

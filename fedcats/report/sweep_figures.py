@@ -141,7 +141,7 @@ def dots(rows: Sequence[Row]) -> Figure | None:
     """Scores of every model, one row each, where no numeric parameter was varied."""
 
     from fedcats.metrics import wilson
-    from fedcats.report.drawing import CENTRALIZED, MARKS, MUTED, RULES, score_panels
+    from fedcats.report.drawing import CENTRALIZED, MARKS, MUTED, RULES, on_hover, score_panels
 
     if x_axis(rows) is not None or not 2 <= len(rows) <= _ROWS:
         return None
@@ -155,10 +155,11 @@ def dots(rows: Sequence[Row]) -> Figure | None:
             if row["model"] in merged:
                 i = merged.index(row["model"])
                 colour, mark = RULES[i % len(RULES)], MARKS[i % len(MARKS)]
+            drawn = ax.plot(row[key], line, mark, color=colour, markersize=6.5, zorder=2.1)
             if key == "accuracy":
                 ends = wilson(round(row["accuracy"] * row["n"]), row["n"])
-                ax.plot(ends, [line, line], color=colour, linewidth=1.4, alpha=0.6)
-            ax.plot(row[key], line, marker=mark, color=colour, markersize=6.5, linestyle="")
+                drawn += ax.plot(ends, [line, line], color=colour, linewidth=1.4, alpha=0.6)
+            on_hover(f"{model_name(row, rows)}: {key} {row[key]:.4f}", *drawn)
     return figure
 
 

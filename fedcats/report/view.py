@@ -169,11 +169,13 @@ def interval(
 ) -> str:
     """Format the ends of a difference's interval: "−1.8 to +0.3".
 
-    With as many digits as it takes to see on which side of 0 an end lies.
+    With as many digits as it takes to see on which side of 0 an end lies; what rounding of float64
+    leaves of a 0 is one.
     """
     low, high = difference["low"], difference["high"]
     if low is None or high is None:
         return "no interval"
+    low, high = (0.0 if abs(end) < 1e-12 else end for end in (low, high))
     ends = [end for end in (low, high) if end]
     digits = next((d for d in range(1, 9) if all(round(100 * end, d) for end in ends)), 9)
     return f"{points(low, digits)} to {points(high, digits)}"

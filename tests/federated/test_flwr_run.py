@@ -221,12 +221,34 @@ def test_under_flwr_run_too_a_client_that_raises_ends_the_run(
 
 def test_results_need_a_folder_that_the_server_sees(tmp_path: Path) -> None:
     ticket = tmp_path / "run" / ".run-1"
+    named = "seed=1 hydra.run.dir=/elsewhere"
+    settings = {"ticket": str(ticket), "overrides": named}
     with pytest.raises(UserError, match=rf"hydra.run.dir={tmp_path}/run: not there on"):
-        run_folder(str(ticket), 7)
+        run_folder(settings, 7)
     ticket.parent.mkdir()
     ticket.touch()
-    assert run_folder(str(ticket), 7) == tmp_path / "run"
-    assert run_folder("", 7).parts[-2:] == ("runs", "7")
+    assert run_folder(settings, 7) == tmp_path / "run"
+
+
+def test_without_a_ticket_results_go_where_the_overrides_say_or_into_no_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(overrides: str) -> Path:
+        return run_folder({"ticket": "", "overrides": overrides}, 7)
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "${x},y").mkdir()
+    assert found("seed=1 hydra.run.dir=/a hydra.run.dir=/b") == Path("/b")
+    assert found(f"'hydra.run.dir={tmp_path}/${{x}},y'") == tmp_path / "${x},y"
+    assert found("hydra.run.dir=~/mine") == tmp_path / "mine"
+    for wrong in ("", "mine", "/a/${nothing}", "outputs/${oc.env:HOME}"):
+        with pytest.raises(UserError, match=r"^hydra\.run\.dir"):
+            found(f"hydra.run.dir={wrong}")
+    assert found("") == Path(os.environ["FEDCATS_HOME"]) / "runs/7"
+    for name in ("FEDCATS_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert found("").is_relative_to(tmp_path)
+    assert "cache" not in str(found("").relative_to(tmp_path)).lower()
 
 
 @pytest.mark.parametrize(
@@ -286,7 +308,7 @@ def test_a_run_that_another_checkouts_superlink_has_taken_is_refused(tmp_path: P
         details = []
         for checkout in (root, other):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(superlink, "app_folder", lambda checkout=checkout: checkout)
+                patch.setattr(superlink, "app_folder", lambda _, checkout=checkout: checkout)
                 run_id = superlink.submit(
                     "local",
                     ["data=folder", "data.root=/nowhere", "partition.num_shards=1"],
