@@ -156,7 +156,7 @@ def _experiment(
         with clock(seconds, "evaluation"):
             results = collect(inputs, raw, trained, command)
             evaluate(predictor, trained, results, progress)
-            if config.privacy.name == "measure":
+            if config.privacy.measures:
                 measure_privacy(predictor, trained, results, progress)
             if config.mode == "merge":
                 results["grid"] = merge_grid(predictor, trained.own(), progress)
