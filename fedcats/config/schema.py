@@ -5,6 +5,7 @@ file has, their types, and what is allowed. What a component reads is the compon
 `fedcats.training.recipe.Recipe` is ``train``, a source is ``data``, and so on.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -129,6 +130,11 @@ class DpConfig(PrivacyConfig):
     clip: float = number(0, FLOAT32, above=True)
     delta: float | None = optional(share())
     centralized: bool = switch()
+
+    @property
+    def target(self) -> float | None:
+        """The epsilon that the noise is to give; None: none is promised, or the noise is given."""
+        return None if self.epsilon is None or math.isinf(float(self.epsilon)) else self.epsilon
 
 
 @dataclass(frozen=True)

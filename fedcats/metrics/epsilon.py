@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 LEAST_NOISE = 0.3
 """In multiples of the clip: with less there is no epsilon worth the name, and it takes minutes."""
@@ -86,7 +87,7 @@ def client_noise(epsilon: float, delta: float, clients: int, weights: int) -> fl
     return noise * math.sqrt(weights) / clients
 
 
-def _spent(accountant, noise, rate, steps, delta):  # type: ignore[no-untyped-def]
+def _spent(accountant: Any, noise: float, rate: float, steps: int, delta: float) -> float:
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 
     one = PoissonSampledDpEvent(rate, GaussianDpEvent(noise))

@@ -19,10 +19,15 @@ FIXED = (
     "n",
     "validation",
     "validation_loss",
+    "auc",
+    "auc_low",
+    "auc_high",
     "bytes",
     "title",
     "chosen",
 )
+
+EPSILON = "privacy.epsilon"  # may be infinite, and has a figure of its own
 
 
 SEEDS = ("seed", "seeds")  # replicates, no settings: nothing is chosen among them
@@ -73,7 +78,7 @@ def varied_names(rows: Sequence[Row]) -> list[str]:
 
 def means_over_seeds(rows: Sequence[Row]) -> list[Row]:
     """One row for what differs in the seed only, with the means of its scores."""
-    scores = (*MEASURES, "validation", "validation_loss", "bytes")
+    scores = (*MEASURES, "validation", "validation_loss", "auc", "auc_low", "auc_high", "bytes")
     said = ("title", "chosen")
     alike: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:

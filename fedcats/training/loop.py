@@ -136,6 +136,7 @@ def train(
     device = next(model.parameters()).device
     trained, prefix = (model, "") if features is None else (features.part.tail, features.part.name)
     near = {name.removeprefix(f"{prefix}."): value for name, value in (start or {}).items()}
+    draw: Callable[[range, int], Iterator[Tensor]]
     draw = functools.partial(_batches_of, recipe=recipe, seed=seed)
     if dp is not None:
         from fedcats.training.dp import DpStep
