@@ -31,8 +31,11 @@ def spent(noise: float, rate: float, steps: int, delta: float) -> float:
     rate
         Probability of each photo to be in a step, above 0 to 1.
     """
+    from dp_accounting import get_epsilon_gaussian
     from dp_accounting.pld import PLDAccountant
 
+    if rate == 1.0:  # nothing is left out: the Gaussian mechanism, exactly
+        return float(get_epsilon_gaussian(noise / math.sqrt(steps), delta))
     rough = renyi(noise, rate, steps, delta)
     accountant = PLDAccountant(value_discretization_interval=_FINE if rough < 10 else _COARSE)
     return min(rough, _spent(accountant, noise, rate, steps, delta))
@@ -54,6 +57,11 @@ def noise_for(epsilon: float, rate: float, steps: int, delta: float) -> float:
     ValueError
         When that is less than `LEAST_NOISE` or far too much.
     """
+    from dp_accounting import get_sigma_gaussian
+
+    if rate == 1.0:
+        least = math.sqrt(steps) * float(get_sigma_gaussian(epsilon, delta))
+        return _rounded_up(max(LEAST_NOISE, least))
     low, high = LEAST_NOISE, LEAST_NOISE
     while renyi(high, rate, steps, delta) > epsilon:
         low, high = high, 1.5 * high
@@ -68,8 +76,7 @@ def noise_for(epsilon: float, rate: float, steps: int, delta: float) -> float:
             high = middle
         else:
             low = middle
-    digits = 10.0 ** (2 - math.floor(math.log10(high)))
-    return math.ceil(high * digits) / digits
+    return _rounded_up(high)
 
 
 def usual_delta(photos: int) -> float:
@@ -85,6 +92,12 @@ def client_noise(epsilon: float, delta: float, clients: int, weights: int) -> fl
     """
     noise = noise_for(epsilon, 1.0, 1, delta)
     return noise * math.sqrt(weights) / clients
+
+
+def _rounded_up(noise: float) -> float:
+    """To three digits: the last ones, of other versions' rounding, would train all anew."""
+    digits = 10.0 ** (2 - math.floor(math.log10(noise)))
+    return math.ceil(noise * digits) / digits
 
 
 def _spent(accountant: Any, noise: float, rate: float, steps: int, delta: float) -> float:

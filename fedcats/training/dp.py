@@ -106,6 +106,8 @@ class DpStep(PlainStep):
                 yield
         finally:
             hooks.remove_hooks()
+            for module in self._model.modules():
+                module.__dict__.pop("activations", None)  # of a pass that failed
 
     def state(self) -> dict[str, Tensor]:
         """Momentum, and where the noise is."""
