@@ -2,11 +2,11 @@
 
     python benchmarks/privacy_audit.py [--runs 20] [--canaries 1000] [--epsilon 2] [--json FILE]
 
-One-run audit (Steinke, Nasr, Jagielski 2023, arXiv:2305.08846): each canary, an image of noise with
-a label of chance, is in the training by a coin of its own; after it, those whose loss fell most are
-guessed to be in, those whose loss fell least to be out. Were epsilon smaller than the bound, so many
-right guesses would come up in less than 5 % of all runs. The training is fedcats' own loop. The same
-is done without noise, to see that the audit sees anything.
+One-run audit (Steinke, Nasr, Jagielski 2023, arXiv:2305.08846): each canary, an image of noise
+with a label of chance, is in the training by a coin of its own; after it, those whose loss fell
+most are guessed to be in, those whose loss fell least to be out. Were epsilon smaller than the
+bound, so many right guesses would come up in less than 5 % of all runs. The training is fedcats'
+own loop. The same is done without noise, to see that the audit sees anything.
 """
 
 from __future__ import annotations

@@ -137,11 +137,15 @@ def _refused_unit(this: Inputs, asked: DpConfig) -> str:
     weights = sum(this.initial.state[name].numel() for name in this.trained_names)
     long = client_noise(epsilon, delta, clients, weights)
     return (
-        f"privacy.unit=client: with epsilon {epsilon:g} at delta {delta:g} the noise in the mean of "
-        f"{clients} clients' {weights:,} weights is {long:,.3g} times as long as an update may be; "
-        "allowed is privacy.unit=photo. What a whole client can hide in takes thousands of clients, "
-        "or few numbers: statistics of each class, a head of a small feature"
+        f"privacy.unit=client: with epsilon {epsilon:g} at delta {delta:g} the noise in the mean "
+        f"of {clients} clients' {weights:,} weights is {_times(long)} as long as an update may "
+        "be; allowed is privacy.unit=photo. To hide a whole client takes thousands of clients, or "
+        "few numbers from each: statistics of each class, a head on a small feature"
     )
+
+
+def _times(long: float) -> str:
+    return f"{long:,.0f} times" if long >= 10 else f"{long:.2g} times"
 
 
 def promised(this: Inputs, asked: DpConfig, fewer_steps: int) -> DifferentialPrivacy:

@@ -37,19 +37,27 @@ _MOST = 8  # lines
 
 
 def attacked(results: Results, name: str) -> dict[str, float]:
-    """For a row of a sweep: how well the strongest attack on a model does, if it was attacked."""
+    """For a row of a sweep: how well the strongest attack does, if the model was attacked.
+
+    On the model, and on all clients' updates that it is made of.
+    """
     privacy: Mapping[str, Any] = results.get("privacy", {})
-    if (one := privacy.get("models", {}).get(name)) is None:
+    if name not in (models := privacy.get("models", {})):
         return {}
-    best = max((scores["auc"] for scores in one["attacks"].values()), key=lambda auc: auc["value"])
-    return {"auc": best["value"], "auc_low": best["low"], "auc_high": best["high"]}
+    found: dict[str, float] = {}
+    for what, one in {"auc": models[name], "updates_auc": privacy.get("clients")}.items():
+        if one is not None:
+            every = [scores["auc"] for scores in one["attacks"].values()]
+            best = max(every, key=lambda auc: auc["value"])
+            found |= {what: best["value"], f"{what}_low": best["low"], f"{what}_high": best["high"]}
+    return found
 
 
 def over_epsilon(rows: Sequence[Row]) -> Figure | None:
     """Accuracy and area under the curve over ``privacy.epsilon``, where that was varied."""
     from matplotlib.figure import Figure
 
-    from fedcats.report.drawing import CENTRALIZED, MARKS, MUTED, RULES
+    from fedcats.report.drawing import CENTRALIZED, INK, MARKS, MUTED, RULES
 
     averaged = means_over_seeds(rows)
     shown = [r for r in averaged if r.get(EPSILON) is not None and r["model"] != "best_submodel"]
@@ -71,20 +79,24 @@ def over_epsilon(rows: Sequence[Row]) -> Figure | None:
     figure = Figure(figsize=(6.4, 1.2 + 2.6 * len(measures)), layout="constrained")
     axes = figure.subplots(len(measures), sharex=True, squeeze=False)[:, 0]
     rules = list(dict.fromkeys(row["model"] for row in merged_rows(shown)))
+    alone = len(averaged) == len(rows)
     for i, (key, line) in enumerate(lines.items()):
         name = ", ".join([title(key[0]), *(value_text(one) for one in key[1:] if one is not None)])
         colour = RULES[i % len(RULES)] if key[0] in rules else CENTRALIZED
         mark = MARKS[i % len(MARKS)] if key[0] in rules else "s"
         for ax, measure in zip(axes, measures, strict=True):
-            _line(ax, line, measure, places, len(averaged) == len(rows), colour, mark, name)
+            _line(ax, line, measure, places, colour, mark, name, alone)
     axes[0].set_ylabel("accuracy")
     if len(measures) > 1:
+        updates = next((line for key, line in lines.items() if key[0] in rules), [])
+        if not others:
+            _line(axes[1], updates, "updates_auc", places, INK, "x", "all clients' updates", alone)
         axes[1].axhline(0.5, color=MUTED, linestyle=":", linewidth=1)
         axes[1].set_ylabel("AUC of the strongest attack")
     texts = ["∞" if math.isinf(value) else f"{value:g}" for value in values]
     axes[-1].set_xticks([places[value] for value in values], texts)
     axes[-1].set_xlabel("epsilon")
-    handles, labels = axes[0].get_legend_handles_labels()
+    handles, labels = axes[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
     return figure
 
@@ -94,15 +106,16 @@ def _line(
     line: Sequence[Row],
     measure: str,
     places: Mapping[float, float],
-    alone: bool,
     colour: str,
     mark: str,
     name: str,
+    alone: bool,
 ) -> None:
     """One model; infinity stands by itself."""
     from fedcats.metrics import wilson
 
-    found = [row for row in line if measure in row]
+    if not (found := [row for row in line if measure in row]):
+        return
     joined = [row for row in found if math.isfinite(row[EPSILON])]
     x = [places[row[EPSILON]] for row in joined]
     ax.plot(x, [row[measure] for row in joined], color=colour, linewidth=1.4)
@@ -114,5 +127,5 @@ def _line(
         if measure == "accuracy":
             low, high = wilson(round(row["accuracy"] * row["n"]), row["n"])
         else:
-            low, high = row["auc_low"], row["auc_high"]
+            low, high = row[f"{measure}_low"], row[f"{measure}_high"]
         ax.plot([places[row[EPSILON]]] * 2, [low, high], color=colour, linewidth=1, alpha=0.5)

@@ -12,6 +12,8 @@ from fedcats.report.view import MEASURES
 Row = Mapping[str, Any]
 
 
+ATTACKED = tuple(f"{of}{end}" for of in ("auc", "updates_auc") for end in ("", "_low", "_high"))
+
 FIXED = (
     "job",
     "model",
@@ -19,9 +21,7 @@ FIXED = (
     "n",
     "validation",
     "validation_loss",
-    "auc",
-    "auc_low",
-    "auc_high",
+    *ATTACKED,
     "bytes",
     "title",
     "chosen",
@@ -78,7 +78,7 @@ def varied_names(rows: Sequence[Row]) -> list[str]:
 
 def means_over_seeds(rows: Sequence[Row]) -> list[Row]:
     """One row for what differs in the seed only, with the means of its scores."""
-    scores = (*MEASURES, "validation", "validation_loss", "auc", "auc_low", "auc_high", "bytes")
+    scores = (*MEASURES, "validation", "validation_loss", *ATTACKED, "bytes")
     said = ("title", "chosen")
     alike: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
