@@ -24,6 +24,7 @@ from fedcats.config import cross_checks
 from fedcats.config.compose import compose_config
 from fedcats.config.load import load
 from fedcats.errors import UserError
+from fedcats.experiment.server_app import configuration
 from fedcats.metrics.epsilon import client_noise, noise_for, renyi, spent, usual_delta
 from fedcats.report import dp as words
 from fedcats.report.epsilon_figure import over_epsilon
@@ -246,6 +247,12 @@ def test_delta_is_below_one_photo(photos: int) -> None:
 def test_refused_before_anything_starts(overrides: list[str], said: str) -> None:
     with pytest.raises(UserError, match=re.escape(said)):
         load(compose_config(["privacy=dp", *overrides]))
+
+
+def test_not_where_the_server_gives_sites_their_seed() -> None:
+    raw = configuration({"overrides": "privacy=dp", "home": ""}, simulated=False)
+    with pytest.raises(UserError, match="privacy=dp: not in a real federation"):
+        load(raw)
 
 
 def test_every_other_rule_is_allowed() -> None:
