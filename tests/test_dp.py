@@ -338,7 +338,7 @@ def test_words_follow_from_the_numbers() -> None:
     several["config"] = {"rounds": 3, "strategy": {"rules": ["fedavg", "polyak"]}}
     several["data"]["in_several_shards"] = [[{}, {}]]
     said = " ".join(words.sentences(several))
-    assert "in all 3 rounds" in said and "several sees more" in said and "add up" in said
+    assert "in all 3 rounds" in said and "the same noise" in said and "add up" in said
     table = words.promise(promised(1.0))
     assert table is not None and table.rows[0][0] == "2 clients"
     assert words.sentences({"data": {}}) == [] and words.promise({}) is None  # type: ignore[arg-type,typeddict-item]

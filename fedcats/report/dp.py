@@ -82,7 +82,10 @@ def _of_clients(results: Results, found: DifferentialPrivacy, one: str) -> list[
         text += f"So large an epsilon alone does not keep an attack from finding a {one} at "
     said = [f"{text}{100 * _FALSE_ALARMS:g}% false alarms."]
     if rounds > 1 and len(results["config"]["strategy"]["rules"]) > 1:
-        said.append("That is of one rule's rounds: whoever sees those of several sees more.")
+        said.append(
+            "That is of one rule's rounds: those of several have the same noise, which their "
+            "differences do not."
+        )
     if shared := results["data"]["in_several_shards"]:
         said.append(
             f"{len(shared)} {one}s are in several shards: of these the clients' epsilons add up."
