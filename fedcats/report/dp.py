@@ -83,8 +83,8 @@ def _of_clients(results: Results, found: DifferentialPrivacy, one: str) -> list[
     said = [f"{text}{100 * _FALSE_ALARMS:g}% false alarms."]
     if rounds > 1 and len(results["config"]["strategy"]["rules"]) > 1:
         said.append(
-            "That is of one rule's rounds: those of several have the same noise, which their "
-            "differences do not."
+            "That is of one rule's rounds. Several rules' have the same noise, so whoever sees two "
+            "of them can take part of it away."
         )
     if shared := results["data"]["in_several_shards"]:
         said.append(
