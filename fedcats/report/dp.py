@@ -88,7 +88,8 @@ def _of_clients(results: Results, found: DifferentialPrivacy, one: str) -> list[
         )
     if shared := results["data"]["in_several_shards"]:
         said.append(
-            f"{len(shared)} {one}s are in several shards: of these the clients' epsilons add up."
+            f"In several shards: {len(shared)} {one}{'s' * (len(shared) > 1)}, for which the "
+            "clients' epsilons add up."
         )
     return said
 
