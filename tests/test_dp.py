@@ -322,7 +322,7 @@ def promised(epsilon: float | None, **changes: Any) -> Any:
     config = {"rounds": 1, "strategy": {"rules": ["fedavg"]}}
     return {
         "dp": dp | changes, "config": config,
-        "data": {"source": "folder", "in_several_shards": []},
+        "data": {"source": "folder", "in_several_shards": []}, "models": {"centralized": {}},
     }  # fmt: skip
 
 
@@ -331,7 +331,10 @@ def test_words_follow_from_the_numbers() -> None:
     assert "at most 1.00 at delta 0.0001" in said and "above 2.7% at 1% false alarms" in said
     assert "alone does not keep an attack" in words.sentences(promised(8.0))[0]
     assert "promise nothing" in words.sentences(promised(None))[0]
-    assert "price of privacy" in " ".join(words.sentences(promised(1.0, centralized={})))
+    without = promised(1.0, centralized={})
+    assert "price of privacy" in " ".join(words.sentences(without))
+    without["models"] = {}  # mode=federated
+    assert "price of privacy" not in " ".join(words.sentences(without))
     alone = words.sentences(promised(1.0, clients=[]))
     assert "merging" not in " ".join(alone) and len(alone) == 2
     several = promised(1.0)

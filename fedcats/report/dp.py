@@ -18,7 +18,7 @@ def sentences(results: Results) -> list[str]:
         return []
     what = view.things(results)
     one = what.removesuffix("s")
-    said = [*_of_clients(results, found, one), *_of_baseline(found)]
+    said = [*_of_clients(results, found, one), *_of_baseline(results, found)]
     if any(training["epsilon"] is not None for training in _trainings(found)):
         said.append(
             "Epsilon holds against whoever does not know the seed, from which the noise is drawn: "
@@ -94,9 +94,9 @@ def _of_clients(results: Results, found: DifferentialPrivacy, one: str) -> list[
     return said
 
 
-def _of_baseline(found: DifferentialPrivacy) -> list[str]:
+def _of_baseline(results: Results, found: DifferentialPrivacy) -> list[str]:
     if (one := found["centralized"].get("centralized")) is None:
-        if not found["clients"]:
+        if "centralized" not in results["models"]:
             return []
         return [
             "What is trained in one place has neither clipping nor noise: the gap between merged "
