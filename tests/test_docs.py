@@ -134,7 +134,10 @@ RUNS = {
         "explain.points=3",
         "explain.orders=2",
         "explain.coalitions=3",
-        "privacy=measure",
+        "privacy=dp",
+        "privacy.measure=true",
+        "privacy.epsilon=null",
+        "privacy.noise=2",
     ],
     "merge": ["merge.rules=[polyak,stock,soup,best,ensemble]", "merge.betas=[0.5]"],
 }

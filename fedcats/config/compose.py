@@ -1,6 +1,7 @@
 """The configuration as Hydra composes it from ``conf/`` and overrides."""
 
 import itertools
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -94,4 +95,11 @@ def as_dict(raw: DictConfig) -> dict[str, Any]:
     """The resolved configuration as plain values, for the record of a run."""
     container = OmegaConf.to_container(raw, resolve=True)
     assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+    return {str(key): _without_infinity(value) for key, value in container.items()}
+
+
+def _without_infinity(value: Any) -> Any:
+    """JSON has none: ``privacy.epsilon=inf`` is a word there, which is read again as well."""
+    if isinstance(value, dict):
+        return {key: _without_infinity(one) for key, one in value.items()}
+    return "inf" if value == math.inf else value

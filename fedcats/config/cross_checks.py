@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 from fedcats.config.schema import HELD_OUT, Config
+from fedcats.merging.rules import PARTS_OF_PHOTOS
 
 
 def faults(config: Config) -> Iterator[str]:
@@ -97,7 +99,7 @@ def _sites_keep_photos(config: Config) -> str | None:
 
 
 def _privacy_needs_photos(config: Config) -> str | None:
-    if config.privacy.name == "none":
+    if not config.privacy.measures:
         return None
     if _shards(config) is None:
         what = "a real federation, where the server has no training images"
@@ -105,7 +107,60 @@ def _privacy_needs_photos(config: Config) -> str | None:
         what = "mode=merge"
     else:
         return None
-    return f"privacy={config.privacy.name}: not in {what}; allowed is privacy=none"
+    key = "privacy.measure=true" if config.privacy.dp else "privacy=measure"
+    allowed = "privacy.measure=false" if config.privacy.dp else "privacy=none"
+    return f"{key}: not in {what}; allowed is {allowed}"
+
+
+def _dp_is_the_only_look(config: Config) -> str | None:
+    """Whatever looks at the photos beside the training has no part in epsilon."""
+    if config.privacy.dp is None:
+        return None
+    if _shards(config) is None:
+        return (
+            "privacy=dp: not in a real federation, where the server gives the seed that the noise "
+            "is drawn from, and could take it away; allowed is privacy=none"
+        )
+    if config.choice and config.mode != "centralized":
+        return (
+            f"{config.choice}: chooses on held-out photos of the clients, which epsilon does not "
+            "count; with privacy=dp allowed is a number instead of auto, or rules that choose "
+            "nothing"
+        )
+    rules = config.merged_by if config.mode == "merge" else [*config.rules.values()]
+    if config.mode == "centralized":
+        rules = []
+    for rule in rules:
+        if looks := [one for one in rule.needs if one.partition(":")[0] in PARTS_OF_PHOTOS]:
+            key = "merge.rules" if config.mode == "merge" else "strategy.rules"
+            return (
+                f"{key}: {rule.name} merges by what clients work out from their photos without "
+                f"noise ({looks[0].partition(':')[0]}), which epsilon does not count; with "
+                "privacy=dp allowed are rules that need the updates only, such as fedavg, polyak"
+            )
+    return None
+
+
+def _dp_is_one_promise(config: Config) -> str | None:
+    dp = config.privacy.dp
+    if dp is None:
+        return None
+    if (dp.epsilon is None) == (dp.noise is None):
+        return (
+            f"privacy.epsilon={dp.epsilon}, privacy.noise={dp.noise}: one follows from the other; "
+            "allowed is one of them, and null for the other"
+        )
+    if config.mode == "centralized" and not dp.centralized:
+        return (
+            "privacy.centralized=false: with mode=centralized nothing would be private; allowed "
+            "is true"
+        )
+    if missing := [name for name in ("opacus", "dp_accounting") if find_spec(name) is None]:
+        return (
+            f"privacy=dp: {' and '.join(missing)} not installed; allowed is privacy=none, or "
+            "pip install 'fedcats[privacy]'"
+        )
+    return None
 
 
 def _secure_sum(config: Config) -> str | None:
@@ -187,6 +242,8 @@ _RULES: tuple[Callable[[Config], str | None], ...] = (
     _choice_needs_photos,
     _sites_keep_photos,
     _privacy_needs_photos,
+    _dp_is_one_promise,
+    _dp_is_the_only_look,
     _secure_sum,
     _rules_have_clients,
     _orders_have_a_beta,

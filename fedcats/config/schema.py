@@ -5,6 +5,7 @@ file has, their types, and what is allowed. What a component reads is the compon
 `fedcats.training.recipe.Recipe` is ``train``, a source is ``data``, and so on.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,17 +15,20 @@ from typing import Any
 from fedcats.data.catalogue import SOURCES
 from fedcats.data.partition import PARTITIONS
 from fedcats.limits import (
+    FLOAT32,
     Limited,
     checked,
     is_share,
     number,
     one_of,
     optional,
+    share,
     share_below_one,
     switch,
 )
 from fedcats.merging.registry import RULES
 from fedcats.merging.rules import Rule
+from fedcats.metrics.epsilon import LEAST_NOISE
 from fedcats.models.names import WEIGHTS
 from fedcats.plugins import is_own
 from fedcats.training.attack import ATTACKS, Attack
@@ -100,6 +104,37 @@ class PrivacyConfig(Limited):
     where = "privacy."
     name: str = one_of("none", "measure")
     exposed: int = number(0, 1000)
+
+    @property
+    def measures(self) -> bool:
+        """Whether models are attacked."""
+        return self.name == "measure" or getattr(self, "measure", False)
+
+    @property
+    def dp(self) -> "DpConfig | None":
+        """How training is private, if it is."""
+        return self if isinstance(self, DpConfig) else None
+
+
+@dataclass(frozen=True)
+class DpConfig(PrivacyConfig):
+    """``privacy=dp``: training with differential privacy."""
+
+    name: str = one_of("dp")
+    measure: bool = switch()
+    unit: str = one_of("photo", "client")
+    epsilon: Any = optional(
+        checked("a number above 0 | inf", lambda v: v == "inf" or (_is_number(v) and v > 0))
+    )
+    noise: float | None = optional(number(LEAST_NOISE, 1e4))
+    clip: float = number(0, FLOAT32, above=True)
+    delta: float | None = optional(share())
+    centralized: bool = switch()
+
+    @property
+    def target(self) -> float | None:
+        """The epsilon that the noise is to give; None: none is promised, or the noise is given."""
+        return None if self.epsilon is None or math.isinf(float(self.epsilon)) else self.epsilon
 
 
 @dataclass(frozen=True)
@@ -188,6 +223,7 @@ class StoreConfig(Limited):
 GROUPS: dict[str, dict[str, type]] = {
     "data": {**SOURCES},
     "partition": {**PARTITIONS, "sites": SitesPartition},
+    "privacy": {"none": PrivacyConfig, "measure": PrivacyConfig, "dp": DpConfig},
     "runner": {"ray": RayRunner, "local": RunnerConfig, "flwr": FlwrRunner},
 }
 
@@ -347,6 +383,10 @@ def is_own_rule(name: Any) -> bool:
 
 def _is_list(values: Any, allowed: Callable[[Any], bool]) -> bool:
     return bool(values) and len({*values}) == len(values) and all(map(allowed, values))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_order(value: Any) -> bool:

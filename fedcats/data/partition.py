@@ -287,7 +287,7 @@ class Dirichlet(Skewed):
     """
 
     name = "dirichlet"
-    attempts = 10
+    attempts = 200
     hint = "raise partition.alpha, or "
     alpha: float = number(0, above=True)
 

@@ -31,7 +31,7 @@ _RULES = "|".join(name for name in MODELS if name != "centralized")
 _MODEL = rf"(?:centralized|submodel-\d+|(?:{_RULES}|[^\W\d]\w*@[\w.]*)(?:-[\w.-]+)?)"
 _FIGURE = (
     "scores|difference|confusion|confusion_submodels|loss|weights|who-has-what|by-client|rounds|"
-    "sweep|heat|dots|seeds|gaps|barrier-gap|membership|frontier|"
+    "sweep|heat|dots|epsilon|seeds|gaps|barrier-gap|membership|frontier|"
     "orders|barriers|lines|updates|clients|without|curves|reliability"
 )
 _OWN = re.compile(

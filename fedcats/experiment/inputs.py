@@ -26,6 +26,7 @@ from fedcats.data.sources import part_source
 from fedcats.errors import UserError
 from fedcats.experiment.baseline_process import events_file
 from fedcats.experiment.checks import check_secure, check_sizes, check_step
+from fedcats.experiment.private import check_private
 from fedcats.federated.cluster import check_cluster
 from fedcats.federated.quiet import default_workers
 from fedcats.federated.sites import Site, find_sites
@@ -265,6 +266,7 @@ def gather(
     check_sizes(this)
     check_secure(this)
     check_step(this, model)
+    check_private(this, model)
     address = cluster_address(config)
     if grid is None and config.merges and address:
         with tempfile.NamedTemporaryFile(dir=store.root, prefix=".shared-", suffix=".tmp") as file:

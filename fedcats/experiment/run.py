@@ -21,6 +21,7 @@ from fedcats.experiment.inputs import gather
 from fedcats.experiment.merges import merge_grid
 from fedcats.experiment.predictions import Predictor
 from fedcats.experiment.privacy import measure_privacy
+from fedcats.experiment.private import promised
 from fedcats.experiment.results import (
     clock,
     collect,
@@ -159,7 +160,11 @@ def _experiment(
         with clock(seconds, "evaluation"):
             results = collect(inputs, raw, trained, command)
             evaluate(predictor, trained, results, progress)
-            if config.privacy.name == "measure":
+            if config.privacy.dp:
+                fewer = tasks.same_steps()
+                steps = fewer.steps if fewer else 0
+                results["dp"] = promised(inputs, config.privacy.dp, steps)
+            if config.privacy.measures:
                 measure_privacy(predictor, trained, results, progress)
             if config.mode == "merge":
                 results["grid"] = merge_grid(predictor, trained.own(), progress)

@@ -5,6 +5,7 @@ from statistics import fmean
 
 from fedcats import tensors
 from fedcats.experiment.inputs import Inputs, Positions
+from fedcats.experiment.private import baseline_budget, client_budget
 from fedcats.experiment.seeds import prefix
 from fedcats.merging.encodings import ENCODINGS
 from fedcats.merging.rules import UPDATE
@@ -47,7 +48,8 @@ class Tasks:
         """All epochs of all rounds on the baseline's images, without a pull to where it began."""
         epochs = self.inputs.config.train.epochs * self.inputs.config.rounds
         task = self._task("centralized", "centralized", 1, self.start, self.inputs.baseline)
-        return replace(task, recipe=replace(task.recipe, epochs=epochs, proximal_mu=0.0))
+        recipe = replace(task.recipe, epochs=epochs, proximal_mu=0.0)
+        return self._private(replace(task, recipe=recipe), epochs * recipe.steps(len(task.indices)))
 
     def same_steps(self) -> Task | None:
         """The baseline with as many steps as a client has in all rounds, in the mean over clients.
@@ -63,7 +65,13 @@ class Tasks:
             len(inputs.baseline)
         ):
             return None
-        return replace(baseline, name="centralized (same steps)", steps=steps)
+        return self._private(replace(baseline, name="centralized (same steps)", steps=steps), steps)
+
+    def _private(self, baseline: Task, steps: int) -> Task:
+        """With the noise that so many steps in one place need, where they promise anything."""
+        asked = self.inputs.config.privacy.dp
+        budget = baseline_budget(self.inputs, asked, steps) if asked else None
+        return replace(baseline, dp=budget.dp if budget else None)
 
     @property
     def references(self) -> dict[str, Task]:
@@ -80,11 +88,16 @@ class Tasks:
         """
         name = self._name(client, server_round, rule)
         task = self._task(name, client, server_round, start, self.inputs.shards[client])
-        needs = self.inputs.config.needs(rule)
+        needs, asked = self.inputs.config.needs(rule), self.inputs.config.privacy.dp
         if self.inputs.sites is None:  # then sub-models are tested, whatever the rules read
             needs = tuple(dict.fromkeys((UPDATE, *needs)))
         earlier = (server_round - 1) * task.recipe.epochs
-        return replace(task, sends=needs, begins=earlier if task.recipe.decays(earlier) else 0)
+        return replace(
+            task,
+            sends=needs,
+            begins=earlier if task.recipe.decays(earlier) else 0,
+            dp=client_budget(self.inputs, asked, client).dp if asked else None,
+        )
 
     def key(self, task: Task) -> str:
         """Key in the store of the update that the task gives."""

@@ -121,8 +121,10 @@ def _epoch(values: object, examples: int) -> Epoch:
     if not isinstance(values, dict) or sorted(values) != sorted(names):
         raise ValueError(f"its epochs have {_shown(values)}, not {', '.join(names)}")
     loss, seconds = (_real(values[name], name) for name in ("loss", "seconds"))
-    count = between(get(values, "examples", int), 0, examples, "epoch's examples")
-    return Epoch(loss, count, between(get(values, "steps", int), 0, examples, "steps"), seconds)
+    steps = between(get(values, "steps", int), 0, examples, "steps")
+    # With Poisson sampling a step may have any of them.
+    count = between(get(values, "examples", int), 0, examples * max(1, steps), "epoch's examples")
+    return Epoch(loss, count, steps, seconds)
 
 
 def _real(value: object, what: str) -> float:

@@ -49,6 +49,10 @@ UPDATE = "update"
 """In `Rule.needs`: the trained model itself."""
 
 
+PARTS_OF_PHOTOS = ("sums", "gram", "inputs", "fisher")
+"""Kinds of parts there that are worked out from a client's photos, not from its update."""
+
+
 class Accumulator(ABC):
     """A merge under way: each update of the round in order, then the result."""
 

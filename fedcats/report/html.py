@@ -6,7 +6,18 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedcats.report import cautions, page, photos, privacy, split, tables, thresholds, verdict, view
+from fedcats.report import (
+    cautions,
+    dp,
+    page,
+    photos,
+    privacy,
+    split,
+    tables,
+    thresholds,
+    verdict,
+    view,
+)
 from fedcats.report.frontier import frontier_answer, frontier_table
 from fedcats.report.page import render
 from fedcats.results import OverSeeds, Replicated, Results
@@ -76,9 +87,10 @@ def write_report(folder: Path, results: Results, images: Images | None = None) -
             "cost": tables.cost(results),
             "shards": tables.shards(results),
             "membership": privacy.membership(results),
+            "promise": dp.promise(results),
             "who_sees_what": privacy.who_sees_what(results),
         },
-        privacy=privacy.sentences(results),
+        privacy=[*dp.sentences(results), *privacy.sentences(results)],
         frontier=frontier_answer(rows),
         made=_made(results),
         config=json.dumps(results.get("config", {}), indent=2, ensure_ascii=False, default=str),

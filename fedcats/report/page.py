@@ -241,8 +241,9 @@ REPORT = """\
 {% for sentence in privacy %}<p>{{ sentence }}</p>
 {% endfor %}
 {{ figure(figures.membership) }}
-{% for one in (tables.membership, tables.who_sees_what) %}{% if one %}{{ to_html(one) }}
-{% endif %}{% endfor %}
+{% for one in (tables.promise, tables.membership, tables.who_sees_what) %}
+{% if one %}{{ to_html(one) }}{% endif %}
+{% endfor %}
 {% endif %}
 
 {% include "gallery.html" %}

@@ -114,7 +114,8 @@ def who_sees_what(results: Results) -> Table | None:
     ]
     note = (
         "AUC of the strongest of the attacks above, which one finds out only afterwards. It is no "
-        "upper bound: nothing here keeps a stronger attack from finding more."
+        "upper bound: a stronger attack may find more"
+        + (", as far as epsilon lets it." if results.get("dp", {}).get("epsilon") else ".")
     )
     return Table("Who sees what", ("who", "sees", "AUC"), rows, text=(0, 1, 2), note=note)
 

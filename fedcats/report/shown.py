@@ -253,6 +253,7 @@ def beside(base: Finished, federated: Finished, merged: Sequence[Finished]) -> R
         "grid",
         "explained",
         "privacy",
+        "dp",
     ):
         whole.pop(part, None)
     return cast(Results, whole)

@@ -17,6 +17,7 @@ from fedcats.merging.registry import RULES
 from fedcats.metrics.choice import rank
 from fedcats.plugins import short_name
 from fedcats.report import page, tables, view
+from fedcats.report.epsilon_figure import EPSILON_CAPTION, attacked, over_epsilon
 from fedcats.report.frontier import FRONTIER, frontier, frontier_answer, frontier_table
 from fedcats.report.gaps import BARRIER_GAP, GAPS, Gaps, scatter, sentences, side_by_side
 from fedcats.report.page import render
@@ -107,7 +108,7 @@ def sweep_rows(jobs: Iterable[tuple[Mapping[str, Any], Results]]) -> list[dict[s
             }
             row = {**kept, "model": name, "n": model["n"]}
             row |= {key: model[key] for key in MEASURES}
-            row |= _held_out(model)
+            row |= _held_out(model) | attacked(results, name)
             if "bytes" in model and not several:
                 row["bytes"] = model["bytes"]["up"] / len(model["clients"])
                 row["title"] = model["title"]
@@ -186,6 +187,7 @@ def write_sweep_report(
                 "intervals of the accuracy.",
                 lambda: curves(rows),
             ),
+            "epsilon": (EPSILON_CAPTION, lambda: over_epsilon(rows)),
             "frontier": (FRONTIER, lambda: frontier(rows)),
             "heat": (
                 "Accuracy of the merged models on the test set, in %; framed: the highest.",

@@ -10,6 +10,7 @@ from fedcats.merging.registry import FOLDS
 from fedcats.merging.registry import RULES as RULE_NAMES
 from fedcats.report import view
 from fedcats.report.varied import (
+    EPSILON,
     REFERENCES,
     SEEDS,
     Row,
@@ -44,7 +45,7 @@ def curves(rows: Sequence[Row]) -> Figure | None:
     from fedcats.report.drawing import MARKS, RULES
 
     x = x_axis(rows)
-    if x is None:
+    if x in (None, EPSILON):
         return None
     merged = [row for row in merged_rows(rows) if row.get(x) is not None]
     others = [name for name in varied_names(merged) if name not in (x, *SEEDS)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedcats.report import cautions, privacy, split, tables, verdict, view
+from fedcats.report import cautions, dp, privacy, split, tables, verdict, view
 from fedcats.results import Results
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def print_summary(results: Results, folder: Path | None, console: Console | None
             out.print(tables.to_rich(table))
             out.print()
     out.print(Text(" ".join(verdict.answer(results)), style="bold"))
-    for sentence in privacy.sentences(results):
+    for sentence in (*dp.sentences(results), *privacy.sentences(results)):
         out.print(Text(sentence))
     if text := _store_note(results):
         out.print(text, markup=False, highlight=False)

@@ -13,6 +13,8 @@ from fedcats.results.names import IN_ONE_PLACE
 Row = Mapping[str, Any]
 
 
+ATTACKED = tuple(f"{of}{end}" for of in ("auc", "updates_auc") for end in ("", "_low", "_high"))
+
 FIXED = (
     "job",
     "model",
@@ -20,10 +22,13 @@ FIXED = (
     "n",
     "validation",
     "validation_loss",
+    *ATTACKED,
     "bytes",
     "title",
     "chosen",
 )
+
+EPSILON = "privacy.epsilon"  # may be infinite, and has a figure of its own
 
 
 SEEDS = ("seed", "seeds")  # replicates, no settings: nothing is chosen among them
@@ -74,7 +79,7 @@ def varied_names(rows: Sequence[Row]) -> list[str]:
 
 def means_over_seeds(rows: Sequence[Row]) -> list[Row]:
     """One row for what differs in the seed only, with the means of its scores."""
-    scores = (*MEASURES, "validation", "validation_loss", "bytes")
+    scores = (*MEASURES, "validation", "validation_loss", *ATTACKED, "bytes")
     said = ("title", "chosen")
     alike: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:

@@ -24,7 +24,7 @@ from fedcats.results.data import Digests as Digests
 from fedcats.results.data import NearDuplicate as NearDuplicate
 from fedcats.results.data import Shard as Shard
 from fedcats.results.explained import Explained
-from fedcats.results.privacy import Privacy
+from fedcats.results.privacy import DifferentialPrivacy, Privacy
 
 Score = Literal["accuracy", "precision", "recall"]
 Measure = Literal["accuracy", "precision", "recall", "f1", "loss"]
@@ -374,7 +374,14 @@ class Results(TypedDict):
     grid: NotRequired[Annotated[MergeGrid, "all merges", "with `mode=merge`"]]
     explained: NotRequired[Annotated[Explained, "why", "with `mode=explain`"]]
     attack: NotRequired[Annotated[AttackUse, "the simulated attack", "unless `attack=none`"]]
-    privacy: NotRequired[Annotated[Privacy, "what weights give away", "with `privacy=measure`"]]
+    privacy: NotRequired[
+        Annotated[
+            Privacy,
+            "what weights give away",
+            "with `privacy=measure`, or `privacy=dp privacy.measure=true`",
+        ]
+    ]
+    dp: NotRequired[Annotated[DifferentialPrivacy, "what is promised", "with `privacy=dp`"]]
     not_scored: NotRequired[
         Annotated[
             dict[str, str],

@@ -36,6 +36,37 @@ class Membership(TypedDict):
     ]
 
 
+class PrivateTraining(TypedDict):
+    """A training with DP-SGD, over all rounds."""
+
+    photos: Annotated[int, "that it trains on, which count as known to everybody"]
+    rate: Annotated[float, "probability of each photo to be in a step (Poisson sampling)"]
+    steps: Annotated[int, "in all rounds, set beforehand"]
+    noise: Annotated[float, "standard deviation in multiples of the clip; 0: none"]
+    epsilon: Annotated[float | None, "at `delta`, of all steps together; null: nothing promised"]
+
+
+class DifferentialPrivacy(TypedDict):
+    """What training by DP-SGD promises of the weights, whatever the attack."""
+
+    unit: Annotated[str, "what is protected"]
+    neighbours: Annotated[str, "which two data sets give nearly the same weights"]
+    delta: Annotated[float, "of (epsilon, delta)"]
+    clip: Annotated[float, "largest length of one photo's gradient"]
+    accountant: Annotated[str, "what counted"]
+    epsilon: Annotated[
+        float | None,
+        "the largest of the clients', each of all that it sends in all rounds for one rule; null: "
+        "nothing is promised",
+    ]
+    clients: Annotated[list[PrivateTraining], "by client; empty with `mode=centralized`"]
+    centralized: Annotated[
+        dict[str, PrivateTraining],
+        "by model, `centralized` and `same_steps`, each by itself; empty with "
+        "`privacy.centralized=false`",
+    ]
+
+
 class Privacy(TypedDict):
     """What the weights give away of the photos that they were trained on."""
 

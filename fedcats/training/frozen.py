@@ -106,16 +106,19 @@ class Features:
         kept, `part` gives all.
     size
         Of the batches of ``table``.
+    any_size
+        Whether it serves for batches of other sizes, too, whose last bits are then others.
     """
 
     part: FrozenPart
     images: Images
     table: Tensor | None
     size: int
+    any_size: bool = False
 
     def __call__(self, batch: Tensor, flipped: Tensor) -> Tensor:
         """For positions (b,) int64, mirrored where ``flipped`` (b,) bool."""
-        if self.table is not None and len(batch) == self.size:
+        if self.table is not None and (self.any_size or len(batch) == self.size):
             return self.table[flipped.long(), batch]
         device = next(self.part.model.parameters()).device
         x = normalise(flip_(self.images.pixels(batch), flipped).to(device))

@@ -1,5 +1,6 @@
 """The one local training loop and the one evaluation, for every client and for the baseline."""
 
+import functools
 import itertools
 import math
 import time
@@ -17,7 +18,7 @@ from fedcats.seeding import derive_seed
 from fedcats.training.cuda import make_cuda_step
 from fedcats.training.fast import make_fast_step
 from fedcats.training.frozen import Features
-from fedcats.training.recipe import Epoch, Recipe, Step
+from fedcats.training.recipe import DpSgd, Epoch, Recipe, Step
 from fedcats.training.sgd import Sgd
 
 BATCH = 64
@@ -49,12 +50,15 @@ class PlainStep:
         self._model.zero_grad()
         loss = cross_entropy(self._model(x), y)
         loss.backward()  # type: ignore[no-untyped-call]
+        self._update()
+        return loss.detach()
+
+    def _update(self) -> None:
         if self._mu:  # the gradient of the proximal term
             for name, p in self._named.items():
                 assert p.grad is not None
                 p.grad.add_(p.detach() - self._start[name], alpha=self._mu)
         self._sgd.step()
-        return loss.detach()
 
     def set_lr(self, lr: float) -> None:
         """Use another learning rate from now on."""
@@ -89,6 +93,7 @@ def train(
     features: Features | None = None,
     begins: int = 0,
     steps: int = 0,
+    dp: DpSgd | None = None,
     step_for: Callable[[nn.Module, Recipe], Step] = make_step,
 ) -> tuple[Epoch, ...]:
     """Train in place: cross entropy and SGD over shuffled batches, `recipe.epochs` times.
@@ -130,9 +135,16 @@ def train(
     """
     device = next(model.parameters()).device
     trained, prefix = (model, "") if features is None else (features.part.tail, features.part.name)
-    if recipe.proximal_mu:
-        near = {name.removeprefix(f"{prefix}."): value for name, value in (start or {}).items()}
-        step: Step = PlainStep(trained, recipe, near)
+    near = {name.removeprefix(f"{prefix}."): value for name, value in (start or {}).items()}
+    draw: Callable[[range, int], Iterator[Tensor]]
+    draw = functools.partial(_batches_of, recipe=recipe, seed=seed)
+    if dp is not None:
+        from fedcats.training.dp import DpStep
+
+        step: Step = (private := DpStep(trained, recipe, dp, seed, near))
+        draw = private.batches
+    elif recipe.proximal_mu:
+        step = PlainStep(trained, recipe, near)
     else:
         step = step_for(trained, recipe)
     step.load_state(optimizer_state or {})
@@ -153,7 +165,7 @@ def train(
             # On the CPU without a look at every kind of accelerator, which takes a millisecond.
             generators = torch.default_generator if device.type == "cpu" else torch
             generators.manual_seed(derive_seed(seed, "dropout", epoch))
-            for batch in _batches_of(part, each, len(images), recipe, seed):
+            for batch in draw(part, len(images)):
                 flipped = draw_flips(len(batch), flips)
                 if features is None:
                     x = normalise(flip_(pixels(batch), flipped))
@@ -195,8 +207,9 @@ def read_pixels(images: Images, device: torch.device, *, keep: bool) -> Callable
     return lambda batch: everything[batch.to(device)]
 
 
-def _batches_of(part: range, each: int, n: int, recipe: Recipe, seed: int) -> Iterator[Tensor]:
-    """The batches of some steps, counted over passes of ``each`` steps, each with its order."""
+def _batches_of(part: range, n: int, recipe: Recipe, seed: int) -> Iterator[Tensor]:
+    """The batches of some steps, counted over passes over n photos, each with its order."""
+    each = recipe.steps(n)
     for number in range(part.start // each, -(-part.stop // each)) if part else ():
         order = torch.Generator().manual_seed(derive_seed(seed, "order", number))
         one = batches(n, recipe.batch_size, recipe.drop_last, order)

@@ -58,6 +58,28 @@ class Recipe(Limited):
 
 
 @dataclass(frozen=True)
+class DpSgd:
+    """How a training is made private, see `fedcats.training.dp`.
+
+    Attributes
+    ----------
+    clip
+        Largest length of a photo's gradient; longer ones are shortened.
+    noise
+        Standard deviation of what is added to their sum, in multiples of ``clip``; 0: none.
+    rate
+        Probability of each photo to be in a step.
+    expected
+        Photos that a step has in the mean, by which the sum is divided.
+    """
+
+    clip: float
+    noise: float
+    rate: float
+    expected: float
+
+
+@dataclass(frozen=True)
 class Epoch:
     """One finished epoch: mean loss per image, images, steps, seconds."""
 

@@ -35,7 +35,7 @@ from fedcats.training.events import Report, append_events
 from fedcats.training.fast import keep_freed_memory
 from fedcats.training.frozen import Features, FrozenPart, find_frozen_part, work_out
 from fedcats.training.numerics import rounding, settle
-from fedcats.training.recipe import Epoch, Recipe, Step
+from fedcats.training.recipe import DpSgd, Epoch, Recipe, Step
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class Task:
         See `fedcats.training.loop.train`.
     sends
         What the client gives: the update itself and parts, see `fedcats.training.parts`.
+    dp
+        With differential privacy how.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Task:
     begins: int = 0
     steps: int = 0
     sends: tuple[str, ...] = (UPDATE,)
+    dp: DpSgd | None = None
 
     def to_json(self) -> str:
         """As one line of JSON."""
@@ -101,6 +104,7 @@ class Task:
         values["recipe"] = Recipe(**values["recipe"])
         values["indices"], values["sends"] = tuple(values["indices"]), tuple(values["sends"])
         values["attack"] = Attack(**values["attack"]) if values["attack"] else None
+        values["dp"] = DpSgd(**values["dp"]) if values.get("dp") else None
         return cls(**values)
 
     @property
@@ -119,6 +123,8 @@ class Task:
         more: dict[str, Any] = {k: v for k in ("begins", "steps") if (v := getattr(self, k))}
         if self.attack and self.attack.on_update:
             more["attack"] = asdict(self.attack)
+        if self.dp:
+            more["dp"] = asdict(self.dp)
         return content_key(
             {
                 **more,
@@ -289,7 +295,7 @@ def _features(
         store.put(key, {"features": table}, {**about, "task": task.name})
     else:
         table = entry.tensors["features"].to(task.device)
-    return Features(part, images, table, size)
+    return Features(part, images, table, size, any_size=task.dp is not None)
 
 
 _DROPOUT_AND_LAYER = ("efficientnet", "mnasnet", "mobilenet_v2")  # the model's classifier
@@ -364,6 +370,7 @@ def _train(task: Task, images: Images, key: str, store: Store, report: Report) -
         features=_features(task, images, model, names, store),
         begins=task.begins,
         steps=task.steps,
+        dp=task.dp,
     )
     # A copy: the next task of this process trains the same model object.
     trained = {name: tensors[name].to("cpu", copy=True) for name in names}
