@@ -84,7 +84,8 @@ def between(results: Results, found: Explained) -> str:
         drop = max(one["drop"] for one in group)
         if top["barrier"] == 0:
             lines = "line has no" if len(group) == 1 else f"{len(group)} lines have no"
-            lower = f"; on {below} the loss is somewhere lower than at both ends" if below else ""
+            where = "there" if len(group) == 1 else f"on {below}"
+            lower = f"; {where} the loss is somewhere lower than at both ends" if below else ""
             said.append(f"Between {words} the {lines} barrier{lower}.")
             continue
         if len(group) == 1:
@@ -173,10 +174,12 @@ def helps(results: Results, found: Explained) -> str:
         clear = [one for one in rows if one["low"] > 0 or one["high"] < 0]
         helping = sum(one["difference"] > 0 for one in clear)
         said.append(
-            f"In {view.title(results, rule)} client {top['client']} adds most, "
-            f"{points(top['difference'])} points of accuracy ({interval(top)}), client "
-            f"{low['client']} least, {points(low['difference'])} ({interval(low)}); of "
-            f"{len(rows)} intervals {len(clear)} leave out 0 ({helping} of them help)."
+            f"In {view.title(results, rule)} no client adds more than client {top['client']}, "
+            f"{points(top['difference'])} points of accuracy ({interval(top)}), and none less than "
+            f"client {low['client']}, {points(low['difference'])} ({interval(low)}); of "
+            f"{len(rows)} intervals {len(clear) or 'none'} "
+            f"{'leaves' if len(clear) < 2 else 'leave'} out 0"
+            + (f", {helping} of them above it." if clear else ".")
         )
     if game := found["shapley"]:
         ranked = sorted(
