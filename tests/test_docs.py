@@ -58,7 +58,7 @@ def test_the_site_is_built_and_every_link_leads_somewhere(tmp_path: Path) -> Non
 COMMANDS = [
     pytest.param(line.strip(), id=f"{page.name}: {line.strip()[:60]}")
     for page in [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
-    for line in page.read_text(encoding="utf-8").splitlines()
+    for line in page.read_text(encoding="utf-8").replace("\\\n", "").splitlines()
     if re.match(r"(    )?(fedcats|make) (?!=)", line) and page.name != "configuration.md"
 ]
 

@@ -234,7 +234,7 @@ def test_so_many_coalitions_are_drawn_as_are_wanted() -> None:
 
 # --- a whole run ------------------------------------------------------------------------------
 
-SMALL = ["runner=local", "train.epochs=1", "mode=explain"]
+SMALL = ["runner=local", "train.epochs=1", "mode=explain", "figures=[png]"]
 FEW = ["explain.points=3", "explain.orders=4", "explain.coalitions=5", "explain.clients=2"]
 
 

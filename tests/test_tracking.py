@@ -49,8 +49,8 @@ def test_mlflow_has_what_the_results_have_and_a_sweep_is_one_run_with_children(
         Path(job).mkdir(parents=True)
         Path(job, "hydra.yaml").write_text("hydra:\n  mode: MULTIRUN\n")
     MLflow(tmp_path / "outputs/alone", tmp_path).close(failed=True)
-    given = ("runner=local", "tracking=mlflow", "seed=32", "train.epochs=1", "mode=federated")
-    results, _ = run(*given, folder="multirun/0")
+    given = ("tracking=mlflow", "seed=32", "train.epochs=1", "mode=federated", "figures=[png]")
+    results, _ = run("runner=local", *given, folder="multirun/0")
     MLflow(tmp_path / "multirun/1", tmp_path).close(failed=False)
     from mlflow import MlflowClient
 
@@ -81,7 +81,7 @@ def test_wandb_has_what_the_results_have_and_sends_nothing(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    results, _ = run("runner=local", "tracking=wandb", "seed=33")
+    results, _ = run("runner=local", "tracking=wandb", "seed=33", "figures=[png]")
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     summary: dict[str, Any] = {}
     config: dict[str, Any] = {}
