@@ -109,7 +109,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
     """What is in its file: LevelDB's log format, behind seven bytes."""
     from wandb.proto import wandb_internal_pb2
 
-    kind_of: Any = wandb_internal_pb2.Record
+    kind_of: Any = vars(wandb_internal_pb2)["Record"]  # made when it is imported
 
     data, at, whole = path.read_bytes(), 7, b""
     while at < len(data):
