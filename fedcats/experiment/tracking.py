@@ -208,6 +208,7 @@ class WandB(Writer):
 
     def __init__(self, folder: Path, place: Path) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        os.environ.setdefault("WANDB_MODE", "offline")
         import wandb
 
         super().__init__()
@@ -216,7 +217,6 @@ class WandB(Writer):
             name="/".join(folder.parts[-2:]),
             group="/".join(folder.parent.parts[-2:]) if is_job(folder) else None,
             dir=str(place),
-            mode=os.environ.get("WANDB_MODE", "offline"),
             settings=wandb.Settings(
                 silent=True, console="off", disable_git=True, save_code=False,
                 x_disable_stats=True, x_disable_meta=True,

@@ -56,9 +56,14 @@ def _trainings(found: DifferentialPrivacy) -> list[PrivateTraining]:
 
 
 def _row(one: PrivateTraining) -> tuple[str, ...]:
-    epsilon = EMPTY if one["epsilon"] is None else f"{one['epsilon']:.2f}"
+    epsilon = EMPTY if one["epsilon"] is None else _at_most(one["epsilon"])
     expected = one["rate"] * one["photos"]
     return (str(one["photos"]), f"{expected:g}", str(one["steps"]), f"{one['noise']:g}", epsilon)
+
+
+def _at_most(epsilon: float) -> str:
+    """Rounded up: a bound that is rounded down is none."""
+    return f"{math.ceil(100 * epsilon - 1e-9) / 100:.2f}"
 
 
 def _of_clients(results: Results, found: DifferentialPrivacy, one: str) -> list[str]:
@@ -73,7 +78,7 @@ def _of_clients(results: Results, found: DifferentialPrivacy, one: str) -> list[
     over = f" in all {rounds} rounds" if rounds > 1 else ""
     text = (
         f"What a client sends{over}, and so each merged model, is differentially private: with or "
-        f"without one of its {one}s, epsilon is at most {epsilon:.2f} at delta {delta:g}. "
+        f"without one of its {one}s, epsilon is at most {_at_most(epsilon)} at delta {delta:g}. "
     )
     most = math.exp(min(epsilon, 700)) * _FALSE_ALARMS + delta
     if most < 1:
@@ -106,9 +111,13 @@ def _of_baseline(results: Results, found: DifferentialPrivacy) -> list[str]:
         return ["What is trained in one place was clipped without noise, too."]
     text = (
         "The centralized model is trained by the same method, and promises epsilon "
-        f"{one['epsilon']:.2f} by itself, against whoever sees that model"
+        f"{_at_most(one['epsilon'])} by itself, against whoever sees that model"
     )
-    if found["clients"]:
+    if found["clients"] and not math.isclose(one["epsilon"], found["epsilon"] or 0, rel_tol=0.05):
+        text += (
+            ", not what the clients' updates promise; so the gap to it has a price of privacy in it"
+        )
+    elif found["clients"]:
         text += (
             "; so the gap to it is what merging costs at a like promise, not what privacy costs: "
             "for that compare with a run with privacy=none"
