@@ -266,6 +266,8 @@ def rehearse(
     """
     raw = compose_config([*overrides, "mode=federated", "save_models=all"])
     config = load(raw)
+    if config.strategy.secure:  # the server of the sites has the merged model only
+        raw = compose_config([*overrides, "mode=federated", "save_models=merged"])
     mark = secrets.token_hex(16)
     with guard.passing_folder(mark) as place:
         sites, server = write_photos(config, place / "photos")
