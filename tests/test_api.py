@@ -95,7 +95,7 @@ def test_the_same_bytes_as_on_the_command_line(
             file = there["models"][name][kind]
             assert (of.folder / file).read_bytes() == (folder / file).read_bytes()
     different = {k for k, v in merged.results["config"].items() if v != there["config"][k]}
-    assert different == {"mode", "reference"}  # neither changes what both have
+    assert different == {"figures", "mode", "reference"}  # none of them changes what both have
     again = fc.open(folder)
     assert again.verdict.split("Training on")[1] == both.verdict.split("Training on")[1]
     frame = both.frame()

@@ -144,7 +144,7 @@ def test_oxfords_own_folder_that_is_not_there(run: Go, tmp_path: Path) -> None:
 
 
 def test_a_class_missing_at_a_client(run: Go) -> None:
-    shards = ["partition=pathological", "partition.num_shards=2"]
+    shards = ["partition=pathological", "partition.num_shards=2", "figures=[svg]"]
     results, folder = run(*QUICK, *shards)
     counts = [shard["per_class"] for shard in results["data"]["shards"]]
     assert counts == [{"cat": 8, "dog": 0}, {"cat": 0, "dog": 8}]

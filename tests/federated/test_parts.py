@@ -96,7 +96,7 @@ def test_parts_are_worked_out_once_and_a_grid_has_what_runs_have(
 
     monkeypatch.setattr(parts, "_work_out", never)
     monkeypatch.setattr(update, "_train", never)
-    grid = ["mode=merge", f"merge.rules={RULES}", "merge.orders=[partition]"]
+    grid = ["mode=merge", f"merge.rules={RULES}", "merge.orders=[partition]", "figures=[png]"]
     merged, two = run_tiny(tmp_path / "grid", *same, *grid)
     for row in merged["grid"]["rows"]:
         model = results["models"][row["model"]]

@@ -91,8 +91,8 @@ def test_photos_that_are_all_alike_are_a_t_test_over_seeds():
         assert (verdict.word == "equivalent") == (-margin < low and high < margin)
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, 100), min_size=1, max_size=9))
+@settings(max_examples=10, deadline=None)  # theirs collects all garbage, each time
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=40))
 def test_holm_is_that_of_statsmodels(percents):
     p_values = [one / 100 for one in percents]
     expected = multipletests(p_values, method="holm")[1]
