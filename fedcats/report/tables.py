@@ -209,7 +209,7 @@ def compared(
     note = (
         f"Differences in percentage points with {level} intervals, exact ones for {exact}; p of "
         f"the exact McNemar test of the accuracy{', also by Holm over the models' * holm}. All "
-        "speak of the choice of test pictures, not of another training seed."
+        f"speak of the choice of test {view.things(results)}, not of another training seed."
     )
     header = ("model", *view.SCORES, *(("only one right",) if counts else ()), "p")
     return Table(title, (*header, *(("p Holm",) if holm else ())), rows, note=note)
