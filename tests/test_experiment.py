@@ -237,12 +237,17 @@ def test_the_same_run_again_trains_nothing(run: Go) -> None:
     assert model_bytes(a) == model_bytes(b)
 
 
-def test_a_store_too_small_for_the_run_is_refused_before_anything_is_trained(run: Go) -> None:
+def test_a_store_too_small_for_the_run_is_refused_before_anything_is_trained(
+    run: Go, home: Path
+) -> None:
+    run(LOCAL, "mode=federated", "seed=40")
+    before = {entry.path for entry in Store(home / "store").entries()}
     with pytest.raises(UserError, match=r"store.max_gb=0.001: this run needs .* GB at one time"):
         run(LOCAL, "store.max_gb=0.001", "seed=41")
     rules = ["mode=federated", "strategy.rules=[fp16,ridge]", "seed=41", "store.max_gb=0.01"]
     with pytest.raises(UserError, match=r"0.01: this .* 0.02 GB .*, 3 MB of what rules read"):
         run(LOCAL, *rules)
+    assert before <= {entry.path for entry in Store(home / "store").entries()}  # nothing made room
 
 
 def test_a_damaged_entry_is_noticed_and_computed_anew(run: Go, home: Path) -> None:

@@ -110,7 +110,7 @@ def test_who_has_learned_nothing_is_named(counts: list[int], accuracies: list[fl
         f"m{i}": {"accuracy": round(a * n) / n, "n": n} for i, a in enumerate(accuracies)
     }
     data = {"test": {f"class {i}": count for i, count in enumerate(counts)}, "source": "folder"}
-    said = " ".join(cautions._cautions({"data": data, "models": models}))  # type: ignore[typeddict-item]
+    said = " ".join(cautions.of_scores({"data": data, "models": models}))  # type: ignore[typeddict-item]
     assert ("Only" in said) == (n < 100)
     share = max(counts) / n
     if all(m["accuracy"] <= share for m in models.values()):

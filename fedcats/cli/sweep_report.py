@@ -60,8 +60,7 @@ def report_unfinished() -> None:
         warnings += silent
         seen: dict[str, Any] = {"warnings": warnings, "replicated": replicated, "more": more}
         # The jobs may do without figures of their own.
-        formats = [view.figure_formats(one) for one in results if view.figure_formats(one)]
-        seen |= {"formats": formats[0]} if formats else {}
+        seen["formats"] = next(filter(None, map(view.figure_formats, results)), view.FORMATS)
         write_sweep_report(folder, rows, **seen, compared=[gaps(results)])
         trained = sum(len(one["store"]["trained"]) for one in results)
         reused = sum(len(one["store"]["reused"]) for one in results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from fedcats.errors import UserError
 from fedcats.metrics.epsilon import client_noise, noise_for, spent, usual_delta
 from fedcats.results.privacy import DifferentialPrivacy, PrivateTraining
 from fedcats.training.recipe import DpSgd
+from fedcats.training.update import Task
 
 if TYPE_CHECKING:
     from fedcats.experiment.inputs import Inputs
@@ -148,15 +150,14 @@ def _times(long: float) -> str:
     return f"{long:,.0f} times" if long >= 10 else f"{long:.2g} times"
 
 
-def promised(this: Inputs, asked: DpConfig, fewer_steps: int) -> DifferentialPrivacy:
+def promised(this: Inputs, asked: DpConfig, references: Mapping[str, Task]) -> DifferentialPrivacy:
     """What the run's trainings promise, for ``results.json``.
 
     Parameters
     ----------
-    fewer_steps
-        Of ``same_steps``; 0: there is none.
+    references
+        What is trained in one place, by the name of the model.
     """
-    config, train = this.config, this.config.train
     found: DifferentialPrivacy = {
         "unit": "one photo of one client",
         "neighbours": "a client with or without the photo (add or remove one)",
@@ -167,15 +168,12 @@ def promised(this: Inputs, asked: DpConfig, fewer_steps: int) -> DifferentialPri
         "centralized": {},
         "epsilon": None,
     }
-    if config.mode != "centralized":
+    if this.config.mode != "centralized":
         of = [client_budget(this, asked, client).record for client in range(len(this.sizes))]
         found["clients"] = of
         each = [one["epsilon"] for one in of if one["steps"]]
         found["epsilon"] = max((one for one in each if one is not None), default=None)
-    if config.mode != "federated":
-        steps = {"centralized": train.epochs * config.rounds * train.steps(len(this.baseline))}
-        steps |= {"same_steps": fewer_steps} if fewer_steps else {}
-        for name, count in steps.items():
-            if budget := baseline_budget(this, asked, count):
-                found["centralized"][name] = budget.record
+    for name, task in references.items():
+        if budget := baseline_budget(this, asked, task.total_steps):
+            found["centralized"][name] = budget.record
     return found

@@ -13,7 +13,6 @@ from fedcats.data import Images
 from fedcats.environment import disk_error
 from fedcats.errors import RunError, UserError
 from fedcats.experiment.baseline_process import remember_trained
-from fedcats.experiment.checks import check_room
 from fedcats.experiment.evaluate import evaluate
 from fedcats.experiment.explain import explain
 from fedcats.experiment.folders import claimed, make
@@ -151,7 +150,6 @@ def _experiment(
         with clock(seconds, "data"):
             inputs = gather(config, folder, store, progress, grid)
             tasks, predictor = Tasks(inputs, store), Predictor(inputs, store)
-            check_room(inputs, store, tasks.bytes_beside)
             write_shards(inputs)
             progress.expect(tasks.expected)
         with clock(seconds, "training"), followed(inputs.events, progress):
@@ -161,9 +159,7 @@ def _experiment(
             results = collect(inputs, raw, trained, command)
             evaluate(predictor, trained, results, progress)
             if config.privacy.dp:
-                fewer = tasks.same_steps()
-                steps = fewer.steps if fewer else 0
-                results["dp"] = promised(inputs, config.privacy.dp, steps)
+                results["dp"] = promised(inputs, config.privacy.dp, tasks.references)
             if config.privacy.measures:
                 measure_privacy(predictor, trained, results, progress)
             if config.mode == "merge":

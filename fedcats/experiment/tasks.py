@@ -1,9 +1,11 @@
 """What each training of a run does, and the weights that it starts from."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from statistics import fmean
 
 from fedcats import tensors
+from fedcats.experiment.checks import check_room
 from fedcats.experiment.inputs import Inputs, Positions
 from fedcats.experiment.private import baseline_budget, client_budget
 from fedcats.experiment.seeds import prefix
@@ -39,6 +41,7 @@ class Tasks:
         self.state: State = {name: initial.state[name] for name in inputs.trained_names}
         whole = len(self.state) == len(initial.state)
         self.start = initial.sha256 if whole else tensors.digest(self.state)
+        check_room(inputs, store, self._bytes_beside)  # before anything of another run is dropped
         weights = {initial.sha256: initial.state, self.start: self.state}
         store.hold([weights_key(sha256) for sha256 in weights])
         for sha256, state in weights.items():
@@ -49,7 +52,7 @@ class Tasks:
         epochs = self.inputs.config.train.epochs * self.inputs.config.rounds
         task = self._task("centralized", "centralized", 1, self.start, self.inputs.baseline)
         recipe = replace(task.recipe, epochs=epochs, proximal_mu=0.0)
-        return self._private(replace(task, recipe=recipe), epochs * recipe.steps(len(task.indices)))
+        return self._private(replace(task, recipe=recipe))
 
     def same_steps(self) -> Task | None:
         """The baseline with as many steps as a client has in all rounds, in the mean over clients.
@@ -61,16 +64,14 @@ class Tasks:
         recipe = baseline.recipe
         of_client = fmean(recipe.steps(size) for size in inputs.sizes)
         steps = round(recipe.epochs * of_client)
-        if not inputs.config.has_same_steps or steps >= recipe.epochs * recipe.steps(
-            len(inputs.baseline)
-        ):
+        if not inputs.config.has_same_steps or steps >= baseline.total_steps:
             return None
-        return self._private(replace(baseline, name="centralized (same steps)", steps=steps), steps)
+        return self._private(replace(baseline, name="centralized (same steps)", steps=steps))
 
-    def _private(self, baseline: Task, steps: int) -> Task:
-        """With the noise that so many steps in one place need, where they promise anything."""
+    def _private(self, baseline: Task) -> Task:
+        """With the noise that its steps need, where it promises anything."""
         asked = self.inputs.config.privacy.dp
-        budget = baseline_budget(self.inputs, asked, steps) if asked else None
+        budget = baseline_budget(self.inputs, asked, baseline.total_steps) if asked else None
         return replace(baseline, dp=budget.dp if budget else None)
 
     @property
@@ -109,33 +110,34 @@ class Tasks:
         images = task.images(self.inputs.dataset.train)
         return part_keys(task, images, task.key(images))
 
+    def _parts(self) -> Iterator[tuple[Task, str, int]]:
+        """What clients give beside their updates in round 1: task, part, number of photos."""
+        for client, size in enumerate(self.inputs.sizes):
+            task = self.client(client, 1, self.start)
+            yield from ((task, part, size) for part in task.sends if part != UPDATE)
+
+    def _part_sizes(self, task: Task, part: str, size: int) -> list[int]:
+        like = shapes(task, part, self.inputs.parameters, self.state, size)
+        return [value.nbytes for value in like.values()]
+
     @property
-    def bytes_beside(self) -> int:
+    def _bytes_beside(self) -> int:
         """About how many bytes the parts of all clients take in the store."""
         found: dict[tuple[str, int], int] = {}
         total = 0
-        for client, size in enumerate(self.inputs.sizes if self.inputs.sites is None else ()):
-            task = self.client(client, 1, self.start)
-            for part in task.sends:
-                if part == UPDATE:
-                    continue
-                same = (part, 0 if kind(part) in ENCODINGS else size)
-                if same not in found:
-                    like = shapes(task, part, self.store, self.state, size)
-                    found[same] = sum(value.nbytes for value in like.values())
-                total += found[same]
+        for task, part, size in self._parts() if self.inputs.sites is None else ():
+            same = (part, 0 if kind(part) in ENCODINGS else size)
+            if same not in found:
+                found[same] = sum(self._part_sizes(task, part, size))
+            total += found[same]
         return total
 
     @property
     def largest(self) -> int:
         """Bytes of the largest array that a client may send in round 1; later ones have no more."""
         found = [value.nbytes for value in self.inputs.initial.state.values()]
-        for client, size in enumerate(self.inputs.sizes):
-            task = self.client(client, 1, self.start)
-            for part in task.sends:
-                if part != UPDATE:
-                    like = shapes(task, part, self.store, self.state, size)
-                    found += [value.nbytes for value in like.values()]
+        for task, part, size in self._parts():
+            found += self._part_sizes(task, part, size)
         return max(found)
 
     @property

@@ -187,9 +187,9 @@ class MergeStrategy(Strategy):
         parts = {}
         for part in task.sends:
             if part != UPDATE:
-                like = functools.partial(shapes, task, part, self.store, self._start, size)
+                like = functools.partial(shapes, task, part, self.parameters, self._start, size)
                 found = self.transport.unpack_part(reply.content, task, part, key, like)
-                check(task, part, found, self.store, self._start, size, self.plan.max_norm)
+                check(task, part, found, self.parameters, self._start, size, self.plan.max_norm)
                 parts[part] = found
         if UPDATE not in task.sends:  # nobody needs it, so it did not travel
             return Update("", {}, said.examples, said.epochs, said.reused), parts

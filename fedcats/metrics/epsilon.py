@@ -20,7 +20,7 @@ _ORDERS = (*range(2, 65), 96, 128, 256, 512)  # whole ones, whose sums are finit
 _COARSE, _FINE = 1e-3, 1e-4  # of the discretization, for a large and a small epsilon
 
 
-@functools.lru_cache(maxsize=256)
+@functools.cache
 def spent(noise: float, rate: float, steps: int, delta: float) -> float:
     """Epsilon at ``delta`` of so many steps.
 
@@ -48,7 +48,7 @@ def renyi(noise: float, rate: float, steps: int, delta: float) -> float:
     return _spent(RdpAccountant(_ORDERS), noise, rate, steps, delta)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.cache
 def noise_for(epsilon: float, rate: float, steps: int, delta: float) -> float:
     """The least noise with which `spent` is at most ``epsilon``, to three digits rounded up.
 

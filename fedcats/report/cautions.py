@@ -49,7 +49,7 @@ def warnings(results: Results) -> list[str]:
         found.append(f"Left out of the merge: {who} ({why}).")
     for who, why in (results.get("not_scored") or {}).items():
         found.append(f"Without scores, though its update was merged: {who} ({why}).")
-    return [*found, *_cautions(results)]
+    return [*found, *of_scores(results)]
 
 
 def _left_out(results: Results) -> list[str]:
@@ -88,7 +88,7 @@ def _by_class(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in some.items())
 
 
-def _cautions(results: Results) -> list[str]:
+def of_scores(results: Results) -> list[str]:
     """Say, in sentences, what the numbers cannot be taken for; empty when there is nothing."""
     counts = results["data"]["test"]
     n = sum(counts.values())

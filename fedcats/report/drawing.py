@@ -130,7 +130,7 @@ def style() -> Iterator[None]:
 def write(
     folder: Path,
     figures: Mapping[str, tuple[str, Callable[[], Figure | None]]],
-    formats: Sequence[str] = ("png", "svg"),
+    formats: Sequence[str] = view.FORMATS,
 ) -> list[Drawn]:
     """Draw figures, for the page and as files.
 
@@ -160,15 +160,20 @@ def write(
             for one in sorted(set(formats) - {"svg"}, reverse=True):
                 figure.savefig(folder / f"{name}.{one}", metadata=UNDATED[one])
                 figure.set_layout_engine("none")  # laid out once for all
-            buffer = io.StringIO()
-            figure.savefig(buffer, format="svg", metadata=UNDATED["svg"])
-        svg = _HOVER.sub(r"<g><title>\1</title>", buffer.getvalue())
+            svg = to_svg(figure)
         if "svg" in formats:
             (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
         width = round(100 * figure.get_figwidth())
         label = f"{caption} {figure.get_label()}".strip()  # with the values, for who cannot see it
         drawn.append(Drawn(name, caption, width, inline(svg, name, label)))
     return drawn
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as an SVG file, with the texts of `on_hover`; to be called within `style`."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata=UNDATED["svg"])
+    return _HOVER.sub(r"<g><title>\1</title>", buffer.getvalue())
 
 
 def inline(svg: str, name: str, label: str) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fedcats.report.privacy import strongest
 from fedcats.report.varied import (
     EPSILON,
     SEEDS,
@@ -47,8 +48,7 @@ def attacked(results: Results, name: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for what, one in {"auc": models[name], "updates_auc": privacy.get("clients")}.items():
         if one is not None:
-            every = [scores["auc"] for scores in one["attacks"].values()]
-            best = max(every, key=lambda auc: auc["value"])
+            best = one["attacks"][strongest(one)]["auc"]
             found |= {what: best["value"], f"{what}_low": best["low"], f"{what}_high": best["high"]}
     return found
 

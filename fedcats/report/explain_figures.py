@@ -24,7 +24,7 @@ from fedcats.report.drawing import (
 )
 from fedcats.results import Results
 from fedcats.results.explained import Explained, Line
-from fedcats.results.names import is_submodel
+from fedcats.results.names import client_of, is_submodel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,8 +116,9 @@ def barriers(results: Results, explained: Explained) -> Figure | None:
     size = 1.6 + 0.4 * min(len(names), 2 * MANY)
     figure = Figure(figsize=(min(12.0, 2 * size + 0.8), size), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[len(names), max(1, len(clients))])
-    labels = [name.removeprefix("submodel/") for name in names]
-    labels = [one if one.isdigit() else view.title(results, one) for one in labels]
+    labels = [
+        str(client_of(name)) if is_submodel(name) else view.title(results, name) for name in names
+    ]
     _heat(left, table, labels, "barrier, nats", digits=3)
     np.fill_diagonal(cosines, np.nan)
     _heat(right, cosines, clients, "cosine of updates", digits=2)

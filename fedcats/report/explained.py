@@ -12,6 +12,7 @@ from fedcats.report.tables import number
 from fedcats.report.view import interval, percent, points
 from fedcats.results import Results
 from fedcats.results.explained import Explained, Orders
+from fedcats.results.names import client_of, is_submodel
 
 
 @dataclass(frozen=True)
@@ -140,13 +141,13 @@ def matrix(results: Results, found: Explained) -> str:
         mine, others, merged = [], [], dict[str, list[float]]()
         for one in found["own"]:
             row = one["trained"] if key == "trained" else one["held_out"]
-            number = one["model"].removeprefix("submodel/")
+            name = one["model"]
             for client, value in enumerate(row):
                 if value is None:
                     continue
-                if number == one["model"]:
-                    merged.setdefault(view.title(results, number), []).append(value)
-                elif int(number) == client:
+                if not is_submodel(name):
+                    merged.setdefault(view.title(results, name), []).append(value)
+                elif client_of(name) == client:
                     mine.append(value)
                 else:
                     others.append(value)

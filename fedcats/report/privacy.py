@@ -180,7 +180,7 @@ def _rows(results: Results) -> Iterator[tuple[str, Membership]]:
 
 
 def _found(title: str, one: Membership, what: str) -> str:
-    attack = max(one["attacks"], key=lambda name: one["attacks"][name]["auc"]["value"])
+    attack = strongest(one)
     scores = one["attacks"][attack]
     auc, rate = scores["auc"], scores["tpr"]["0.01"]
     if auc["low"] > _GUESSING:
@@ -196,8 +196,13 @@ def _found(title: str, one: Membership, what: str) -> str:
     return f"{text}."
 
 
+def strongest(one: Membership) -> str:
+    """Return the attack with the largest area under the curve."""
+    return max(one["attacks"], key=lambda name: one["attacks"][name]["auc"]["value"])
+
+
 def _strongest(one: Membership) -> str:
-    attack = max(one["attacks"], key=lambda name: one["attacks"][name]["auc"]["value"])
+    attack = strongest(one)
     return f"{_ends(one['attacks'][attack]['auc'])}, {ATTACKS[attack]}"
 
 

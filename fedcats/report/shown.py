@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,12 +65,10 @@ class Picture:
                 self.figure.set_size_inches(across, down)
 
     def _repr_html_(self) -> str:
-        from fedcats.report.drawing import style
+        from fedcats.report.drawing import style, to_svg
 
-        buffer = io.BytesIO()
         with style():
-            self.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-        text = base64.b64encode(buffer.getvalue()).decode()
+            text = base64.b64encode(to_svg(self.figure).encode()).decode()
         caption = html.escape(self.caption)
         return (
             f'<figure><img alt="{caption}" style="max-width: 100%; background: #fff" '

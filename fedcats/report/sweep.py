@@ -149,7 +149,7 @@ def write_sweep_report(
     replicated: Mapping[str, Replicated] = MappingProxyType({}),
     more: Sequence[Table | None] = (),
     compared: Sequence[Gaps] = (),
-    formats: Sequence[str] = ("png", "svg"),
+    formats: Sequence[str] = view.FORMATS,
 ) -> None:
     """Write ``sweep.csv``, ``figures/`` and ``sweep.html``.
 

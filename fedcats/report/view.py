@@ -32,6 +32,7 @@ MEASURES: tuple[Measure, ...] = (*SCORES, "f1", "loss")
 MANY_CLASSES = 12  # more of them get no column, or number, each
 SIGNIFICANT = 0.05  # a p value is written so that one sees on which side of this it is
 MINUS = "\N{MINUS SIGN}"
+FORMATS = ("png", "svg")  # of the files of figures, where nothing else is asked for
 
 TITLES = {
     **{name: rule.title for name, rule in RULES.items()},
@@ -77,7 +78,7 @@ def ordered(results: Results) -> dict[str, Model]:
 def title(results: Results, name: str) -> str:
     """Return what a reader calls a model: "centralized", "Polyak β = 0.5", "sub-model 3"."""
     if is_submodel(name):
-        return f"sub-model {name.removeprefix('submodel/')}"
+        return f"sub-model {client_of(name)}"
     said = results["models"][name].get("title") if name in results["models"] else None
     return said or TITLES.get(name, name)
 
@@ -125,7 +126,7 @@ def things(results: Results) -> str:
 
 def figure_formats(results: Results) -> list[str]:
     """Return in which formats a run's figures are drawn; none: there are no figures."""
-    return list(results.get("config", {}).get("figures", ("png", "svg")))
+    return list(results.get("config", {}).get("figures", FORMATS))
 
 
 def trained_on(results: Results) -> int:

@@ -16,7 +16,7 @@ that; its shapes and dtypes are known before, so that a site's can be checked.
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any, cast
 
 import torch
@@ -98,13 +98,16 @@ def read_part(store: Store, key: str) -> State:
     return entry.tensors
 
 
-def shapes(task: Task, part: str, store: Store, start: State, examples: int) -> State:
-    """What a part of ``examples`` photos holds, by shapes and dtypes: meta tensors."""
+def shapes(task: Task, part: str, parameters: Set[str], start: State, examples: int) -> State:
+    """What a part of ``examples`` photos holds, by shapes and dtypes: meta tensors.
+
+    ``parameters``: names of those of the whole model.
+    """
     if kind(part) in encodings.ENCODINGS:
-        return encodings.shapes(part, start, _parameters(task, store, start), _seed(task, part))
+        return encodings.shapes(part, start, parameters, _seed(task, part))
     if kind(part) == "fisher":
-        names = _parameters(task, store, start)
-        return {n: torch.empty_like(v, device="meta") for n, v in start.items() if n in names}
+        named = {name: value for name, value in start.items() if name in parameters}
+        return {name: torch.empty_like(value, device="meta") for name, value in named.items()}
     if kind(part) in _OF_PHOTOS:
         width = _width(task.model, task.num_classes, part.split(":")[1]) + 1
         if kind(part) == "gram":
@@ -121,7 +124,7 @@ def check(
     task: Task,
     part: str,
     found: Mapping[str, Tensor],
-    store: Store,
+    parameters: Set[str],
     start: State,
     examples: int,
     max_norm: float | None,
@@ -147,10 +150,9 @@ def check(
             if float(found[layer][0]) != places * examples:
                 raise ValueError(f"inputs: {layer} has {float(found[layer][0]):g} rows")
     if kind(part) in encodings.ENCODINGS:
-        names = _parameters(task, store, start)
-        size = sum(value.numel() for name, value in start.items() if name in names)
+        size = sum(value.numel() for name, value in start.items() if name in parameters)
         encodings.check(part, found, size, _seed(task, part))
-        moved = encodings.decode(part, found, start, names)
+        moved = encodings.decode(part, found, start, parameters)
         update = {name: (old.double() + moved[name]).to(old.dtype) for name, old in start.items()}
         check_update(update, start, max_norm)
 

@@ -93,6 +93,11 @@ class Task:
     sends: tuple[str, ...] = (UPDATE,)
     dp: DpSgd | None = None
 
+    @property
+    def total_steps(self) -> int:
+        """Steps that it takes."""
+        return self.steps or self.recipe.epochs * self.recipe.steps(len(self.indices))
+
     def to_json(self) -> str:
         """As one line of JSON."""
         return json.dumps(asdict(self))

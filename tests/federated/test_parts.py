@@ -170,7 +170,8 @@ def test_a_part_that_must_not_be_merged_is_refused(
     honest: tuple[Task, Store, State], part: str, what: str, message: str
 ) -> None:
     task, store, start = honest
-    like = parts.shapes(task, part, store, start, 5)
+    names = parts._parameters(task, store, start)
+    like = parts.shapes(task, part, names, start, 5)
     draw = np.random.default_rng(0)
     if parts.kind(part) in ("dare", "ties", "int8"):
         from fedcats.merging import encodings
@@ -184,9 +185,9 @@ def test_a_part_that_must_not_be_merged_is_refused(
     for value in found.values() if part == "inputs" else ():
         value[0] = 5
     assert {n: v.shape for n, v in found.items()} == {n: v.shape for n, v in like.items()}
-    parts.check(task, part, found, store, start, 5, 100.0)
+    parts.check(task, part, found, names, start, 5, 100.0)
     with pytest.raises(ValueError, match=message.replace("+", r"\+")):
-        parts.check(task, part, spoiled(found, what), store, start, 5, 100.0)
+        parts.check(task, part, spoiled(found, what), names, start, 5, 100.0)
 
 
 def test_task_with_parts_travels_as_json(honest: tuple[Task, Store, State]) -> None:
