@@ -58,14 +58,20 @@ def report_unfinished() -> None:
         results = [results for _, results in jobs.values()]
         warnings = list(dict.fromkeys(line for one in results for line in cautions.warnings(one)))
         warnings += silent
-        seen: dict[str, Any] = {"warnings": warnings, "replicated": replicated, "more": more}
-        # The jobs may do without figures of their own.
-        seen["formats"] = next(filter(None, map(view.figure_formats, results)), view.FORMATS)
-        write_sweep_report(folder, rows, **seen, compared=[gaps(results)])
+        write_sweep_report(
+            folder,
+            rows,
+            warnings=warnings,
+            replicated=replicated,
+            more=more,
+            compared=[gaps(results)],
+            # The jobs may do without figures of their own.
+            formats=next(filter(None, map(view.figure_formats, results)), view.FORMATS),
+        )
         trained = sum(len(one["store"]["trained"]) for one in results)
         reused = sum(len(one["store"]["reused"]) for one in results)
         note = f"{len(jobs)} jobs: {trained} trained, {reused} taken from the store."
-        print_sweep(rows, folder, note=note, **seen)
+        print_sweep(rows, folder, warnings=warnings, note=note, replicated=replicated, more=more)
 
 
 def _over_seeds(
