@@ -155,6 +155,18 @@ def test_pooling_first_changes_no_bit(name: str) -> None:
         assert torch.equal(model(x), before)
 
 
+@pytest.mark.parametrize("name", ["alexnet", "squeezenet1_1", "resnet18"])
+@pytest.mark.parametrize("images", [1, 15, 33])
+def test_in_pieces_a_model_says_the_same(name: str, images: int) -> None:
+    torch.manual_seed(0)
+    model = build.build(name, 3).eval()
+    x = torch.randn(images, 3, 64, 64)
+    with torch.inference_mode():
+        before = model(x)
+        build.in_pieces(model)
+        torch.testing.assert_close(model(x), before)
+
+
 def test_directions_by_hand(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     for key, a, b in (("w", [3.0, 4.0], [0.0]), ("x", [3, 5], [2.0]), ("y", [4, 4], [-1.0])):

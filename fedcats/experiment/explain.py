@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from fedcats.experiment.train import Trained
     from fedcats.report import Progress
 
-_AT_ONCE = 64  # models whose probabilities are in memory together
+_AT_ONCE = 256e6  # bytes of probabilities that are in memory together
 
 
 @dataclass(frozen=True)
@@ -216,8 +216,9 @@ def _test(predictor: Predictor, mixtures: Sequence[Mixture], progress: Progress)
     progress.expect({name: Work(len(test) / 3 / predictor.inputs.workers, total, LAST, 1)})
     keep_freed_memory(32)  # MB: what the first layers give for a batch, and glibc's most
     found: dict[Mixture, Answer] = {}
-    for start in range(0, total, _AT_ONCE):
-        some = mixtures[start : start + _AT_ONCE]
+    step = max(64, int(_AT_ONCE // (4 * len(test) * len(predictor.inputs.dataset.classes))))
+    for start in range(0, total, step):
+        some = mixtures[start : start + step]
 
         def tested(count: int, start: int = start) -> None:
             progress.update(name, start + count, total, None, "testing")

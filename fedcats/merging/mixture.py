@@ -83,8 +83,8 @@ class Mixture:
                 for start in range(0, flat[0].numel(), _CHUNK):
                     part = slice(start, start + _CHUNK)
                     count = len(out[part])
-                    total.zero_()
-                    for tensor, (_, share) in zip(flat, self.shares, strict=True):
+                    total[:count].copy_(flat[0][part]).mul_(self.shares[0][1])
+                    for tensor, (_, share) in zip(flat[1:], self.shares[1:], strict=True):
                         one[:count].copy_(tensor[part])
                         total.add_(one, alpha=share)
                     out[part] = rounded(total[:count], out.dtype)

@@ -83,6 +83,26 @@ def pool_first(model: nn.Module) -> None:
                     module[i], module[i + 1] = module[i + 1], module[i]
 
 
+def in_pieces(model: nn.Module, images: int = 16) -> None:
+    """Let the convolutions take so many images at a time: what they give stays in the cache.
+
+    For models that have them as ``features``; the linear layers, whose weights are large, keep
+    the whole batch.
+    """
+    if isinstance(part := getattr(model, "features", None), nn.Sequential):
+        model.features = _InPieces(part, images)
+
+
+class _InPieces(nn.Module):
+    def __init__(self, part: nn.Module, images: int) -> None:
+        super().__init__()
+        self.part, self.images = part, images
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any part that takes each image by itself."""
+        return torch.cat([self.part(piece) for piece in torch.split(x, self.images)])
+
+
 class _NothingFilled(TorchFunctionMode):
     """Tensors that are about to be replaced take no memory, and nothing is drawn for them.
 
