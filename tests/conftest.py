@@ -45,9 +45,11 @@ RANDOM = int(os.environ.get("FEDCATS_RANDOM", "200"))
 RANDOM_SEED = os.environ.get("FEDCATS_SEED", "0")
 
 # Hypothesis' trials likewise: what `make test` says of a change is what the change did.
-hypothesis.settings.register_profile("same", derandomize=True)
-if RANDOM_SEED == "0":
-    hypothesis.settings.load_profile("same")
+# A busy machine is no fault of theirs.
+hypothesis.settings.register_profile(
+    "fedcats", derandomize=RANDOM_SEED == "0", deadline=None, print_blob=True
+)
+hypothesis.settings.load_profile("fedcats")
 
 T = TypeVar("T")
 

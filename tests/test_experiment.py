@@ -235,6 +235,16 @@ def test_the_same_run_again_trains_nothing(run: Go) -> None:
     assert again["store"]["trained"] == []
     assert sorted(again["store"]["reused"]) == sorted(first["store"]["trained"])
     assert model_bytes(a) == model_bytes(b)
+    cats, c = run("seed=3", "data.positive=cat", folder="c")  # is asked of the scores alone
+    assert cats["store"]["trained"] == []
+    assert model_bytes(a) == model_bytes(c)
+    for name, model in cats["models"].items():
+        of_cats = model["per_class"]["cat"]
+        assert (model["precision"], model["recall"]) == (of_cats["precision"], of_cats["recall"])
+        assert model["accuracy"] == first["models"][name]["accuracy"]
+    assert "Precision, recall and F1 of the class cat" in (c / "report.html").read_text()
+    with pytest.raises(UserError, match=r"data.positive=cow: .*; allowed here is cat, dog"):
+        run("seed=3", "data.positive=cow", folder="d")
 
 
 def test_a_store_too_small_for_the_run_is_refused_before_anything_is_trained(
@@ -270,6 +280,8 @@ def test_photos_of_three_classes_in_a_folder(run: Go, photos: Path) -> None:
     assert set(model["per_class"]) == {"ant", "bee", "cow"}
     assert np.array(model["confusion_matrix"]).shape == (3, 3)
     assert "drawings" not in (folder / "report.html").read_text()
+    with pytest.raises(UserError, match=r"data.positive=bee: .* null: of 3 classes they are means"):
+        run(LOCAL, *own, "data.positive=bee", folder="bees")
 
 
 def test_files_that_cannot_be_used_are_left_out_and_named(

@@ -541,10 +541,14 @@ def test_the_loss_figure_joins_the_rounds_of_each_rule(tmp_path: Path):
 
 
 def test_wilson_intervals_of_the_three_scores():
-    model = small()["models"]["centralized"]  # matrix [[95, 5], [3, 97]]
-    assert figures._wilson(model, "accuracy") == figures.wilson(192, 200)
-    assert figures._wilson(model, "precision") == figures.wilson(97, 102)
-    assert figures._wilson(model, "recall") == figures.wilson(97, 100)
+    results = small()
+    model = results["models"]["centralized"]  # matrix [[95, 5], [3, 97]]
+    assert figures._wilson(results, model, "accuracy") == figures.wilson(192, 200)
+    assert figures._wilson(results, model, "precision") == figures.wilson(97, 102)
+    assert figures._wilson(results, model, "recall") == figures.wilson(97, 100)
+    results["data"]["positive"] = results["data"]["classes"][0]
+    assert figures._wilson(results, model, "precision") == figures.wilson(95, 98)
+    assert figures._wilson(results, model, "recall") == figures.wilson(95, 100)
 
 
 def test_scores_of_the_fixture_agree_with_its_predictions(tmp_path: Path):

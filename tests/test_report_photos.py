@@ -128,7 +128,9 @@ def test_a_precision_that_is_not_defined_is_a_dash(tmp_path: Path) -> None:
     rows = {row[0]: row for row in tables.scores(results).rows}
     assert rows["Polyak β = 0.5"][2] == tables.EMPTY
     assert rows["centralized"][2] != tables.EMPTY
-    assert view.takes_none(results["models"]["polyak"])
+    assert view.takes_none(results, results["models"]["polyak"])
+    results["data"]["positive"] = results["data"]["classes"][0]
+    assert not view.takes_none(results, results["models"]["polyak"])
 
 
 def test_no_interval_is_broken_at_80_columns(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ class Data(Limited):
         Whether that takes a folder for downloads.
     stream
         What its seed is derived for.
+    positive
+        Of two classes, the one whose precision and recall are given; None: the second.
     """
 
     where = "data."
@@ -37,11 +39,14 @@ class Data(Limited):
     function: str
     downloaded = False
     stream = "split"
+    positive: str | int | None
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the function takes beside a seed."""
-        return asdict(self)  # type: ignore[call-overload, no-any-return]
+        found: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
+        del found["positive"]  # asked of the scores
+        return found
 
     def open(self, seed: int, downloads: Path, on_download: OnBytes | None = None) -> Source:
         """The source.
@@ -65,6 +70,12 @@ class Data(Limited):
         return source
 
 
+def _positive() -> Any:
+    """The name of a class, which may look like a number."""
+    named = checked("the name of one of two classes", lambda v: type(v) in (str, int))
+    return optional(named, default=None)
+
+
 def _is_counts(value: Any) -> bool:
     return set(value) == {"train", "test"} and all(
         part and all(type(n) is int and n >= 1 for n in part) for part in value.values()
@@ -80,6 +91,7 @@ class Synthetic(Data):
     stream = "drawings"
     train_per_class: int = number(1)
     test_per_class: int = number(1)
+    positive: str | int | None = _positive()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +105,7 @@ class Photos(Data):
     )
     max_bad_fraction: float = number(0, 1, default=0.05)
     keep_duplicates: bool = switch(default=False)
+    positive: str | int | None = _positive()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,7 +25,7 @@ def record_comparisons(inputs: Inputs, predicted: Predicted, results: Results) -
     scored = {name: one for name, one in predicted.items() if name in results["models"]}
     thresholds = own_thresholds(inputs, scored)
     for name, model in results["models"].items():
-        model["thresholdless"] = thresholdless(labels, predicted[name][0])
+        model["thresholdless"] = thresholdless(labels, predicted[name][0], inputs.positive)
 
     def against(reference: str, names: Sequence[str]) -> dict[str, Comparison]:
         return compare_each(
@@ -36,6 +36,7 @@ def record_comparisons(inputs: Inputs, predicted: Predicted, results: Results) -
             thresholds={name: (thresholds[name], thresholds[reference]) for name in names}
             if thresholds
             else {},
+            positive=inputs.positive,
         )
 
     merged = [name for name in predicted if is_merged(name)]
@@ -48,7 +49,7 @@ def record_comparisons(inputs: Inputs, predicted: Predicted, results: Results) -
         }
     for name, value in thresholds.items():
         one = predicted[name][0]
-        at = compare_at_thresholds(labels, one, one, (value, value))
+        at = compare_at_thresholds(labels, one, one, (value, value), positive=inputs.positive)
         results["models"][name]["threshold"] = {"value": value, "accuracy": at["accuracy"]}
 
 
@@ -57,4 +58,4 @@ def own_thresholds(inputs: Inputs, predicted: Predicted) -> dict[str, float]:
     held = inputs.validation.labels
     if not len(held) or len(inputs.dataset.classes) != 2:
         return {}
-    return {name: best_threshold(held, one[1]) for name, one in predicted.items()}
+    return {name: best_threshold(held, one[1], inputs.positive) for name, one in predicted.items()}

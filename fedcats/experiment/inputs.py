@@ -33,6 +33,7 @@ from fedcats.federated.sites import Site, find_sites
 from fedcats.federated.transport import wait_for_nodes
 from fedcats.home import home
 from fedcats.merging.plan import Plan, merge_order
+from fedcats.metrics import POSITIVE
 from fedcats.models import build, weights
 from fedcats.models.weights import InitialWeights
 from fedcats.report import Progress
@@ -152,6 +153,28 @@ class Inputs(Clients):
         return np.setdiff1d(np.arange(len(self.dataset.train)), self.held)
 
     @property
+    def positive(self) -> int:
+        """Of two classes, the one that precision and recall describe; of more it means nothing.
+
+        Raises
+        ------
+        UserError
+            When `data.positive` names none of two classes.
+        """
+        named, classes = self.config.data.positive, self.dataset.classes
+        if named is None:
+            return POSITIVE
+        if str(named) not in classes or len(classes) != 2:
+            allowed = f"{shown(classes[0])}, {shown(classes[1])}"
+            if len(classes) > 2:
+                allowed = f"null: of {len(classes)} classes they are means"
+            raise UserError(
+                f"data.positive={shown(str(named))}: the class whose precision and recall are "
+                f"given; allowed here is {allowed}"
+            )
+        return classes.index(str(named))
+
+    @property
     def events(self) -> Path:
         """The file to which everything that trains appends its progress."""
         return events_file(self.folder)
@@ -263,6 +286,7 @@ def gather(
         workers=config.runner.workers or default_workers(),
         device="cuda" if cuda and config.runner.device != "cpu" else "cpu",
     )
+    _ = this.positive  # refused now where it is none
     check_sizes(this)
     check_secure(this)
     check_step(this, model)

@@ -92,7 +92,7 @@ class Predictor:
         candidates: Sequence[Candidate],
         sets: Sequence[Images],
         done: Callable[[int], None] = lambda _: None,
-        prepare: Callable[[Sequence[Parts]], None] = lambda _: None,
+        prepare: Callable[[Sequence[Parts]], None] | None = None,
     ) -> list[list[Probabilities]]:
         """Test models, of those with equal parts one.
 
@@ -127,11 +127,12 @@ class Predictor:
         done(sum(one.parts in found for one in candidates))
         initial = self.inputs.initial.state
         size = sum(initial[name].nbytes for name in self.inputs.trained_names)
-        step = max(1, int(_MEMORY // size))
+        step = max(1, int(_MEMORY // size) if prepare else len(missing))
         with self.pool() as pool:
             for start in range(0, len(missing), step):
                 group = missing[start : start + step]
-                prepare([one.parts for one in group])
+                if prepare:
+                    prepare([one.parts for one in group])
                 passes = self._passes(group)
                 for together, tested in zip(passes, pool.map(test, passes), strict=True):
                     found |= {one.parts: list(t) for one, t in zip(together, tested, strict=True)}
@@ -158,7 +159,8 @@ class Predictor:
 
     def scores(self, images: Images, predicted: Probabilities) -> Scores:
         """Scores of predictions on these images."""
-        return scores(images.labels, predicted, self.inputs.dataset.classes)
+        inputs = self.inputs
+        return scores(images.labels, predicted, inputs.dataset.classes, inputs.positive)
 
     def validation_scores(self, predicted: Probabilities) -> Validation:
         """Scores on the held-out training images, in short."""
@@ -227,6 +229,7 @@ class Predictor:
         model = self._whole(whole)
         if self.precision != "float32":
             build.pool_first(model)
+            build.in_pieces(model)
         return model.to(getattr(torch, self.precision))
 
     def _start_model(self) -> nn.Module:

@@ -21,6 +21,7 @@ from fedcats.data import Images, shared_between_shards
 from fedcats.experiment.inputs import Inputs, class_counts
 from fedcats.experiment.train import Trained
 from fedcats.federated.quiet import default_workers
+from fedcats.metrics import POSITIVE
 from fedcats.models import build
 from fedcats.report import write_report
 from fedcats.results import Paper, Results, Shard, Training
@@ -131,12 +132,14 @@ def collect(this: Inputs, raw: DictConfig, trained: Trained, command: str) -> Re
         "comparison": {},
         "seconds": {"data": 0.0, "training": 0.0, "evaluation": 0.0, "total": 0.0},
     }
+    if len(classes) == 2:
+        results["data"]["positive"] = classes[this.positive]
     if this.hostile:
         attack = this.config.attack
         results["attack"] = {"name": attack.name, "clients": this.hostile, "factor": attack.factor}
     if trained.failures:
         results["failures"] = trained.failures
-    if this.config.paper.get("name") != "none":
+    if this.config.paper.get("name") != "none" and this.positive == POSITIVE:  # the paper's, too
         results["paper"] = cast(Paper, this.config.paper)
     return results
 

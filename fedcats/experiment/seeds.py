@@ -81,6 +81,9 @@ def over_seeds(runs: Runs) -> Families:
     data = [results["data"] for _, results in runs]
     if len({(one["digest"]["test"], *one["classes"]) for one in data}) > 1:
         raise UserError("the seeds have different test photos; seeds=[..] keeps those of one seed")
+    positive = {view.positive(results) for _, results in runs}
+    if len(positive) > 1:
+        raise UserError("the seeds have different data.positive; allowed is one for all")
     read = [_predictions(folder, results) for folder, results in runs]
     labels = next(iter(read[0].values())).labels
     predicted = {
@@ -98,7 +101,14 @@ def over_seeds(runs: Runs) -> Families:
                 title(name),
                 seeds,
                 {
-                    measure: replicate(labels, predicted, name, reference, measure=measure)
+                    measure: replicate(
+                        labels,
+                        predicted,
+                        name,
+                        reference,
+                        measure=measure,
+                        positive=min(positive),
+                    )
                     for measure in MEASURES
                 },
             )

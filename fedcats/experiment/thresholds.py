@@ -32,7 +32,9 @@ def thresholds(
         if name not in own or base is None:
             return None
         both = own[name], own["centralized"]
-        found = compare_at_thresholds(labels, predicted[name][0], base[0], both)
+        found = compare_at_thresholds(
+            labels, predicted[name][0], base[0], both, positive=inputs.positive
+        )
         kept = {key: found[key] for key in ("accuracy", "difference", "low", "high")}
         return cast(OwnThreshold, {"threshold": own[name], **kept})
 
@@ -40,12 +42,13 @@ def thresholds(
         if base is None or name == "centralized":
             return {}
         return cast(
-            dict[str, Unbounded], compare_thresholdless(labels, predicted[name][0], base[0])
+            dict[str, Unbounded],
+            compare_thresholdless(labels, predicted[name][0], base[0], positive=inputs.positive),
         )
 
     return {
         name: {
-            "measures": thresholdless(labels, one[0]),
+            "measures": thresholdless(labels, one[0], inputs.positive),
             "against": against(name),
             "at_own": at_own(name),
         }

@@ -6,10 +6,11 @@ and they take longer to import than the data takes to be found.
 
 from fedcats.metrics.files import Predictions, read_predictions, write_predictions
 from fedcats.metrics.paired import compare, paired_interval
-from fedcats.metrics.scores import NOT_FINITE, scores, wilson
+from fedcats.metrics.scores import NOT_FINITE, POSITIVE, scores, wilson
 
 __all__ = [
     "NOT_FINITE",
+    "POSITIVE",
     "Predictions",
     "compare",
     "paired_interval",

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcats.metrics.paired import compare
+from fedcats.metrics.scores import POSITIVE
 from fedcats.metrics.thresholds import compare_at_thresholds, compare_thresholdless
 from fedcats.metrics.verdict import holm
 from fedcats.results import Comparison
@@ -21,6 +22,7 @@ def compare_each(
     *,
     seed: int,
     thresholds: Mapping[str, tuple[float, float]],
+    positive: int = POSITIVE,
 ) -> dict[str, Comparison]:
     """Compare each model with the reference, photo by photo; p values also adjusted for all.
 
@@ -34,14 +36,22 @@ def compare_each(
         Of the draws behind the intervals that are not exact.
     thresholds
         By model, where both have them, its own and the reference's.
+    positive
+        Of two classes, the one that precision, recall and the thresholds are of.
     """
 
     def one(name: str, predicted: Probabilities) -> Comparison:
-        found: dict[str, Any] = {**compare(labels, predicted, reference, seed=seed)}
-        found["thresholdless"] = compare_thresholdless(labels, predicted, reference)
+        found: dict[str, Any] = {
+            **compare(labels, predicted, reference, seed=seed, positive=positive)
+        }
+        found["thresholdless"] = compare_thresholdless(
+            labels, predicted, reference, positive=positive
+        )
         if name in thresholds:
             both = thresholds[name]
-            found["at_thresholds"] = compare_at_thresholds(labels, predicted, reference, both)
+            found["at_thresholds"] = compare_at_thresholds(
+                labels, predicted, reference, both, positive=positive
+            )
         return cast(Comparison, found)
 
     compared = {name: one(name, predicted) for name, predicted in models.items()}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,13 @@ class Linear(NamedTuple):
     influence: Values
 
 
-Measure = Callable[[Labels, Probabilities, Values], Linear]
+class Measure(Protocol):
+    """A measure of labels (n,), probabilities (n, k) and weights on the photos (n,)."""
+
+    def __call__(
+        self, y: Labels, p: Probabilities, weights: Values, positive: int = POSITIVE
+    ) -> Linear:
+        """To first order; of two classes, ``positive`` is the one that precision speaks of."""
 
 
 def _ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike, weights: Values) -> Linear:
@@ -54,48 +60,48 @@ def _mean(values: npt.ArrayLike, weights: Values) -> Linear:
     return _ratio(values, np.ones(len(weights)), weights)
 
 
-def _over_classes(k: int, of_class: Callable[[int], Linear | None]) -> Linear:
-    """Of two classes that of class 1, of more the mean of those that the photos define."""
+def _over_classes(k: int, positive: int, of_class: Callable[[int], Linear | None]) -> Linear:
+    """Of two classes that of one, of more the mean of those that the photos define."""
     count, value, influence = 0, 0.0, np.zeros(())
-    for c in [POSITIVE] if k == 2 else range(k):
+    for c in [positive] if k == 2 else range(k):
         one = of_class(c)
         if one is not None:
             count, value, influence = count + 1, value + one.value, influence + one.influence
     return Linear(value / count, influence / count) if count else Linear(math.nan, influence)
 
 
-def _accuracy(y: Labels, p: Probabilities, weights: Values) -> Linear:
+def _accuracy(y: Labels, p: Probabilities, weights: Values, positive: int = POSITIVE) -> Linear:
     return _mean(p.argmax(axis=1) == y, weights)
 
 
 def _of_confusion(numerator: int, true: int, predicted: int) -> Measure:
     """Hits x numerator / (photos of the class x true + photos predicted as it x predicted)."""
 
-    def measure(y: Labels, p: Probabilities, weights: Values) -> Linear:
+    def measure(y: Labels, p: Probabilities, weights: Values, positive: int = POSITIVE) -> Linear:
         guess = p.argmax(axis=1)
 
         def of_class(c: int) -> Linear:
             there, said = y == c, guess == c
             return _ratio(numerator * (there & said), true * there + predicted * said, weights)
 
-        return _over_classes(p.shape[1], of_class)
+        return _over_classes(p.shape[1], positive, of_class)
 
     return measure
 
 
-def _log_loss(y: Labels, p: Probabilities, weights: Values) -> Linear:
+def _log_loss(y: Labels, p: Probabilities, weights: Values, positive: int = POSITIVE) -> Linear:
     of_label = p[np.arange(len(y)), y].astype(np.float64)
     return _mean(-np.log(np.maximum(of_label, SMALLEST)), weights)
 
 
-def _brier(y: Labels, p: Probabilities, weights: Values) -> Linear:
+def _brier(y: Labels, p: Probabilities, weights: Values, positive: int = POSITIVE) -> Linear:
     k = p.shape[1]
     of_label = p[np.arange(len(y)), y].astype(np.float64)
     squares = np.einsum("ij,ij->i", p, p, dtype=np.float64) - 2 * of_label + 1
     return _mean(squares / (2 if k == 2 else 1), weights)
 
 
-def _ece(y: Labels, p: Probabilities, weights: Values) -> Linear:
+def _ece(y: Labels, p: Probabilities, weights: Values, positive: int = POSITIVE) -> Linear:
     confidence = p.max(axis=1).astype(np.float64)
     excess = confidence - (p.argmax(axis=1) == y)
     bins = np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
@@ -113,17 +119,17 @@ class _Ranked(NamedTuple):
 
 
 def _by_rank(of: Callable[[_Ranked, float], Linear], least_negatives: float) -> Measure:
-    def measure(y: Labels, p: Probabilities, weights: Values) -> Linear:
+    def measure(y: Labels, p: Probabilities, weights: Values, positive: int = POSITIVE) -> Linear:
         def of_class(c: int) -> Linear | None:
-            positive = y == c
+            of_it = y == c
             levels, level = np.unique(-p[:, c], return_inverse=True)
-            hits: Values = np.bincount(level, weights * positive, len(levels)).astype(np.float64)
-            misses: Values = np.bincount(level, weights * ~positive, len(levels)).astype(np.float64)
+            hits: Values = np.bincount(level, weights * of_it, len(levels)).astype(np.float64)
+            misses: Values = np.bincount(level, weights * ~of_it, len(levels)).astype(np.float64)
             if hits.sum() == 0 or misses.sum() < least_negatives:
                 return None
-            return of(_Ranked(positive, level, hits, misses), float(weights.sum()))
+            return of(_Ranked(of_it, level, hits, misses), float(weights.sum()))
 
-        return _over_classes(p.shape[1], of_class)
+        return _over_classes(p.shape[1], positive, of_class)
 
     return measure
 
@@ -165,10 +171,11 @@ MEASURES: dict[str, Measure] = {
     "brier": _brier,
     "ece": _ece,
 }
-"""By name. Precision, recall, F1, ``roc_auc`` and ``average_precision`` are those of class 1 of
-two classes, else means over classes, each against the others; ``log_loss`` is in nats; ``brier``
-has the range 0 to 1 for two classes and 0 to 2 for more, as scikit-learn has it; ``ece`` is the
-expected calibration error of the predicted class, which is above 0 also for a calibrated model."""
+"""By name. Precision, recall, F1, ``roc_auc`` and ``average_precision`` are those of
+``positive`` of two classes, else means over classes, each against the others; ``log_loss`` is in
+nats; ``brier`` has the range 0 to 1 for two classes and 0 to 2 for more, as scikit-learn has it;
+``ece`` is the expected calibration error of the predicted class, which is above 0 also for a
+calibrated model."""
 
 LOSSES = ("log_loss", "brier", "ece")  # the less, the better
 UNBOUNDED = ("log_loss", "average_precision")  # there is no most that a photo can contribute

@@ -19,15 +19,16 @@ def compare(
     seed: int,
     confidence: float = 0.95,
     resamples: int = 10_000,
+    positive: int = POSITIVE,
 ) -> Comparison:
     """Compare a model with a reference on the same photos: is the difference more than noise?
 
     The p value is that of the exact McNemar test, which asks of the photos that only one of the
     two gets right whether they favour one model more than a fair coin would. The accuracy's
     interval is :func:`paired_interval`, which leaves out 0 if and only if p is below
-    ``1 - confidence``; so is, of two classes, the recall's, on the photos of class 1. The other
-    intervals are quantiles of draws, in pairs (both models see the same draw) and within each
-    true class, since the number of test photos of a class was chosen, not observed:
+    ``1 - confidence``; so is, of two classes, the recall's, on the photos of ``positive``. The
+    other intervals are quantiles of draws, in pairs (both models see the same draw) and within
+    each true class, since the number of test photos of a class was chosen, not observed:
 
     - two classes: from the posterior of the eight shares (prediction of the one and of the other,
       within each true class) under Jeffreys' prior, which has no width of 0 (Agresti and Min,
@@ -51,6 +52,8 @@ def compare(
         Level of the intervals, between 0 and 1.
     resamples
         Number of draws; fewer, but at least 1,000, where there are very many classes.
+    positive
+        Of two classes, the one that precision, recall and F1 describe.
 
     Returns
     -------
@@ -60,9 +63,9 @@ def compare(
         ``recall``, ``f1`` a dict ``{"difference", "low", "high"}`` where difference is the model's
         score minus the reference's (negative: the model is worse). With more than two classes
         precision, recall and F1 are macro means. ``low`` and ``high`` are None where the photos
-        say nothing: of two classes, where there is no photo of class 1, and for its precision if
-        one of the models predicts it nowhere or there is no photo of class 0; of more, for macro
-        means, if a class has a single photo or all draws are alike.
+        say nothing: of two classes, where there is no photo of ``positive``, and for its
+        precision if one of the models predicts it nowhere or there is no photo of the other; of
+        more, for macro means, if a class has a single photo or all draws are alike.
     """
     y, p = checked(labels, probabilities)
     _, q = checked(labels, reference)
@@ -81,15 +84,17 @@ def compare(
 
     gained, lost = int(only_model.sum()), int(only_reference.sum())
     p_value = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
-    differences, drawn = _draws(y, first, second, k, np.random.default_rng(seed), resamples)
+    differences, drawn = _draws(
+        y, first, second, k, positive, np.random.default_rng(seed), resamples
+    )
     tail = (1 - confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
     ends = list(zip(low.tolist(), high.tolist(), strict=True))
     known = [True] * len(HEADLINE)
     ends[0] = paired(np.ones(len(y), dtype=bool))
     if k == 2:
-        ends[2] = paired(y == POSITIVE)
-        there, *predicted = (bool((one == POSITIVE).any()) for one in (y, first, second))
+        ends[2] = paired(y == positive)
+        there, *predicted = (bool((one == positive).any()) for one in (y, first, second))
         known = [True, there and all(predicted), there, there]
     else:
         enough = bool((np.unique(y, return_counts=True)[1] > 1).all())
@@ -174,6 +179,7 @@ def _draws(
     first: npt.NDArray[np.intp],
     second: npt.NDArray[np.intp],
     k: int,
+    positive: int,
     generator: np.random.Generator,
     resamples: int,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -207,7 +213,7 @@ def _draws(
         return drawn
 
     def score(table: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        by_model = [_headline(table, cells[:, 0], cells[:, i], k) for i in (1, 2)]
+        by_model = [_headline(table, cells[:, 0], cells[:, i], k, positive) for i in (1, 2)]
         return by_model[0] - by_model[1]
 
     resamples = min(resamples, max(1000, 2 * 10**7 // len(cells)))  # seconds, with 1000 classes
@@ -218,7 +224,7 @@ def _draws(
 
 
 def _headline(
-    table: npt.NDArray[np.float64], true: Labels, predicted: Labels, k: int
+    table: npt.NDArray[np.float64], true: Labels, predicted: Labels, k: int, positive: int
 ) -> npt.NDArray[np.float64]:
     """The scores in `HEADLINE` of many samples at once.
 
@@ -244,6 +250,6 @@ def _headline(
         ],
         axis=1,
     )  # (samples, 3, k)
-    headline = by_class[:, :, POSITIVE] if k == 2 else by_class.mean(axis=2)
+    headline = by_class[:, :, positive] if k == 2 else by_class.mean(axis=2)
     accuracy = hits.sum(axis=1) / table.sum(axis=1)
     return np.concatenate([accuracy[:, None], headline], axis=1)

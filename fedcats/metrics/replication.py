@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from fedcats.errors import UserError
 from fedcats.metrics.measures import LARGEST, LOSSES, MEASURES, UNBOUNDED, Values
-from fedcats.metrics.scores import Labels, Probabilities, checked
+from fedcats.metrics.scores import POSITIVE, Labels, Probabilities, checked
 
 LEAST_SEEDS = 3  # of which an interval over seeds can be made
 _ROUNDING = 1e-12  # no difference: sums in another order differ by as much
@@ -128,6 +128,7 @@ def replicate(
     *,
     measure: str = "accuracy",
     confidence: float = 0.95,
+    positive: int = POSITIVE,
 ) -> Replication:
     """Compare a model with a reference over seeds, paired by seed and by photo.
 
@@ -143,6 +144,8 @@ def replicate(
         Which one, of `fedcats.metrics.measures.MEASURES`.
     confidence
         Level of the interval, between 0 and 1.
+    positive
+        Of two classes, the one that precision and recall describe.
 
     Raises
     ------
@@ -162,7 +165,8 @@ def replicate(
             f"models of {' and '.join(map(str, sorted(found)))} classes: not comparable"
         )
     y, _ = checked(labels, pairs[0][0])
-    return crossed(*differences(y, pairs, measure), y, measure=measure, confidence=confidence)
+    values, unseen = differences(y, pairs, measure, positive)
+    return crossed(values, unseen, y, measure=measure, confidence=confidence)
 
 
 def _of(
@@ -180,7 +184,10 @@ def _of(
 
 
 def differences(
-    labels: Labels, pairs: list[tuple[Probabilities, ...]], measure: str
+    labels: Labels,
+    pairs: list[tuple[Probabilities, ...]],
+    measure: str,
+    positive: int = POSITIVE,
 ) -> tuple[Values, Values]:
     """What each photo contributes to the model's measure less the reference's, of each pair.
 
@@ -204,7 +211,7 @@ def differences(
     of = MEASURES[measure]
 
     def contributions(p: Probabilities, unseen: Probabilities) -> Values:
-        value, influence = of(y, np.concatenate([p, unseen]), weights)
+        value, influence = of(y, np.concatenate([p, unseen]), weights, positive)
         return value + influence if math.isfinite(value) else np.full(len(y), np.nan)
 
     both = np.stack(

@@ -22,11 +22,16 @@ Probabilities = npt.NDArray[np.float32]
 SMALLEST = float(np.finfo(np.float32).tiny)
 NOT_FINITE = "the model's outputs are not finite"
 
-POSITIVE = 1  # of two classes, the one that precision and recall describe (the paper's: dog)
+POSITIVE = (
+    1  # of two classes that which precision and recall describe, unless said (the paper's: dog)
+)
 
 
 def scores(
-    labels: npt.ArrayLike, probabilities: npt.ArrayLike, classes: Sequence[str] | None = None
+    labels: npt.ArrayLike,
+    probabilities: npt.ArrayLike,
+    classes: Sequence[str] | None = None,
+    positive: int = POSITIVE,
 ) -> Scores:
     """Score the predictions of one model (the paper's Tables I to III).
 
@@ -38,6 +43,8 @@ def scores(
         Class probabilities (softmax outputs), shape (n, k), k >= 2; rounded to float32.
     classes
         Names of the k classes; "0", "1", .. if left out.
+    positive
+        Of two classes, the one that precision, recall and F1 at the top describe.
 
     Returns
     -------
@@ -45,8 +52,8 @@ def scores(
         ``accuracy, precision, recall, f1, loss`` (floats), ``n``, ``confusion_matrix`` (rows true,
         columns predicted; for two classes [[tn, fp], [fn, tp]]), ``per_class`` (class ->
         precision, recall, f1, support) and ``macro`` (their unweighted means). With two classes
-        the precision, recall and F1 at the top are those of class 1, as in the paper; with more
-        they are the macro means. A ratio with an empty denominator is 0. ``loss`` is the mean
+        the precision, recall and F1 at the top are those of ``positive``; with more they are the
+        macro means. A ratio with an empty denominator is 0. ``loss`` is the mean
         cross entropy in nats.
 
     Raises
@@ -80,7 +87,7 @@ def scores(
         "recall": float(np.mean([c["recall"] for c in per_class.values()])),
         "f1": float(np.mean([c["f1"] for c in per_class.values()])),
     }
-    headline = per_class[names[POSITIVE]] if k == 2 else macro
+    headline = per_class[names[positive]] if k == 2 else macro
     of_label = p[np.arange(len(y)), y].astype(np.float64)
     return {
         "accuracy": float(np.mean(predicted == y)),

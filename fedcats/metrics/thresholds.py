@@ -20,7 +20,9 @@ from fedcats.metrics.scores import POSITIVE, Labels, Probabilities, checked
 THRESHOLDLESS = ("roc_auc", "average_precision", "log_loss", "brier", "ece")
 
 
-def thresholdless(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> dict[str, float | None]:
+def thresholdless(
+    labels: npt.ArrayLike, probabilities: npt.ArrayLike, positive: int = POSITIVE
+) -> dict[str, float | None]:
     """The measures in `THRESHOLDLESS`; None where the photos do not define one.
 
     Parameters
@@ -29,9 +31,11 @@ def thresholdless(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> dict[s
         True classes, shape (n,), integers in [0, k).
     probabilities
         Class probabilities, shape (n, k), k >= 2; rounded to float32.
+    positive
+        Of two classes, the one that is ranked.
     """
     y, p = checked(labels, probabilities)
-    values = {name: MEASURES[name](y, p, np.ones(len(y))).value for name in THRESHOLDLESS}
+    values = {name: MEASURES[name](y, p, np.ones(len(y)), positive).value for name in THRESHOLDLESS}
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
@@ -40,6 +44,7 @@ def compare_thresholdless(
     probabilities: npt.ArrayLike,
     reference: npt.ArrayLike,
     confidence: float = 0.95,
+    positive: int = POSITIVE,
 ) -> dict[str, dict[str, float | None]]:
     """Two trained models compared by each measure in `THRESHOLDLESS`, paired by photo.
 
@@ -56,13 +61,13 @@ def compare_thresholdless(
     _, q = checked(labels, reference)
     if p.shape != q.shape:
         raise ValueError(f"probabilities {p.shape} and reference {q.shape} differ in shape")
-    return {name: _compared(y, p, q, name, confidence) for name in THRESHOLDLESS}
+    return {name: _compared(y, p, q, name, confidence, positive) for name in THRESHOLDLESS}
 
 
 def _compared(
-    y: Labels, p: Probabilities, q: Probabilities, name: str, confidence: float
+    y: Labels, p: Probabilities, q: Probabilities, name: str, confidence: float, positive: int
 ) -> dict[str, float | None]:
-    (values,), (unseen,) = differences(y, [(p, q)], name)
+    (values,), (unseen,) = differences(y, [(p, q)], name, positive)
     difference = float(values.mean())
     if not math.isfinite(difference):
         return {"difference": None, "low": None, "high": None}
@@ -70,8 +75,10 @@ def _compared(
     return {"difference": difference, "low": low, "high": high}
 
 
-def best_threshold(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> float:
-    """The probability of class 1 above which to say class 1, for the best accuracy here.
+def best_threshold(
+    labels: npt.ArrayLike, probabilities: npt.ArrayLike, positive: int = POSITIVE
+) -> float:
+    """The probability of ``positive`` above which to say it, for the best accuracy here.
 
     Halfway between two neighbouring probabilities of these photos, or 0.5; of equally good ones
     that nearest to 0.5. To be called with photos that are neither trained nor tested on.
@@ -84,9 +91,9 @@ def best_threshold(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> float
     y, p = checked(labels, probabilities)
     if p.shape[1] != 2:
         raise ValueError(f"a threshold is chosen for two classes, not {p.shape[1]}")
-    levels, level = np.unique(p[:, POSITIVE].astype(np.float64), return_inverse=True)
-    gain = np.bincount(level, np.where(y == POSITIVE, -1, 1), len(levels))  # said 0 instead of 1
-    right = np.concatenate([[0.0], np.cumsum(gain)])  # more than saying 1 of all, by levels below
+    levels, level = np.unique(p[:, positive].astype(np.float64), return_inverse=True)
+    gain = np.bincount(level, np.where(y == positive, -1, 1), len(levels))  # said the other
+    right = np.concatenate([[0.0], np.cumsum(gain)])  # more than saying it of all, by levels below
     between = (levels[1:] + levels[:-1]) / 2
     candidates = np.array([levels[0] - 1e-6, *between, levels[-1], 0.5])
     right = np.append(right, right[np.sum(levels <= 0.5)])
@@ -100,6 +107,7 @@ def compare_at_thresholds(
     reference: npt.ArrayLike,
     thresholds: tuple[float, float],
     confidence: float = 0.95,
+    positive: int = POSITIVE,
 ) -> dict[str, float]:
     """Compare the accuracies of two models of two classes, each at its own threshold.
 
@@ -112,7 +120,7 @@ def compare_at_thresholds(
     y, p = checked(labels, probabilities)
     _, q = checked(labels, reference)
     right = [
-        (one[:, POSITIVE].astype(np.float64) > threshold) == (y == POSITIVE)
+        (one[:, positive].astype(np.float64) > threshold) == (y == positive)
         for one, threshold in zip((p, q), thresholds, strict=True)
     ]
     only = int(np.sum(right[0] & ~right[1])), int(np.sum(right[1] & ~right[0]))

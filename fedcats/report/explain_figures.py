@@ -291,7 +291,7 @@ def curves(results: Results, folder: Path) -> Figure | None:
     for name, found in _predictions(results, folder):
         k = len(found.classes)
         rates, precisions = [], []
-        for c in [1] if k == 2 else range(k):
+        for c in [view.positive(results)] if k == 2 else range(k):
             truth, p = found.labels == c, found.probabilities[:, c]
             if truth.all() or not truth.any():
                 continue

@@ -136,7 +136,7 @@ def scores(results: Results) -> Figure | None:
             text, at = f"{labels[row]}: {key} {model[key]:.4f}", (row, row)
             drawn = ax.plot(model[key], row, mark, color=colour, markersize=6.5, zorder=2.1)
             if binary or key == "accuracy":
-                low, high = _wilson(model, key)
+                low, high = _wilson(results, model, key)
                 drawn += ax.plot((low, high), at, color=colour, linewidth=1.4, alpha=0.6)
                 text += f" ({low:.4f} to {high:.4f})"
             on_hover(text, *drawn)
@@ -411,13 +411,14 @@ def _title(results: Results, key: Score) -> str:
     return key if key == "accuracy" or view.is_binary(results) else f"{key} (macro)"
 
 
-def _wilson(model: Model, key: Score) -> tuple[float, float]:
+def _wilson(results: Results, model: Model, key: Score) -> tuple[float, float]:
     """Wilson interval of a two-class score; of the accuracy for any number of classes."""
     matrix = model["confusion_matrix"]
     if key == "accuracy":
         return wilson(sum(matrix[i][i] for i in range(len(matrix))), model["n"])
-    (_, fp), (fn, tp) = matrix
-    return wilson(tp, tp + (fp if key == "precision" else fn))
+    of = view.positive(results)
+    false = matrix[1 - of][of] if key == "precision" else matrix[of][1 - of]
+    return wilson(matrix[of][of], matrix[of][of] + false)
 
 
 def _epochs(curve: Sequence[object]) -> range:

@@ -136,7 +136,7 @@ def _cards(results: Results) -> list[dict[str, str]]:
         ends = view.interval(found[key]) if found else ""
         ends = f"interval {ends}" if " to " in ends else ends
         change = f"{view.points(model[key] - base[key])} points"
-        if key == "precision" and (view.takes_none(base) or view.takes_none(model)):
+        if key == "precision" and any(view.takes_none(results, one) for one in (base, model)):
             change, ends = tables.EMPTY, "not defined where nothing is taken for the class"
         cards.append({"name": key, "change": change, "detail": detail, "interval": ends})
     return cards

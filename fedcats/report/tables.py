@@ -127,7 +127,7 @@ def scores(results: Results, *, submodels: bool = True) -> Table:
     binary = view.is_binary(results)
     own = view.submodels(results)
     rows = [
-        (view.title(results, name), *_numbers(model), *_counts(model, binary))
+        (view.title(results, name), *_numbers(results, model), *_counts(results, model))
         for name, model in view.ordered(results).items()
         if submodels or not is_submodel(name)
     ]
@@ -135,9 +135,10 @@ def scores(results: Results, *, submodels: bool = True) -> Table:
         middle = (f"{median(m[key] for m in own.values()):.4f}" for key in MEASURES)
         unknown = (EMPTY,) * 4 if binary else ()
         rows.append((f"median of {len(own)}", *middle, *unknown))
-    first, second = results["data"]["classes"][:2]
     if binary:
-        note = f"Precision, recall and F1 of the class {second}; tn: {first} seen as {first}."
+        classes, of = results["data"]["classes"], view.positive(results)
+        note = f"Precision, recall and F1 of the class {classes[of]}; "
+        note += f"tn: {classes[1 - of]} seen as {classes[1 - of]}."
     else:
         note = (
             "Precision, recall and F1 are means over the classes; where a class has none, it is 0."
@@ -386,7 +387,7 @@ def rounds(results: Results) -> Table | None:
         (
             str(one["round"]),
             view.title(results, name),
-            *_numbers(model),
+            *_numbers(results, model),
             _own_models([value for value in model.get("own", ()) if value is not None]),
             *_megabytes(model["bytes"]),
         )
@@ -409,15 +410,19 @@ def _megabytes(traffic: Traffic) -> tuple[str, str]:
     return f"{traffic['down'] / 1e6:,.1f} MB", f"{traffic['up'] / 1e6:,.1f} MB"
 
 
-def _numbers(model: Scores) -> tuple[str, ...]:
+def _numbers(results: Results, model: Scores) -> tuple[str, ...]:
     return tuple(
-        EMPTY if key == "precision" and view.takes_none(model) else f"{model[key]:.4f}"
+        EMPTY if key == "precision" and view.takes_none(results, model) else f"{model[key]:.4f}"
         for key in MEASURES
     )
 
 
-def _counts(model: Scores, binary: bool) -> tuple[str, ...]:
-    return tuple(str(v) for row in model["confusion_matrix"] for v in row) if binary else ()
+def _counts(results: Results, model: Scores) -> tuple[str, ...]:
+    """True and false negatives, false and true positives of two classes."""
+    if not view.is_binary(results):
+        return ()
+    both = (1 - view.positive(results), view.positive(results))
+    return tuple(str(model["confusion_matrix"][true][said]) for true in both for said in both)
 
 
 def _beside(here: Scores | Published, there: Published) -> tuple[str, ...]:

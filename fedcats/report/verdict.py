@@ -214,12 +214,12 @@ def _never(results: Results, name: str) -> list[str]:
     """Say which precision of a change has no meaning: that of a class that is never predicted."""
     if not view.is_binary(results):
         return []
-    positive = results["data"]["classes"][1]
+    positive = results["data"]["classes"][view.positive(results)]
     pair = {"centralized": "The centralized model", name: "The merged model"}
     one = view.things(results).removesuffix("s")
     return [
         f"{who} takes no {one} for {positive}: its precision, which "
         "is then not defined, counts as 0."
         for key, who in pair.items()
-        if not any(row[1] for row in results["models"][key]["confusion_matrix"])
+        if view.takes_none(results, results["models"][key])
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fedcats.merging.registry import RULES
+from fedcats.metrics.scores import POSITIVE
 from fedcats.results import (
     AtThresholds,
     Difference,
@@ -136,14 +137,20 @@ def trained_on(results: Results) -> int:
 
 
 def is_binary(results: Results) -> bool:
-    """Whether there are two classes, so that precision and recall mean the second one."""
+    """Whether there are two classes, so that precision and recall mean one of them."""
     return len(results["data"]["classes"]) == 2
 
 
-def takes_none(model: Scores) -> bool:
-    """Whether nothing is taken for the second of two classes: its precision is not defined."""
-    matrix = model.get("confusion_matrix", [])
-    return len(matrix) == 2 and not any(row[1] for row in matrix)
+def positive(results: Results) -> int:
+    """Of two classes, the one that precision and recall mean: its position."""
+    data = results["data"]
+    return data["classes"].index(data["positive"]) if "positive" in data else POSITIVE
+
+
+def takes_none(results: Results, model: Scores) -> bool:
+    """Whether of two classes nothing is taken for that one: its precision is not defined."""
+    matrix, column = model.get("confusion_matrix", []), positive(results)
+    return len(matrix) == 2 and not any(row[column] for row in matrix)
 
 
 def percent(value: float, digits: int = 1) -> str:

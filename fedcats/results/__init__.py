@@ -48,7 +48,7 @@ class Scores(TypedDict):
     """Of one model on one set of images."""
 
     accuracy: Annotated[float, "share of the images that is classified right"]
-    precision: Annotated[float, "of two classes that of the second one, of more the macro mean"]
+    precision: Annotated[float, "of two classes that of `data.positive`, of more the macro mean"]
     recall: Annotated[float, "likewise"]
     f1: Annotated[float, "likewise"]
     loss: Annotated[float, "mean cross entropy, nats"]
@@ -112,7 +112,7 @@ class Tested(Scores):
 
 
 class Threshold(TypedDict):
-    """The probability of the second of two classes above which to say that class."""
+    """The probability of `data.positive`, of two classes, above which to say that class."""
 
     value: Annotated[float, "best on the held-out images, of equal ones that nearest to 0.5"]
     accuracy: Annotated[float, "with it, on the test images"]

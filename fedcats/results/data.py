@@ -61,7 +61,10 @@ class Data(TypedDict):
     source: Annotated[str, "`synthetic` (drawings), `folder`, `hub`, .."]
     note: Annotated[str, "what is to be known of them; may be empty"]
     audit: Annotated[Audit, "the check of the files; of a real federation: the server's"]
-    classes: Annotated[list[str], "their names; of two, precision and recall mean the second"]
+    classes: Annotated[list[str], "their names, in the order of the model's outputs"]
+    positive: NotRequired[
+        Annotated[str, "of two classes, the one that precision and recall are of; else the second"]
+    ]
     train: Annotated[dict[str, int], "training images of each class, without those held out"]
     test: Annotated[dict[str, int], "test images of each class"]
     held_out: Annotated[dict[str, int], "held-out training images of each class"]

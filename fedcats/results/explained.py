@@ -92,7 +92,7 @@ class Shapley(TypedDict):
 class OwnThreshold(TypedDict):
     """Accuracy where each model has its own threshold, the best one on the held-out images."""
 
-    threshold: Annotated[float, "probability of the second class above which it is taken"]
+    threshold: Annotated[float, "probability of `data.positive` above which it is taken"]
     accuracy: Annotated[float, "on the test images"]
     difference: Annotated[float, "less the centralized model's, at its own threshold"]
     low: Annotated[float, "lower end of the exact 95 % interval"]

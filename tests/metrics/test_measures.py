@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from fedcats.metrics import scores
+from fedcats.metrics import compare, scores
 from fedcats.metrics.measures import MEASURES
+from fedcats.metrics.replication import replicate
 from fedcats.metrics.thresholds import (
     THRESHOLDLESS,
     best_threshold,
@@ -86,6 +87,34 @@ def test_measures_of_answers_are_those_of_scores(k):
     found = scores(y, p)
     for name in ("accuracy", "precision", "recall", "f1"):
         assert MEASURES[name](y, p, np.ones(60)).value == pytest.approx(found[name], abs=1e-12)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10**6), st.integers(2, 60))
+def test_the_other_class_is_the_one_of_swapped_columns(seed: int, n: int) -> None:
+    generator = np.random.default_rng(seed)
+    y = np.arange(n) % 2
+    p, q = (np.stack([1 - a, a], 1) for a in generator.uniform(size=(2, n)).astype(np.float32))
+    other = (1 - y, p[:, ::-1])
+    for name, measure in MEASURES.items():
+        one, two = measure(y, p, np.ones(n), 0), measure(*other, np.ones(n))
+        assert one.value == pytest.approx(two.value)
+        assert one.influence == pytest.approx(two.influence)
+        mine = replicate(y, {0: {"a": p, "b": q}}, "a", "b", measure=name, positive=0)
+        its = replicate(1 - y, {0: {"a": p[:, ::-1], "b": q[:, ::-1]}}, "a", "b", measure=name)
+        assert mine.difference == pytest.approx(its.difference)
+    kept = ("accuracy", "precision", "recall", "f1", "loss", "macro")
+    mine, its = scores(y, p, positive=0), scores(*other)
+    assert [mine[key] for key in kept] == [pytest.approx(its[key]) for key in kept]
+    compared = compare(y, p, q, seed=0, resamples=1000, positive=0)
+    turned = compare(*other, q[:, ::-1], seed=0, resamples=1000)
+    for key in kept[:4]:
+        assert compared[key]["difference"] == pytest.approx(turned[key]["difference"])
+    assert compared["recall"] == pytest.approx(turned["recall"])  # its interval is exact
+    best = best_threshold(y, p, positive=0)
+    at = compare_at_thresholds(y, p, q, (best, best), positive=0)
+    assert at == compare_at_thresholds(*other, q[:, ::-1], (best, best))
+    assert at["accuracy"] >= mine["accuracy"]
 
 
 def test_what_photos_of_one_class_do_not_define_is_none():
