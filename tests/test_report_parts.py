@@ -40,6 +40,8 @@ LABELS = np.arange(N) % 2
 class Inputs:
     """What is compared, as a run has it: the test photos, of which the last ones are held out."""
 
+    positive = 1
+
     class Photos:
         def __init__(self, count: int) -> None:
             self.labels = LABELS[:count]

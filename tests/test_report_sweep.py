@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from test_report import fake_run
 
-from fedcats.report import print_sweep, sweep, sweep_figures, sweep_rows, write_sweep_report
+from fedcats.report import print_sweep, sweep, sweep_figures, sweep_rows, view, write_sweep_report
+from fedcats.report.varied import means_over_seeds
 
 
 def model(accuracy: float) -> dict[str, Any]:
@@ -186,3 +188,19 @@ def test_the_summary_ends_with_the_folder(tmp_path: Path):
     assert lines[0] == "Drawings."
     assert lines[-1] == str(tmp_path.resolve())
     assert max(len(line) for line in lines[:-1]) <= 80
+
+
+def test_a_precision_that_is_not_defined_is_a_dash(tmp_path: Path) -> None:
+    results = fake_run(tmp_path, clients=2, per_class=20)
+    results["models"]["polyak"] |= {"confusion_matrix": [[20, 0], [20, 0]], "precision": 0.0}
+    found = [row for beta in (0.1, 0.5) for row in sweep_rows([({"strategy.beta": beta}, results)])]
+    table = sweep.points_table(found)
+    assert {row[table.header.index("precision")] for row in table.rows if row[1] == "Polyak"} == {
+        "–"
+    }
+    write_sweep_report(tmp_path / "out", found)
+    with (tmp_path / "out/sweep.csv").open() as file:
+        written = list(csv.DictReader(file))
+    assert {row["precision"] for row in written if row["model"] == "polyak"} == {""}
+    assert all(row["precision"] for row in written if row["model"] == "centralized")
+    assert view.four_digits(means_over_seeds(found)[-1]["accuracy"]) != "–"

@@ -8,6 +8,7 @@ of Okabe and Ito, which colour-blind readers can tell apart, and marks differ in
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -134,6 +135,8 @@ def scores(results: Results) -> Figure | None:
             model = results["models"][name]
             colour, mark = look(results, name)
             text, at = f"{labels[row]}: {key} {model[key]:.4f}", (row, row)
+            if math.isnan(view.score(results, model, key)):
+                continue
             drawn = ax.plot(model[key], row, mark, color=colour, markersize=6.5, zorder=2.1)
             if binary or key == "accuracy":
                 low, high = _wilson(results, model, key)

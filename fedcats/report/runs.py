@@ -52,7 +52,7 @@ def _scores(runs: Sequence[tuple[Path, Results]]) -> Table:
         for name, model in view.of_all(results).items():
             low, high = wilson(round(model["accuracy"] * model["n"]), model["n"])
             interval = f"{view.percent(low)} to {view.percent(high)}"
-            scores = (view.percent(model[key]) for key in view.SCORES)
+            scores = (view.percent(view.score(results, model, key)) for key in view.SCORES)
             rows.append((str(number), view.title(results, name), *scores, interval))
     header = ("run", "model", *view.SCORES, "interval")
     note = "The 95% Wilson interval is of the accuracy."

@@ -128,7 +128,8 @@ class Shown:
         rows = []
         for name, model in view.ordered(self.results).items():
             row: dict[str, Any] = {"model": name, "title": view.title(self.results, name)}
-            row |= {key: model[key] for key in view.MEASURES} | {"n": model["n"]}
+            row |= {key: view.score(self.results, model, key) for key in view.MEASURES}
+            row["n"] = model["n"]
             if found := self.results["comparison"].get(name):
                 row |= {**found["accuracy"], "mcnemar_p": found["mcnemar_p"]}
             rows.append(row)

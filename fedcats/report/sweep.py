@@ -107,7 +107,7 @@ def sweep_rows(jobs: Iterable[tuple[Mapping[str, Any], Results]]) -> list[dict[s
                 for key, value in parameters.items()
             }
             row = {**kept, "model": name, "n": model["n"]}
-            row |= {key: model[key] for key in MEASURES}
+            row |= {key: view.score(results, model, key) for key in MEASURES}
             row |= _held_out(model) | attacked(results, name)
             if "bytes" in model and not several:
                 row["bytes"] = model["bytes"]["up"] / len(model["clients"])
@@ -131,6 +131,7 @@ def grid_rows(results: Results) -> list[dict[str, Any]]:
     rows = sweep_rows([({}, results)])
     for merge in results["grid"]["rows"]:
         rows.append({k: v for k, v in merge.items() if k in FIXED or "." in k})
+        rows[-1]["precision"] = view.score(results, merge, "precision")
         rows[-1] |= _held_out(merge)
     return rows
 
@@ -261,9 +262,11 @@ def _answer(rows: Sequence[Row], replicated: Mapping[str, Replicated]) -> list[s
 
 
 def write_sweep_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write the rows, parameters first; a parameter without bearing is an empty field."""
+    """Write the rows, parameters first; what has no bearing or is not defined is an empty field."""
     names = [*varied_parameters(rows), *(key for key in FIXED[1:] if any(key in r for r in rows))]
-    write_csv(path, [names, *([row.get(name, "") for name in names] for row in rows)])
+    body = ([row.get(name, "") for name in names] for row in rows)
+    # Of all values NaN alone is not equal to itself.
+    write_csv(path, [names, *(["" if v != v else v for v in line] for line in body)])
 
 
 def sweep_verdict(rows: Sequence[Row]) -> list[str]:
@@ -357,7 +360,7 @@ def points_table(rows: Sequence[Row]) -> Table:
             (
                 *(value_text(row.get(name)) for name in names),
                 title(row["model"]),
-                *(f"{row[key]:.4f}" for key in MEASURES),
+                *(view.four_digits(row[key]) for key in MEASURES),
                 points(row["accuracy"] - base[0]["accuracy"]) if len(base) == 1 else "–",
             )
         )

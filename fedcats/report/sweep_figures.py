@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -156,6 +157,8 @@ def dots(rows: Sequence[Row]) -> Figure | None:
             if row["model"] in merged:
                 i = merged.index(row["model"])
                 colour, mark = RULES[i % len(RULES)], MARKS[i % len(MARKS)]
+            if math.isnan(row[key]):
+                continue
             drawn = ax.plot(row[key], line, mark, color=colour, markersize=6.5, zorder=2.1)
             if key == "accuracy":
                 ends = wilson(round(row["accuracy"] * row["n"]), row["n"])

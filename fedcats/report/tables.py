@@ -23,7 +23,7 @@ from fedcats.text import shown
 if TYPE_CHECKING:
     import rich.table
 
-EMPTY = "\N{EN DASH}"
+EMPTY = view.EMPTY
 NARROW = 81  # columns of a plain terminal: a table that would be wider is set closer
 
 
@@ -411,10 +411,7 @@ def _megabytes(traffic: Traffic) -> tuple[str, str]:
 
 
 def _numbers(results: Results, model: Scores) -> tuple[str, ...]:
-    return tuple(
-        EMPTY if key == "precision" and view.takes_none(results, model) else f"{model[key]:.4f}"
-        for key in MEASURES
-    )
+    return tuple(view.four_digits(view.score(results, model, key)) for key in MEASURES)
 
 
 def _counts(results: Results, model: Scores) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ centralized model), and so may the comparison and the paper's numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from fedcats.merging.registry import RULES
@@ -32,6 +33,7 @@ SCORES: tuple[Score, ...] = ("accuracy", "precision", "recall")
 MEASURES: tuple[Measure, ...] = (*SCORES, "f1", "loss")
 MANY_CLASSES = 12  # more of them get no column, or number, each
 SIGNIFICANT = 0.05  # a p value is written so that one sees on which side of this it is
+EMPTY = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 FORMATS = ("png", "svg")  # of the files of figures, where nothing else is asked for
 
@@ -149,12 +151,25 @@ def positive(results: Results) -> int:
 
 def takes_none(results: Results, model: Scores) -> bool:
     """Whether of two classes nothing is taken for that one: its precision is not defined."""
-    matrix, column = model.get("confusion_matrix", []), positive(results)
-    return len(matrix) == 2 and not any(row[column] for row in matrix)
+    matrix = model.get("confusion_matrix", [])
+    return len(matrix) == 2 and not any(row[positive(results)] for row in matrix)
+
+
+def score(results: Results, model: Scores, key: Measure) -> float:
+    """A model's score; NaN where it is the precision of a class for which nothing is taken."""
+    undefined = key == "precision" and takes_none(results, model)
+    return math.nan if undefined else model[key]
+
+
+def four_digits(value: float) -> str:
+    """Format a score: 0.94172 -> "0.9417"; a dash where it is not defined."""
+    return EMPTY if math.isnan(value) else f"{value:.4f}"
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """Format a share: 0.9417 -> "94.2%"."""
+    """Format a share: 0.9417 -> "94.2%"; a dash where it is not defined."""
+    if math.isnan(value):
+        return EMPTY
     return f"{100 * value:.{digits}f}%"
 
 
