@@ -45,7 +45,7 @@ RANDOM = int(os.environ.get("FEDCATS_RANDOM", "200"))
 RANDOM_SEED = os.environ.get("FEDCATS_SEED", "0")
 
 # Hypothesis' trials likewise: what `make test` says of a change is what the change did.
-hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
 if RANDOM_SEED == "0":
     hypothesis.settings.load_profile("same")
 

@@ -36,7 +36,7 @@ from fedcats.training.fast import keep_freed_memory
 from fedcats.training.frozen import Features, FrozenPart, find_frozen_part, work_out
 from fedcats.training.numerics import rounding, settle
 from fedcats.training.recipe import DpSgd, Epoch, Recipe, Step
-from fedcats.training.validation import tester
+from fedcats.training.validation import validator
 
 
 @dataclass(frozen=True)
@@ -383,7 +383,7 @@ def _train(task: Task, images: Images, key: str, store: Store, report: Report) -
         begins=task.begins,
         steps=task.steps,
         dp=task.dp,
-        validate=tester(model, held, features.part if features else None),
+        validate=validator(model, held, features.part if features else None),
     )
     # A copy: the next task of this process trains the same model object.
     trained = {name: tensors[name].to("cpu", copy=True) for name in names}

@@ -19,7 +19,7 @@ from fedcats.training.loop import BATCH, answers, predict
 _KEPT_BYTES = 2**30  # of what a frozen part gives; of more, nothing is kept
 
 
-def tester(
+def validator(
     model: nn.Module, images: Images, part: FrozenPart | None = None
 ) -> Callable[[], Validation | None] | None:
     """What tests the model as it is when called; None without images.
