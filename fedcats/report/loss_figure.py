@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -41,9 +42,8 @@ def history(folder: Path, results: Results, column: Column = "loss") -> dict[str
     else:
         for name, model in results["models"].items():
             epochs = model["training"]["epochs"] if "training" in model else []
-            losses = [epoch["loss"] for epoch in epochs]
-            if column == "validation_loss":
-                losses = [on_held_out(epoch) for epoch in epochs]
+            of = on_held_out if column == "validation_loss" else operator.itemgetter("loss")
+            losses: list[float | None] = [of(epoch) for epoch in epochs]
             curves[name] = [(1, i, one) for i, one in enumerate(losses, 1) if one is not None]
     return {name: sorted(curve) for name, curve in curves.items() if curve}
 
