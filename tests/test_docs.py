@@ -109,6 +109,7 @@ RUNS = {
     "compare": [
         "rounds=2",
         "hold_out=0.5",
+        "validate=true",
         "partition.num_shards=3",
         "strategy.rules=[polyak,fedavg,fedadam,median,scale]",
         "strategy.start=global",
@@ -131,6 +132,7 @@ RUNS = {
     ],
     "explain": [
         "hold_out=0.5",
+        "validate=true",
         "explain.points=3",
         "explain.orders=2",
         "explain.coalitions=3",

@@ -13,6 +13,7 @@ from rich.console import Console
 from test_report import fake_run
 
 from fedcats.report import cautions, photos, tables, view, write_report
+from fedcats.report.rich_table import to_rich
 
 
 class Pixels:
@@ -136,7 +137,7 @@ def test_a_precision_that_is_not_defined_is_a_dash(tmp_path: Path) -> None:
 def test_no_interval_is_broken_at_80_columns(tmp_path: Path) -> None:
     table = tables.comparison(fake_run(tmp_path, clients=2, per_class=20), counts=False)
     console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))
-    console.print(tables.to_rich(table))
+    console.print(to_rich(table))
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 80
     intervals = [cell[cell.index("(") :] for row in table.rows for cell in row if "(" in cell]

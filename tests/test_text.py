@@ -18,6 +18,7 @@ from fedcats.cli import data
 from fedcats.environment import fail, say
 from fedcats.report import page, tables
 from fedcats.report.console import SafeConsole
+from fedcats.report.rich_table import to_rich
 from fedcats.text import MAX_LINE, cell, from_cell, one_line, shown, write_csv
 
 HOSTILE = [
@@ -56,7 +57,7 @@ def test_every_way_to_a_terminal_is_harmless(name: str) -> None:
     out = io.StringIO()
     console = SafeConsole(file=out, width=80)
     table = tables.Table(name, (name, "n"), [(name, name)], note=name)
-    console.print(tables.to_rich(table))
+    console.print(to_rich(table))
     console.print(name, markup=False, highlight=False, soft_wrap=True)
     console.print(Text(name))
     with Live(RichTable.grid(), console=console) as live:

@@ -76,6 +76,7 @@ def _predict(folder: Path, photos: Sequence[Path], clients: bool, out: Sequence[
     from fedcats.experiment.predicting import predict
     from fedcats.report import tables, view
     from fedcats.report.console import SafeConsole
+    from fedcats.report.rich_table import to_rich
 
     answers = predict(folder, results, photos, clients=clients)
     rows = []
@@ -86,7 +87,8 @@ def _predict(folder: Path, photos: Sequence[Path], clients: bool, out: Sequence[
     titles = (view.title(results, name) for name in answers.models)
     every = tuple(range(len(answers.models) + 1))
     table = tables.Table("Predictions", ("photo", *titles), rows, text=every)
-    SafeConsole().print(tables.to_rich(table))
+    console = SafeConsole()
+    console.print(to_rich(table, console.width))
     if more := len(answers.photos) - len(rows):
         say(f"and {more:,} more")
     for file, why in answers.unusable:
@@ -137,8 +139,8 @@ def _of(results: Results) -> tuple[str, ...]:
 
 def _compare(folders: Sequence[Path]) -> None:
     runs = [(folder, read_results(folder)) for folder in folders]
-    from fedcats.report import tables
     from fedcats.report.console import SafeConsole
+    from fedcats.report.rich_table import to_rich
     from fedcats.report.runs import beside
 
     out = SafeConsole()
@@ -146,7 +148,7 @@ def _compare(folders: Sequence[Path]) -> None:
         say(f"run {number}: {folder}")
     for table in beside(runs):
         out.print()
-        out.print(tables.to_rich(table))
+        out.print(to_rich(table, out.width))
 
 
 def _export(folder: Path, form: str, model: str | None, out: Path) -> None:

@@ -55,8 +55,9 @@ def _read(folder: Path) -> list[Results]:
 def _write(sweeps: Sequence[Sequence[Results]], out: Path) -> None:
     from rich.text import Text
 
-    from fedcats.report import cautions, drawing, gaps, page, tables
+    from fedcats.report import cautions, drawing, gaps, page
     from fedcats.report.console import SafeConsole
+    from fedcats.report.rich_table import to_rich
 
     found = [gaps.gaps(runs) for runs in sweeps]
     drawn = drawing.write(
@@ -86,7 +87,7 @@ def _write(sweeps: Sequence[Sequence[Results]], out: Path) -> None:
     )
     (out / "gaps.html").write_text(text, encoding="utf-8", errors="backslashreplace")
     console = SafeConsole()
-    console.print(tables.to_rich(table))
+    console.print(to_rich(table, console.width))
     console.print(Text(" ".join(said), style="bold"))
     console.print(str(out.resolve()), markup=False, highlight=False, soft_wrap=True)
 

@@ -87,6 +87,20 @@ def _choice_needs_photos(config: Config) -> str | None:
     return None
 
 
+def _validation_needs_photos(config: Config) -> str | None:
+    if not config.validate or config.held_out:
+        return None
+    if _shards(config) is None:
+        return (
+            "validate=true: not in a real federation, where nothing is held out of the sites' "
+            "photos; allowed is false"
+        )
+    return (
+        "validate=true: no photos are held out of training; allowed is a hold_out above 0, such "
+        f"as hold_out={HELD_OUT:g}, or validate=false"
+    )
+
+
 def _sites_keep_photos(config: Config) -> str | None:
     stored = config.mode in ("merge", "explain")
     if _shards(config) is None and (config.held_out or stored):
@@ -241,6 +255,7 @@ _RULES: tuple[Callable[[Config], str | None], ...] = (
     _first_is_whole,
     _choice_needs_photos,
     _sites_keep_photos,
+    _validation_needs_photos,
     _privacy_needs_photos,
     _dp_is_one_promise,
     _dp_is_the_only_look,

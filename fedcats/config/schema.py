@@ -298,6 +298,7 @@ class Config(Limited):
         lambda v: isinstance(v, list) and v in ([REFERENCES[0]], [*REFERENCES]),
     )
     hold_out: float | None = optional(share_below_one())
+    validate: bool = switch()
     save_models: str = one_of(*SAVED)
     verbose: bool = switch()
     gallery: int = number(0, 100)

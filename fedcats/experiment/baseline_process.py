@@ -41,8 +41,9 @@ def _keeps_baseline(config: Config) -> bool:
 
 
 def _trained(config: Config) -> Path:
-    parts = ("data", "partition", "centralized", "model", "train", "runner", "draws", "rounds")
-    text = repr([getattr(config, part) for part in (*parts, "hold_out")])
+    parts = ["data", "partition", "centralized", "model", "train", "runner", "draws", "rounds"]
+    parts += ["hold_out", *["validate"] * config.validate]
+    text = repr([getattr(config, part) for part in parts])
     return home() / "trained" / hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -19,7 +19,15 @@ from fedcats.merging.fold import effective_number
 from fedcats.merging.plan import Merged
 from fedcats.metrics import NOT_FINITE, write_predictions
 from fedcats.report import Progress
-from fedcats.results import Model, Results, Round, RoundScores, Traffic
+from fedcats.results import (
+    Model,
+    Results,
+    Round,
+    RoundScores,
+    RoundTraining,
+    Traffic,
+    Validation,
+)
 from fedcats.results.names import IN_ONE_PLACE, client_of, is_merged, is_submodel
 from fedcats.storage import Store
 from fedcats.tensors import State, save
@@ -182,6 +190,12 @@ def _record_merge(model: Model, trained: Trained, name: str) -> None:
         model[key] = trained.chosen[name]  # type: ignore[literal-required]
 
 
+def _together(tested: Sequence[Validation]) -> Validation:
+    n = sum(one["n"] for one in tested)
+    accuracy = sum(one["accuracy"] * one["n"] for one in tested) / n
+    return {"accuracy": accuracy, "loss": sum(one["loss"] * one["n"] for one in tested) / n, "n": n}
+
+
 def _traffic(merged: Merged) -> Traffic:
     return {"down": merged.down, "up": merged.up}
 
@@ -204,18 +218,21 @@ def _rounds(
     def of(number: int, rule: str, merged: Merged) -> RoundScores:
         updates = [own[number, rule if number > 1 else ""][client] for client in merged.clients]
         epochs = [epoch for update in updates for epoch in update.epochs]
+        training: RoundTraining = {
+            "examples": sum(update.examples for update in updates),
+            "epochs": predictor.inputs.config.train.epochs,
+            "steps": sum(epoch.steps for epoch in epochs),
+            "loss": float(np.mean([update.epochs[-1].loss for update in updates])),
+            "seconds": sum(epoch.seconds for epoch in epochs),
+        }
+        if tested := [one for update in updates if (one := update.epochs[-1].validation)]:
+            training["validation"] = _together(tested)
         return {
             **predictor.scores(test, on_test[number, rule]),
             "bytes": _traffic(merged),
             "clients": merged.clients,
             "own": [accuracy(update) for update in updates],
-            "training": {
-                "examples": sum(update.examples for update in updates),
-                "epochs": predictor.inputs.config.train.epochs,
-                "steps": sum(epoch.steps for epoch in epochs),
-                "loss": float(np.mean([update.epochs[-1].loss for update in updates])),
-                "seconds": sum(epoch.seconds for epoch in epochs),
-            },
+            "training": training,
         }
 
     rows: list[Round] = []

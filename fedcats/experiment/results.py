@@ -24,8 +24,9 @@ from fedcats.federated.quiet import default_workers
 from fedcats.metrics import POSITIVE
 from fedcats.models import build
 from fedcats.report import write_report
-from fedcats.results import Paper, Results, Shard, Training
+from fedcats.results import EpochRecord, Paper, Results, Shard, Training
 from fedcats.text import write_csv
+from fedcats.training.recipe import Epoch
 from fedcats.training.update import Update
 
 SCHEMA = 1
@@ -56,8 +57,15 @@ def training_record(update: Update) -> Training:
     return {
         "examples": update.examples,
         "steps": sum(epoch.steps for epoch in update.epochs),
-        "epochs": [{"loss": epoch.loss, "seconds": epoch.seconds} for epoch in update.epochs],
+        "epochs": [_epoch_record(epoch) for epoch in update.epochs],
     }
+
+
+def _epoch_record(epoch: Epoch) -> EpochRecord:
+    record: EpochRecord = {"loss": epoch.loss, "seconds": epoch.seconds}
+    if epoch.validation:
+        record["validation"] = epoch.validation
+    return record
 
 
 def collect(this: Inputs, raw: DictConfig, trained: Trained, command: str) -> Results:
@@ -161,13 +169,17 @@ def _processor() -> str:
 
 
 def write_history(folder: Path, trained: Trained) -> None:
-    """Write ``history.csv``: loss and seconds of every epoch."""
-    rows: list[Sequence[object]] = [("model", "round", "epoch", "loss", "seconds")]
+    """Write ``history.csv``: loss, seconds and, where there is any, validation of every epoch."""
+    rows: list[list[object]] = [["model", "round", "epoch", "loss", "seconds"]]
+    epochs = [epoch for *_, update in trained.history for epoch in update.epochs]
+    if tested := any(epoch.validation for epoch in epochs):
+        rows[0] += ["validation_loss", "validation_accuracy"]
     for name, server_round, update in trained.history:
-        rows += [
-            (name, server_round, number, epoch.loss, f"{epoch.seconds:.3f}")
-            for number, epoch in enumerate(update.epochs, 1)
-        ]
+        for number, epoch in enumerate(update.epochs, 1):
+            rows.append([name, server_round, number, epoch.loss, f"{epoch.seconds:.3f}"])
+            if tested:
+                one = epoch.validation
+                rows[-1] += [one["loss"], one["accuracy"]] if one else ["", ""]
     write_csv(folder / "history.csv", rows)
 
 

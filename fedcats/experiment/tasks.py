@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from statistics import fmean
 
+import numpy as np
+
 from fedcats import tensors
 from fedcats.experiment.checks import check_room
 from fedcats.experiment.inputs import Inputs, Positions
@@ -191,6 +193,9 @@ class Tasks:
         self, name: str, client: int | str, server_round: int, start: str, indices: Positions
     ) -> Task:
         inputs, config = self.inputs, self.inputs.config
+        held: Positions = np.zeros(0, dtype=np.int64)
+        if config.validate:
+            held = inputs.held if client == "centralized" else inputs.parts[int(client)]
         return Task(
             name=name,
             client=client,
@@ -203,6 +208,7 @@ class Tasks:
             start=start,
             data=str(inputs.dataset.path),
             indices=tuple(indices.tolist()),
+            held=tuple(held.tolist()),
             recipe=config.train,
             threads=config.runner.threads,
             # A site decides by its own machine.

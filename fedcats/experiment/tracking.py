@@ -9,6 +9,7 @@ sends nothing unless ``WANDB_MODE`` says so. Without it nothing of it is importe
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import json
@@ -17,6 +18,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from fedcats.config.schema import Config
 from fedcats.environment import say
@@ -25,7 +27,7 @@ from fedcats.experiment.folders import is_job
 from fedcats.locks import locked
 from fedcats.report import cautions, varied, verdict, view
 from fedcats.report.estimate import FINISHED
-from fedcats.results import Results
+from fedcats.results import Results, Validation
 
 PACKAGES = {
     "tensorboard": ("tensorboard",),
@@ -33,13 +35,16 @@ PACKAGES = {
     "wandb": ("wandb",),
 }
 _PROJECT = "fedcats"
+VALIDATION: tuple[Literal["loss", "accuracy"], ...] = ("loss", "accuracy")
 
 
 class Tracker:
     """Takes note of nothing."""
 
-    def loss(self, task: str, epoch: int, loss: float, state: str) -> None:
-        """Mean training loss of an epoch of what is trained."""
+    def loss(
+        self, task: str, epoch: int, loss: float, state: str, validation: Validation | None
+    ) -> None:
+        """Mean training loss of an epoch of what is trained, and its scores on held-out photos."""
 
     def results(self, results: Results, folder: Path) -> None:
         """All that came out, when the run folder is complete."""
@@ -57,12 +62,18 @@ class Writer(Tracker):
         self._last: dict[str, int] = {}
         self._lost = False
 
-    def loss(self, task: str, epoch: int, loss: float, state: str) -> None:
+    def loss(
+        self, task: str, epoch: int, loss: float, state: str, validation: Validation | None
+    ) -> None:
         """Each epoch once; what was found in the store was trained by another run."""
         if (state in FINISHED and state != "done") or self._last.get(task) == epoch:
             return
         self._last[task] = epoch
-        self._try(lambda: self._scalar(_tag(f"loss/{task}"), loss, epoch))
+        values = {"loss": loss}
+        if validation:
+            values |= {f"validation_{key}": validation[key] for key in VALIDATION}
+        for name, value in values.items():
+            self._try(functools.partial(self._scalar, _tag(f"{name}/{task}"), value, epoch))
 
     def results(self, results: Results, folder: Path) -> None:
         """Scores as scalars, the configuration, the answer, figures as images."""
@@ -223,7 +234,8 @@ class WandB(Writer):
             ),
         )  # fmt: skip
         self._run.define_metric("epoch", hidden=True)
-        self._run.define_metric("loss/*", step_metric="epoch")
+        for name in ("loss", *(f"validation_{key}" for key in VALIDATION)):
+            self._run.define_metric(f"{name}/*", step_metric="epoch")
 
     def _scalar(self, tag: str, value: float, step: int) -> None:
         if step:

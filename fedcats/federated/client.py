@@ -5,7 +5,6 @@ import faulthandler
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +95,7 @@ class FedcatsClient(NumPyClient):
                 "partition-id": int(task.client),
                 "key": update.key,
                 **update.origin(),
-                "epochs": json.dumps([asdict(epoch) for epoch in update.epochs]),
+                "epochs": json.dumps([epoch.as_dict() for epoch in update.epochs]),
             },
         )
 

@@ -6,7 +6,7 @@ and takes no more memory for what it reads than it has asked for.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from fedcats.merging.fold import check_names
+from fedcats.results import Validation
 from fedcats.tensors import State
 from fedcats.training.recipe import Epoch
 
@@ -50,8 +51,11 @@ def printable(text: str) -> str:
     return line if len(line) <= _LONGEST else line[:_LONGEST] + " .."
 
 
-def read_reply(content: RecordDict, examples: int, epochs: int) -> Reply:
-    """The ``info`` of a client that has ``examples`` images and was to train ``epochs`` epochs."""
+def read_reply(content: RecordDict, examples: int, epochs: int, held: int = 0) -> Reply:
+    """The ``info`` of a client that has ``examples`` images and was to train ``epochs`` epochs.
+
+    ``held``: of how many photos each of them was to be tested on.
+    """
     info = record(content, "info", ConfigRecord)
     claimed = get(info, "examples", int)
     if claimed != examples:
@@ -62,7 +66,7 @@ def read_reply(content: RecordDict, examples: int, epochs: int) -> Reply:
     return Reply(
         get(info, "key", str),
         examples,
-        tuple(_epoch(epoch, examples) for epoch in trained),
+        tuple(_epoch(epoch, examples, held) for epoch in trained),
         get(info, "reused", bool),
         between(get(info, "resumed", int), 0, epochs, "resumed"),
         get(info, "damaged", bool),
@@ -116,15 +120,27 @@ def between(value: int, low: int, high: int, what: str) -> int:
     return value
 
 
-def _epoch(values: object, examples: int) -> Epoch:
-    names = [field.name for field in fields(Epoch)]
-    if not isinstance(values, dict) or sorted(values) != sorted(names):
+def _epoch(values: object, examples: int, held: int) -> Epoch:
+    names = ["loss", "examples", "steps", "seconds"]
+    if not isinstance(values, dict) or {*values} - {"validation"} != {*names}:
         raise ValueError(f"its epochs have {_shown(values)}, not {', '.join(names)}")
     loss, seconds = (_real(values[name], name) for name in ("loss", "seconds"))
     steps = between(get(values, "steps", int), 0, examples, "steps")
     # With Poisson sampling a step may have any of them.
     count = between(get(values, "examples", int), 0, examples * max(1, steps), "epoch's examples")
-    return Epoch(loss, count, steps, seconds)
+    return Epoch(loss, count, steps, seconds, _validation(values.get("validation"), held))
+
+
+def _validation(values: object, held: int) -> Validation | None:
+    if values is None:  # not asked for, or its model's answers were not finite
+        return None
+    if not held or not isinstance(values, dict) or {*values} != {"accuracy", "loss", "n"}:
+        raise ValueError(f"its epochs have the validation {_shown(values)}")
+    accuracy, loss = (_real(values[name], name) for name in ("accuracy", "loss"))
+    if accuracy > 1:
+        raise ValueError(f"its accuracy is {_shown(accuracy)}: allowed is 0 .. 1")
+    n = between(get(values, "n", int), held, held, "number of held-out photos")
+    return {"accuracy": accuracy, "loss": loss, "n": n}
 
 
 def _real(value: object, what: str) -> float:

@@ -180,7 +180,8 @@ class MergeStrategy(Strategy):
         """The checked update of a reply, and its parts; ValueError for whatever is wrong."""
         if reply.has_error():
             raise ValueError(reason(reply.error.reason or str(reply.error.code)))
-        said = read_reply(reply.content, size, task.recipe.epochs if trains(task) else 0)
+        epochs = task.recipe.epochs if trains(task) else 0
+        said = read_reply(reply.content, size, epochs, len(task.held))
         if self.secure:
             own = Update(key, {}, said.examples, said.epochs, said.reused, said.resumed)
             return own, {}

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -73,7 +73,7 @@ class OnTheWire:
     def unpack(self, content: RecordDict, said: Reply, key: str, like: State) -> str:
         """Keep the update under a key of the server's own making: what a site says is not a key."""
         tensors = read_tensors(content, like)
-        about = {"examples": said.examples, "epochs": [asdict(epoch) for epoch in said.epochs]}
+        about = {"examples": said.examples, "epochs": [epoch.as_dict() for epoch in said.epochs]}
         key = content_key({"kind": "received", "tensors": digest(tensors), **about})
         self.store.put(key, tensors, {"kind": "update", "task": "received", **about})
         return key

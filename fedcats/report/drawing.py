@@ -85,9 +85,13 @@ STYLE: dict[str, Any] = {
     "text.parse_math": False,  # a class may have a $ in its name
     "lines.linewidth": 1.8,
     "svg.hashsalt": "fedcats",
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",  # text that is found and read aloud
     "pdf.fonttype": 42,  # of which journals can search the text
 }
+
+
+# Of texts in an SVG file: Verdana is as wide, others are narrower. Spaces at the ends count.
+FONTS = "'DejaVu Sans', Verdana, sans-serif; white-space: pre"
 
 
 # Without what would make the same figure other bytes tomorrow.
@@ -173,7 +177,8 @@ def to_svg(figure: Figure) -> str:
     """The figure as an SVG file, with the texts of `on_hover`; to be called within `style`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=UNDATED["svg"])
-    return _HOVER.sub(r"<g><title>\1</title>", buffer.getvalue())
+    svg = buffer.getvalue().replace("font-family: 'DejaVu Sans'", f"font-family: {FONTS}")
+    return _HOVER.sub(r"<g><title>\1</title>", svg)
 
 
 def inline(svg: str, name: str, label: str) -> str:

@@ -13,6 +13,8 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from fedcats.results import Validation
+
 FINISHED = ("done", "reused", "failed")
 LAST = "then"
 _BASIS = 1.0  # seconds; progress is looked at several times a second
@@ -61,6 +63,7 @@ class Task:
     epoch: int = 0
     epochs: int = 0
     loss: float | None = None
+    validation: Validation | None = None
     state: str = "waiting"
     started: float | None = None
     ended: float | None = None

@@ -7,9 +7,8 @@ of Okabe and Ito, which colour-blind readers can tell apart, and marks differ in
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
@@ -27,7 +26,6 @@ from fedcats.report.drawing import (
     CENTRALIZED,
     INK,
     MANY,
-    MUTED,
     OWN,
     Drawn,
     draw_cells,
@@ -40,13 +38,12 @@ from fedcats.report.drawing import (
     write,
 )
 from fedcats.report.frontier import FRONTIER, frontier
+from fedcats.report.loss_figure import LOSS, history, loss
 from fedcats.report.privacy import CURVES, curves
 from fedcats.report.seeds_figure import SEEDS, over_seeds
 from fedcats.report.sweep import sweep_rows
 from fedcats.results import Model, Results, Score
 from fedcats.results.names import is_submodel
-
-Curve = Sequence[tuple[int, int, float]]  # training loss: round, epoch, mean cross entropy
 
 
 def run_figures(results: Results, folder: Path) -> list[Drawn]:
@@ -60,6 +57,9 @@ def drawings(
     """Caption of each figure of a run, and what draws it, by name; ``folder`` as of `history`."""
     what = view.things(results)
     dotted = "; dotted: with as many steps as a client" * ("same_steps" in results["models"])
+    held = history(folder, results, "validation_loss")
+    fig = " (the paper’s Fig. 3, twice)" if view.has_paper(results) else ""
+    dashed = f"; dashed: on held-out {what}, of the clients the median" if held else ""
     hollow = ", hollow marks: the paper's values" if view.has_paper(results) else ""
     return MappingProxyType(
         {
@@ -80,9 +80,8 @@ def drawings(
                 lambda: confusion(results),
             ),
             "loss": (
-                "Training loss of the centralized model and of the clients' own models"
-                f"{' (the paper’s Fig. 3, twice)' if view.has_paper(results) else ''}{dotted}.",
-                lambda: loss(results, history(folder, results)),
+                f"{LOSS}{fig}{dotted}{dashed}.",
+                lambda: loss(results, history(folder, results), held),
             ),
             "weights": (
                 "How much of each client's weights is in each merged model.",
@@ -201,81 +200,6 @@ def difference(results: Results) -> Figure | None:
         for name, one in ((name, every["accuracy"]) for name, every in found.items())
     )
     figure.set_label(f"Accuracy, in points: {'; '.join(each)}.")
-    return figure
-
-
-def history(folder: Path, results: Results) -> dict[str, Curve]:
-    """Read each model's training loss: (round, epoch, loss), from ``history.csv`` if it is there.
-
-    Without that file the last round's losses are taken from the results themselves.
-    """
-    path = folder / "history.csv"
-    curves: dict[str, list[tuple[int, int, float]]] = {}
-    if path.is_file():
-        with path.open(encoding="utf-8", newline="") as stream:
-            for row in csv.DictReader(stream):
-                if row["loss"]:
-                    point = (int(row["round"] or 1), int(row["epoch"]), float(row["loss"]))
-                    curves.setdefault(row["model"], []).append(point)
-    else:
-        for name, model in results["models"].items():
-            epochs = model["training"]["epochs"] if "training" in model else []
-            curves[name] = [(1, i, epoch["loss"]) for i, epoch in enumerate(epochs, 1)]
-    return {name: sorted(curve) for name, curve in curves.items() if curve}
-
-
-def loss(results: Results, curves: Mapping[str, Curve]) -> Figure | None:
-    """Training loss over epochs, centralized and sub-models side by side (Fig. 3)."""
-    panels: dict[str, list[Curve]] = {}
-    if "centralized" in curves:
-        panels["centralized"] = [curves["centralized"]]
-    shared = {name: curve for name, curve in curves.items() if is_submodel(name)}
-    # from the second round on each rule trains on from its own merge: "<rule>/submodel/<client>"
-    later = dict.fromkeys(n.split("/submodel/")[0] for n in curves if "/submodel/" in n)
-    for rule in later:
-        own: list[Curve] = [
-            [*curve, *curves.get(f"{rule}/{name}", ())] for name, curve in shared.items()
-        ]
-        panels[f"sub-models, {view.title(results, rule)}"] = own
-    if shared and not later:
-        panels[f"{len(shared)} sub-models" if len(shared) > 1 else "1 sub-model"] = [
-            *shared.values()
-        ]
-    if not panels:
-        return None
-    figure = Figure(
-        figsize=((4.7 if len(panels) < 3 else 3.5) * len(panels), 3.4), layout="constrained"
-    )
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for ax, (name, own) in zip(axes, panels.items(), strict=True):
-        ax.set_title(name)
-        if name == "centralized":
-            (curve,) = own
-            losses = [p[2] for p in curve]
-            line = ax.plot(_epochs(curve), losses, "o-", color=CENTRALIZED, markersize=4.5)
-            on_hover(f"centralized: {_losses(losses)}", *line)
-            if fewer := curves.get("same_steps"):
-                losses, label = [p[2] for p in fewer], view.TITLES["same_steps"]
-                ax.plot(_epochs(fewer), losses, "D:", color=CENTRALIZED, markersize=4, label=label)
-                ax.legend(loc="upper right")
-            final = view.published(results, name).get("training_loss")
-            if final is not None:
-                label = f"the paper, last epoch: {final}"
-                hollow_mark(ax, len(curve), final, CENTRALIZED, label=label, clip_on=False)
-                ax.legend(loc="upper right")
-        else:
-            for title, curve in zip(shared, own, strict=True):
-                losses = [p[2] for p in curve]
-                line = ax.plot(_epochs(curve), losses, color=OWN, linewidth=1, alpha=0.6)
-                on_hover(f"{view.title(results, title)}: {_losses(losses)}", *line)
-            middle = _median_curve(own)
-            ax.plot(_epochs(middle), middle, "o-", color=INK, markersize=4, label="median")
-            ax.legend(loc="upper right")
-            _mark_rounds(ax, max(own, key=len))
-        ax.set_xlabel("epoch")
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    axes[0].set_ylim(bottom=0)  # after all panels, which share the axis
-    axes[0].set_ylabel("mean cross entropy")
     return figure
 
 
@@ -422,28 +346,3 @@ def _wilson(results: Results, model: Model, key: Score) -> tuple[float, float]:
     of = view.positive(results)
     false = matrix[1 - of][of] if key == "precision" else matrix[of][1 - of]
     return wilson(matrix[of][of], matrix[of][of] + false)
-
-
-def _epochs(curve: Sequence[object]) -> range:
-    return range(1, len(curve) + 1)
-
-
-def _losses(values: Sequence[float]) -> str:
-    first = f"{values[0]:.4f} after the first epoch, " if len(values) > 1 else ""
-    return f"loss {first}{values[-1]:.4f} after the last"
-
-
-def _median_curve(curves: Iterable[Curve]) -> list[float]:
-    """Median loss at each (round, epoch) over the curves that have it."""
-    values: dict[tuple[int, int], list[float]] = {}
-    for curve in curves:
-        for number, epoch, value in curve:
-            values.setdefault((number, epoch), []).append(value)
-    return [median(values[at]) for at in sorted(values)]
-
-
-def _mark_rounds(ax: Axes, curve: Curve) -> None:
-    """Draw a line wherever one round ends and the next begins."""
-    for i in range(1, len(curve)):
-        if curve[i][0] != curve[i - 1][0]:
-            ax.axvline(i + 0.5, color=MUTED, linewidth=1, linestyle=":")

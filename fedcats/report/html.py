@@ -15,6 +15,7 @@ from fedcats.report import (
     split,
     tables,
     thresholds,
+    validation,
     verdict,
     view,
 )
@@ -91,6 +92,7 @@ def write_report(folder: Path, results: Results, images: Images | None = None) -
             "who_sees_what": privacy.who_sees_what(results),
         },
         privacy=[*dp.sentences(results), *privacy.sentences(results)],
+        validation=validation.sentences(results),
         frontier=frontier_answer(rows),
         made=_made(results),
         config=json.dumps(results.get("config", {}), indent=2, ensure_ascii=False, default=str),

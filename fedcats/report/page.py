@@ -248,7 +248,8 @@ REPORT = """\
 
 {% include "gallery.html" %}
 <h2>Training</h2>
-{{ figure(figures.loss) }}
+{% for sentence in validation %}<p>{{ sentence }}</p>
+{% endfor %}{{ figure(figures.loss) }}
 {% if tables.cost %}{{ to_html(tables.cost) }}{% endif %}
 {% if tables.shards %}
 <h2>Shards and their weights</h2>

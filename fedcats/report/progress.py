@@ -10,6 +10,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from fedcats.report.estimate import FINISHED, Task, Work, seconds_left
+from fedcats.results import Validation
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -98,7 +99,7 @@ class Progress:
         from fedcats.report.console import SafeConsole
 
         self.console = SafeConsole(stderr=True) if console is None else console
-        self.on_loss: Callable[[str, int, float, str], None] = lambda *_: None
+        self.on_loss: Callable[[str, int, float, str, Validation | None], None] = lambda *_: None
         self.prefix = ""  # of the names in what follows, such as "seed 1, "
         self._lock = threading.RLock()
         self._tasks: dict[str, Task] = {}
@@ -153,6 +154,7 @@ class Progress:
         loss: float | None,
         state: str,
         ago: float = 0.0,
+        validation: Validation | None = None,
     ) -> None:
         """Take note of an event.
 
@@ -169,6 +171,8 @@ class Progress:
             from the store) and "failed" are final.
         ago
             Seconds since it happened.
+        validation
+            What the model scores on held-out photos after that epoch.
         """
         with self._lock:
             now = self._clock()
@@ -176,8 +180,9 @@ class Progress:
             one = self._tasks.setdefault(task, Task(Work()))
             news = state in FINISHED and one.state != state
             one.note(epoch, epochs, loss, state, now - ago)
+            one.validation = validation
             if loss is not None:
-                self.on_loss(task, epoch, loss, state)
+                self.on_loss(task, epoch, loss, state, validation)
             if isinstance(self._live, Cell):
                 self._live.refresh()
             if self._live:
@@ -216,7 +221,7 @@ class Progress:
             word = "" if task.loss is None else "epoch "
             text += f", {word}{task.epoch} of {task.epochs}"
         if task.loss is not None:
-            text += f", loss {task.loss:.4f}"
+            text += f", {_losses(task)}"
         return text
 
     def _render(self) -> RenderableType:
@@ -237,7 +242,7 @@ class Progress:
                     Text(name),
                     ProgressBar(total=1.0, completed=task.share, width=20),
                     Text(f"{task.epoch}/{task.epochs}" if task.epochs else "", justify="right"),
-                    Text("" if task.loss is None else f"loss {task.loss:.4f}"),
+                    Text(_losses(task)),
                     Text(spent, justify="right"),
                     Text(task.state, style=_STYLES.get(task.state, "yellow")),
                 )
@@ -258,6 +263,11 @@ class Progress:
 
         chosen = set(sorted(self._tasks, key=rank)[:room])
         return [name for name in self._tasks if name in chosen]
+
+
+def _losses(task: Task) -> str:
+    text = "" if task.loss is None else f"loss {task.loss:.4f}"
+    return f"{text}, held out {task.validation['loss']:.4f}" if task.validation else text
 
 
 def _minutes(seconds: float) -> str:

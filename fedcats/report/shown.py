@@ -53,14 +53,17 @@ class Picture:
         width
             In inches, such as of a paper's column; letters keep their size.
         """
-        from fedcats.report.drawing import style
+        from fedcats.report.drawing import style, to_svg
 
         across, down = self.figure.get_size_inches()
         with style():
             try:
                 if width is not None:
                     self.figure.set_size_inches(width, width * down / across)
-                self.figure.savefig(path)
+                if Path(path).suffix == ".svg":
+                    Path(path).write_text(to_svg(self.figure), encoding="utf-8")
+                else:
+                    self.figure.savefig(path)
             finally:
                 self.figure.set_size_inches(across, down)
 

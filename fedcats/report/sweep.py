@@ -21,10 +21,11 @@ from fedcats.report.epsilon_figure import EPSILON_CAPTION, attacked, over_epsilo
 from fedcats.report.frontier import FRONTIER, frontier, frontier_answer, frontier_table
 from fedcats.report.gaps import BARRIER_GAP, GAPS, Gaps, scatter, sentences, side_by_side
 from fedcats.report.page import render
+from fedcats.report.rich_table import to_rich
 from fedcats.report.seeds_figure import SEEDS as SEEDS_CAPTION
 from fedcats.report.seeds_figure import over_seeds
 from fedcats.report.sweep_figures import curves, dots, heat
-from fedcats.report.tables import Table, to_rich
+from fedcats.report.tables import Table
 from fedcats.report.varied import (
     FIXED,
     REFERENCES,
@@ -239,11 +240,11 @@ def print_sweep(
     out = SafeConsole() if console is None else console
     for warning in warnings:
         out.print(Text(warning, style="yellow"))
-    out.print(to_rich(points_table(rows)))
+    out.print(to_rich(points_table(rows), out.width))
     out.print()
     for table in (tables.over_seeds(replicated), *more):
         if table is not None:
-            out.print(to_rich(table))
+            out.print(to_rich(table, out.width))
             out.print()
     out.print(Text(" ".join(_answer(rows, replicated)), style="bold"))
     if note:

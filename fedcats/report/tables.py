@@ -1,8 +1,8 @@
 """The report's tables, each written once as rows of text and rendered for three readers.
 
 Every function takes the results dict and returns a :class:`Table`, or None where the run has
-nothing to put in it. ``to_rich`` renders for the terminal, ``to_markdown`` for a README,
-``to_html`` for the page.
+nothing to put in it. ``to_markdown`` renders for a README, ``to_html`` for the page, and
+`fedcats.report.rich_table` for the terminal.
 """
 
 from __future__ import annotations
@@ -12,19 +12,15 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING
 
 from fedcats.report import view
+from fedcats.report.validation import NOTE, lowest, on_held_out
 from fedcats.report.view import MEASURES, points
 from fedcats.results import Comparison, OverSeeds, Published, Replicated, Results, Scores, Traffic
 from fedcats.results.names import is_submodel, submodel
 from fedcats.text import shown
 
-if TYPE_CHECKING:
-    import rich.table
-
 EMPTY = view.EMPTY
-NARROW = 81  # columns of a plain terminal: a table that would be wider is set closer
 
 
 @dataclass(frozen=True)
@@ -55,39 +51,6 @@ class Table:
         """Cells hold names of others: none of them can do harm."""
         object.__setattr__(self, "header", tuple(map(shown, self.header)))
         self.rows[:] = [tuple(map(shown, row)) for row in self.rows]
-
-
-def to_rich(table: Table) -> rich.table.Table:
-    """Render for the terminal."""
-    from rich import box
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    widths = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
-    rows = table.rows
-    if sum(widths) + 2 * len(widths) > NARROW:  # an interval goes into a line of its own, whole
-        rows = [tuple(cell.replace(" (", "\n(") for cell in row) for row in rows]
-        widths = [
-            max(len(line) for cell in column for line in cell.split("\n"))
-            for column in zip(table.header, *rows, strict=True)
-        ]
-    gap = 2 if sum(widths) + 2 * len(widths) <= NARROW else 1
-    rendered = RichTable(
-        title=Text(table.title),
-        caption=Text(table.note) if table.note else None,
-        title_justify="left",
-        caption_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, gap - 1, 0, 0),
-    )
-    for i, name in enumerate(table.header):
-        rendered.add_column(Text(name), justify="left" if i in table.text else "right")
-    for row in rows:
-        rendered.add_row(*map(Text, row))
-    return rendered
 
 
 def to_markdown(table: Table) -> str:
@@ -340,6 +303,7 @@ def cost(results: Results) -> Table | None:
     if not trained:
         return None
     beside = view.has_paper(results)
+    held = any(lowest(m["training"]["epochs"]) for m in trained.values())
     rows = []
     for name, model in trained.items():
         training, there = model["training"], view.published(results, name)
@@ -357,6 +321,10 @@ def cost(results: Results) -> Table | None:
             known = there.get("training_loss")
             row[5:5] = [number(known)]
             row.append(f"{there['minutes']:g} min" if "minutes" in there else EMPTY)
+        if held:
+            best = lowest(epochs)
+            place = 5 + beside
+            row[place:place] = [number(best and on_held_out(epochs[-1])), number(best, "{}")]
         rows.append(tuple(row))
     several = len(results.get("rounds") or []) > 1
     for one in (results.get("rounds") or [])[1:]:
@@ -364,18 +332,24 @@ def cost(results: Results) -> Table | None:
             if did := merged.get("training"):
                 who = f"round {one['round']}, {len(merged['clients'])} clients"
                 cells = [f"{did['examples']:,}", str(did["epochs"]), f"{did['steps']:,}"]
-                cells += [f"{did['loss']:.4f}", *[EMPTY] * beside, view.duration(did["seconds"])]
+                tested = did.get("validation")
+                cells += [f"{did['loss']:.4f}", *[EMPTY] * beside]
+                cells += [number(tested and tested["loss"]), EMPTY] if held else []
+                cells.append(view.duration(did["seconds"]))
                 title = f"{who} ({view.title(results, name)})"
                 rows.append((title, *cells, *[EMPTY] * beside))
     header = ["model", "examples", "epochs", "steps", "last loss", "time"]
     if beside:
         header[5:5] = ["paper"]
         header.append("paper's time")
+    if held:
+        header[-1 - beside : -1 - beside] = ["held out", "lowest after"]
     note = (
         "Sub-models: in the first round. Of later rounds all clients of a rule together; their "
         "loss is the mean of the last epochs'."
     )
-    return Table("Training", tuple(header), rows, note=note if several else "")
+    notes = [NOTE.format(things=view.things(results))] if held else []
+    return Table("Training", tuple(header), rows, note=" ".join([*notes, *[note] * several]))
 
 
 def rounds(results: Results) -> Table | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedcats.report import cautions, dp, privacy, split, tables, verdict, view
+from fedcats.report import cautions, dp, privacy, split, tables, validation, verdict, view
+from fedcats.report.rich_table import to_rich
 from fedcats.results import Results
 
 if TYPE_CHECKING:
@@ -49,11 +50,12 @@ def print_summary(results: Results, folder: Path | None, console: Console | None
         split.over_seeds_of(results) or split.in_one_run(results, counts=False),
     ):
         if table is not None:
-            out.print(tables.to_rich(table))
+            out.print(to_rich(table, out.width))
             out.print()
     out.print(Text(" ".join(verdict.answer(results)), style="bold"))
-    for sentence in (*dp.sentences(results), *privacy.sentences(results)):
-        out.print(Text(sentence))
+    for part in (validation, dp, privacy):
+        for sentence in part.sentences(results):
+            out.print(Text(sentence))
     if text := _store_note(results):
         out.print(text, markup=False, highlight=False)
     if folder is not None:  # one line whatever the width, so that it can be copied

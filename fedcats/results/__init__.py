@@ -61,7 +61,7 @@ class Scores(TypedDict):
 
 
 class Validation(TypedDict):
-    """Of one model on the held-out training images of all clients together."""
+    """Of a model on held-out training images."""
 
     accuracy: Annotated[float, "share of the images that is classified right"]
     loss: Annotated[float, "mean cross entropy, nats"]
@@ -73,6 +73,14 @@ class EpochRecord(TypedDict):
 
     loss: Annotated[float, "mean training loss of an image, nats"]
     seconds: Annotated[float, "wall-clock time, when it was trained (perhaps in an earlier run)"]
+    validation: NotRequired[
+        Annotated[
+            Validation,
+            "after it, of a client's model on the client's own held-out images, of one trained in "
+            "one place on those of all clients",
+            "with `validate=true`, where there are such images and the model's outputs are finite",
+        ]
+    ]
 
 
 class Training(TypedDict):
@@ -193,6 +201,13 @@ class RoundTraining(TypedDict):
     steps: Annotated[int, "optimizer steps"]
     loss: Annotated[float, "mean over clients of the last epoch's training loss, nats"]
     seconds: Annotated[float, "sum over clients, when they were trained"]
+    validation: NotRequired[
+        Annotated[
+            Validation,
+            "after the last epoch, of each client's model on its own held-out images, all together",
+            "likewise with `validate=true`",
+        ]
+    ]
 
 
 class RoundScores(Scores):

@@ -5,10 +5,27 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedcats.training.recipe import Epoch
+    from fedcats.training.update import Task
 
 Report = Callable[[dict[str, Any]], None]
-"""Receives ``{"task", "round", "epoch", "epochs", "loss", "state"}`` at the end of each epoch."""
+"""Receives what `event` gives, at the end of each epoch."""
+
+
+def event(task: "Task", epochs: "tuple[Epoch, ...]", state: str) -> dict[str, Any]:
+    """How far a task is, after these epochs."""
+    return {
+        "task": task.name,
+        "round": task.round,
+        "epoch": len(epochs),
+        "epochs": task.recipe.epochs,
+        "loss": epochs[-1].loss if epochs else None,
+        "validation": epochs[-1].validation if epochs else None,
+        "state": state,
+    }
 
 
 def append_events(path: Path) -> Report:

@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from fedcats.data import Images, draw_flips, flip_, normalise
 from fedcats.errors import RunError
+from fedcats.results import Validation
 from fedcats.seeding import derive_seed
 from fedcats.training.cuda import make_cuda_step
 from fedcats.training.fast import make_fast_step
@@ -94,6 +95,7 @@ def train(
     begins: int = 0,
     steps: int = 0,
     dp: DpSgd | None = None,
+    validate: Callable[[], Validation | None] | None = None,
     step_for: Callable[[nn.Module, Recipe], Step] = make_step,
 ) -> tuple[Epoch, ...]:
     """Train in place: cross entropy and SGD over shuffled batches, `recipe.epochs` times.
@@ -122,6 +124,8 @@ def train(
     steps
         Steps in all, in epochs of equal length that may end within a pass over the images; 0: each
         epoch is one pass.
+    validate
+        Called after each epoch for its `Epoch.validation`; no part of its seconds.
 
     Returns
     -------
@@ -180,7 +184,9 @@ def train(
             unfit = epoch == 0 and first is not None and not math.isfinite(first.item())
             raise RunError(f"the training loss is {lost} {_why(recipe, epoch, unfit)}")
         loss_per_image = lost / max(examples, 1)
-        done = (*done, Epoch(loss_per_image, examples, len(part), time.perf_counter() - started))
+        seconds = time.perf_counter() - started
+        tested = validate() if validate else None
+        done = (*done, Epoch(loss_per_image, examples, len(part), seconds, tested))
         if after_epoch is not None:
             after_epoch(done, step)
     return done
@@ -241,14 +247,19 @@ def predict(
     """
     first = next(models[0].parameters())
     device, dtype = first.device, first.dtype
+    batches = torch.split(torch.arange(len(images)), batch_size)
+    return answers(models, (images.input(batch, device).to(dtype) for batch in batches))
+
+
+def answers(models: Sequence[nn.Module], inputs: Iterable[Tensor]) -> list[np.ndarray[Any, Any]]:
+    """As `predict`, of what the models get, batch by batch."""
     training = [module for model in models for module in model.modules() if module.training]
     parts: list[list[Tensor]] = [[] for _ in models]
     try:
         for model in models:
             model.eval()
         with torch.inference_mode():
-            for batch in torch.split(torch.arange(len(images)), batch_size):
-                x = images.input(batch, device).to(dtype)
+            for x in inputs:
                 for model, own in zip(models, parts, strict=True):
                     own.append(torch.softmax(model(x).float(), dim=1))
     finally:

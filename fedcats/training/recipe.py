@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fedcats.limits import FLOAT32, Limited, number, switch
+from fedcats.results import Validation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,12 +82,22 @@ class DpSgd:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One finished epoch: mean loss per image, images, steps, seconds."""
+    """One finished epoch: mean loss per image, images, steps, seconds of training.
+
+    ``validation`` is what the model then scores on held-out photos, if it was tested on any, and
+    its answers were finite.
+    """
 
     loss: float
     examples: int
     steps: int
     seconds: float
+    validation: Validation | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it, which an earlier version could read where nothing was tested."""
+        values = asdict(self)
+        return values if self.validation else {k: values[k] for k in values if k != "validation"}
 
 
 class Step(Protocol):

@@ -31,11 +31,12 @@ from fedcats.tensors import digest
 from fedcats.text import one_line
 from fedcats.training import loop, recipe
 from fedcats.training.attack import Attack
-from fedcats.training.events import Report, append_events
+from fedcats.training.events import Report, append_events, event
 from fedcats.training.fast import keep_freed_memory
 from fedcats.training.frozen import Features, FrozenPart, find_frozen_part, work_out
 from fedcats.training.numerics import rounding, settle
 from fedcats.training.recipe import DpSgd, Epoch, Recipe, Step
+from fedcats.training.validation import validator
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Task:
         What a simulated hostile client does.
     begins, steps
         See `fedcats.training.loop.train`.
+    held
+        Positions, in the training split, of photos on which the model is tested after each epoch.
     sends
         What the client gives: the update itself and parts, see `fedcats.training.parts`.
     dp
@@ -90,6 +93,7 @@ class Task:
     attack: Attack | None = None
     begins: int = 0
     steps: int = 0
+    held: tuple[int, ...] = ()
     sends: tuple[str, ...] = (UPDATE,)
     dp: DpSgd | None = None
 
@@ -107,7 +111,7 @@ class Task:
         """What `to_json` wrote."""
         values = json.loads(text)
         values["recipe"] = Recipe(**values["recipe"])
-        values["indices"], values["sends"] = tuple(values["indices"]), tuple(values["sends"])
+        values |= {name: tuple(values[name]) for name in ("indices", "held", "sends")}
         values["attack"] = Attack(**values["attack"]) if values["attack"] else None
         values["dp"] = DpSgd(**values["dp"]) if values.get("dp") else None
         return cls(**values)
@@ -130,6 +134,8 @@ class Task:
             more["attack"] = asdict(self.attack)
         if self.dp:
             more["dp"] = asdict(self.dp)
+        if self.held:  # the weights are the same without; what is kept beside them is not
+            more["held"] = [Path(self.data).name, self.held]
         return content_key(
             {
                 **more,
@@ -231,7 +237,7 @@ def compute(task: Task, store: Store, report: Report = lambda _: None) -> Update
     """The update of ``task``: from the store, or trained now (on from a checkpoint) and kept."""
     images = task_images(task)
     key = task.key(images)
-    with store.claim(key, lambda: report(_event(task, 0, None, "waiting"))):
+    with store.claim(key, lambda: report(event(task, (), "waiting"))):
         found = read(store, key, task)
         if found is None and task.attack and task.attack.on_update:
             honest = compute(replace(task, attack=None), store, report)
@@ -359,10 +365,11 @@ def _train(task: Task, images: Images, key: str, store: Store, report: Report) -
             except RunError:  # a checkpoint only saves time: without it training goes on
                 state = "training, cannot save"
             saved = time.monotonic()
-        report(_event(task, len(epochs), epochs[-1].loss, state))
+        report(event(task, epochs, state))
 
-    resumed = len(done)
-    report(_event(task, resumed, done[-1].loss if done else None, "training"))
+    report(event(task, done, "training"))
+    features = _features(task, images, model, names, store)
+    held = _dataset(task.data).train.subset(task.held)
     epochs = loop.train(
         model,
         images,
@@ -372,18 +379,19 @@ def _train(task: Task, images: Images, key: str, store: Store, report: Report) -
         optimizer_state=momentum,
         start=anchor,
         after_epoch=after_epoch,
-        features=_features(task, images, model, names, store),
+        features=features,
         begins=task.begins,
         steps=task.steps,
         dp=task.dp,
+        validate=validator(model, held, features.part if features else None),
     )
     # A copy: the next task of this process trains the same model object.
     trained = {name: tensors[name].to("cpu", copy=True) for name in names}
     store.put(key, trained, _meta(task, "update", images, epochs))
     store.remove(checkpoint_key)
-    report(_event(task, len(epochs), epochs[-1].loss, "done"))
+    report(event(task, epochs, "done"))
     damaged = key in store.damaged
-    return Update(key, trained, len(images), epochs, False, resumed, damaged)
+    return Update(key, trained, len(images), epochs, False, len(done), damaged)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -397,25 +405,13 @@ def _meta(task: Task, kind: str, images: Images, epochs: tuple[Epoch, ...]) -> d
         "round": task.round,
         "model": task.model,
         "examples": len(images),
-        "epochs": [asdict(epoch) for epoch in epochs],
-    }
-
-
-def _event(task: Task, epoch: int, loss: float | None, state: str) -> dict[str, Any]:
-    return {
-        "task": task.name,
-        "round": task.round,
-        "epoch": epoch,
-        "epochs": task.recipe.epochs,
-        "loss": loss,
-        "state": state,
+        "epochs": [epoch.as_dict() for epoch in epochs],
     }
 
 
 def report_done(task: Task, update: Update, report: Report) -> None:
     """Report a task of which only the update was seen."""
-    loss = update.epochs[-1].loss if update.epochs else None
-    report(_event(task, len(update.epochs), loss, "reused" if update.reused else "done"))
+    report(event(task, update.epochs, "reused" if update.reused else "done"))
 
 
 def exit_with(parent: int) -> None:
