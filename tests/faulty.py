@@ -13,9 +13,10 @@ import os
 import resource
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
+
+from forked import finish
 
 MODULES = (
     "fedcats.cli.run",
@@ -106,17 +107,7 @@ def _run(case: dict[str, Any], folder: Path) -> None:
     program, *arguments = case["command"]
     module = {"fedcats": "run", "fedcats-data": "data", "fedcats-store": "store"}[program]
     sys.argv = [program, *arguments]
-    code = 1
-    try:
-        code = importlib.import_module(f"fedcats.cli.{module}").main() or 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(bool(end.code))
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    finish(importlib.import_module(f"fedcats.cli.{module}").main)
 
 
 def _writes(arguments: tuple[Any, ...]) -> bool:

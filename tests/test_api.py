@@ -75,6 +75,7 @@ def test_it_asks_for_what_the_command_line_asks_for(photos, shards, given, overr
     assert as_dict(asked.raw(config)) == config
 
 
+@pytest.mark.slow
 def test_the_same_bytes_as_on_the_command_line(
     photos: Path, federated: fc.Run, tmp_path: Path
 ) -> None:
@@ -116,6 +117,7 @@ def test_what_a_notebook_and_a_terminal_show(federated: fc.Run, tmp_path: Path, 
         federated.figure("los")
 
 
+@pytest.mark.slow
 def test_rules_sources_and_partitions_of_ones_own(
     federated: fc.Run, photos: Path, tmp_path: Path
 ) -> None:
@@ -184,6 +186,7 @@ def test_photos_are_predicted_with_the_bytes_of_the_run(federated: fc.Run, photo
     assert mixed.as_dict()["photos"][0]["models"].keys() == {"polyak", "fedavg"}
 
 
+@pytest.mark.slow
 def test_the_page_of_the_documentation_runs(tmp_path: Path, monkeypatch, photos: Path) -> None:
     """The first block of docs/api.md, with tiny settings in place of the paper's."""
     block = re.findall(r"```python\n(.*?)```", (DOCS / "api.md").read_text(), re.DOTALL)[0]

@@ -237,6 +237,7 @@ def test_images_kept_on_the_device_are_the_same(
     assert torch.equal(read_pixels(images, cpu, keep=True)(batch), images.pixels(batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "trainable", "shared"),
     [
