@@ -16,17 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from forked import finish
+from forked import COMMAND, IMPORTS, finish
 
-MODULES = (
-    "fedcats.cli.run",
-    "fedcats.cli.job",
-    "fedcats.cli.data",
-    "fedcats.cli.store",
-    "fedcats.experiment.run",
-    "fedcats.report.figures",
-    "fedcats.report.sweep",
-)
+MODULES = (*IMPORTS[COMMAND], "fedcats.cli.data", "fedcats.cli.store")
 WRITES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.utime")
 
 

@@ -32,6 +32,7 @@ IMPORTS = {  # the first has the function that is the command
         "fedcats.experiment.run",
         "fedcats.report.figures",
         "fedcats.report.sweep",
+        *("scipy.optimize", "scipy.stats", "sklearn.metrics"),  # which a run imports when it scores
     ),
 }
 
