@@ -97,7 +97,7 @@ def reachable(sockets: Iterable[tuple[str, str, int]]) -> list[tuple[str, str, i
 
 @functools.cache
 def _host() -> Host:
-    return Host(Path(_HOME.name))
+    return Host()
 
 
 def python() -> str:

@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -38,10 +39,12 @@ IMPORTS = {  # the first has the function that is the command
 
 
 class Host:
-    """The process that is forked, with a program in ``folder`` that asks it to."""
+    """The process that is forked, and a program that asks it to."""
 
-    def __init__(self, folder: Path) -> None:
-        address, self.program = folder / "forked.socket", str(folder / "python")
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="fedcats-forked-")
+        place = Path(self._folder.name)
+        address, self.program = place / "socket", str(place / "python")
         asks = [sys.executable, "-IS", __file__, "ask", str(address)]
         Path(self.program).write_text(f'#!/bin/sh\nexec {shlex.join(asks)} "$@"\n')
         Path(self.program).chmod(0o700)
@@ -56,6 +59,7 @@ class Host:
     def close(self) -> None:
         """End it."""
         self._process.communicate()
+        self._folder.cleanup()
 
 
 def _ask(address: str, arguments: list[str]) -> int:
