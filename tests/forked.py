@@ -64,6 +64,8 @@ class Host:
 
 def _ask(address: str, arguments: list[str]) -> int:
     """Have this command line forked; its exit code."""
+    if _module(arguments) not in IMPORTS:
+        sys.exit(f"forked.py: allowed is -m {' | '.join(IMPORTS)}")
     said = json.dumps([arguments, os.getcwd(), {**os.environ}]).encode()  # noqa: PTH109
     with socket.socket(socket.AF_UNIX) as host:
         host.connect(address)
@@ -85,8 +87,9 @@ def _serve(listener: socket.socket, program: str) -> None:
     while listener in select.select([listener, 0], [], [])[0]:
         asked, _ = listener.accept()
         head, streams, *_ = socket.recv_fds(asked, 8, 3)
-        with asked, asked.makefile("rb") as file:
-            said = file.read(size := int.from_bytes(head, "big"))
+        with asked:
+            with asked.makefile("rb") as file:
+                said = file.read(size := int.from_bytes(head, "big"))
             if size and len(said) == size:  # else it has been killed before it had asked
                 request = json.loads(said)
                 for name in IMPORTS[_module(request[0])]:
