@@ -147,7 +147,7 @@ def spoiled(found: State, what: str) -> State:
     elif what == "seed":
         found["seed"] += 1
     elif what == "places":
-        found["kept"][0] ^= 255
+        found["kept"][0] ^= 1  # more bits could leave as many places as before
     elif what == "far":
         found["scales"][:] = 1e6
     return found
