@@ -1,6 +1,7 @@
 """Fixtures: a home of its own for all tests, tiny photos, and runs through the real pipeline."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import typeguard
+from forked import Host
 from PIL import Image
 
 from fedcats.results import Results  # imports nothing else
@@ -95,13 +97,43 @@ def reachable(sockets: Iterable[tuple[str, str, int]]) -> list[tuple[str, str, i
     return [one for one in sockets if not ip_address(one[1].removeprefix("::ffff:")).is_loopback]
 
 
+@functools.cache
+def _host() -> Host:
+    return Host()
+
+
+def python() -> str:
+    """A program for ``-m fedcats.cli ..`` that starts at once, see `forked`."""
+    return _host().program
+
+
+class _Lazy:
+    """What `baseline_process` takes from ``sys``: the program that it starts."""
+
+    @property
+    def executable(self) -> str:
+        return python()
+
+
+@contextlib.contextmanager
+def quick_baseline() -> Iterator[None]:
+    """In it a run's baseline need not import PyTorch first."""
+    from fedcats.experiment import baseline_process
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baseline_process, "sys", _Lazy())
+        yield
+
+
 def run_tiny(folder: Path, *overrides: str) -> tuple[Results, Path]:
     """A tiny experiment; its results, which are as they should be, and its folder."""
     from fedcats.config.compose import compose_config
     from fedcats.experiment.run import run
 
     photos = any(override.startswith("data=") for override in overrides)
-    results = run(compose_config([*TINY, *([] if photos else TINY_DRAWINGS), *overrides]), folder)
+    raw = compose_config([*TINY, *([] if photos else TINY_DRAWINGS), *overrides])
+    with quick_baseline():
+        results = run(raw, folder)
     check_results(folder)
     return results, folder
 
@@ -117,6 +149,8 @@ def check_results(folder: Path) -> Results:
 def home() -> Iterator[Path]:
     """FEDCATS_HOME of the tests."""
     yield Path(_HOME.name)
+    if _host.cache_info().currsize:
+        _host().close()
     _HOME.cleanup()
 
 

@@ -13,19 +13,12 @@ import os
 import resource
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
-MODULES = (
-    "fedcats.cli.run",
-    "fedcats.cli.job",
-    "fedcats.cli.data",
-    "fedcats.cli.store",
-    "fedcats.experiment.run",
-    "fedcats.report.figures",
-    "fedcats.report.sweep",
-)
+from forked import COMMAND, IMPORTS, finish
+
+MODULES = (*IMPORTS[COMMAND], "fedcats.cli.data", "fedcats.cli.store")
 WRITES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.utime")
 
 
@@ -33,8 +26,14 @@ class Faulty:
     """The process that is forked; use as a context manager."""
 
     def __enter__(self) -> "Faulty":
+        # A test that has settled its process has put this folder off the path of those it starts.
+        path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._host = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         return self
 
@@ -106,17 +105,7 @@ def _run(case: dict[str, Any], folder: Path) -> None:
     program, *arguments = case["command"]
     module = {"fedcats": "run", "fedcats-data": "data", "fedcats-store": "store"}[program]
     sys.argv = [program, *arguments]
-    code = 1
-    try:
-        code = importlib.import_module(f"fedcats.cli.{module}").main() or 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(bool(end.code))
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    finish(importlib.import_module(f"fedcats.cli.{module}").main)
 
 
 def _writes(arguments: tuple[Any, ...]) -> bool:

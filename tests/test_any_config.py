@@ -97,6 +97,7 @@ def build(config: Config) -> None:
         assert len(np.unique(together)) == len(together)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
 def test_no_configuration_ends_in_a_traceback(part: int) -> None:
     chance = random.Random(f"{RANDOM_SEED} configuration {part}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import check_results, run_tiny
+from conftest import check_results, quick_baseline, run_tiny
 
 import fedcats as fc
 from fedcats import api
@@ -75,6 +75,7 @@ def test_it_asks_for_what_the_command_line_asks_for(photos, shards, given, overr
     assert as_dict(asked.raw(config)) == config
 
 
+@pytest.mark.slow
 def test_the_same_bytes_as_on_the_command_line(
     photos: Path, federated: fc.Run, tmp_path: Path
 ) -> None:
@@ -116,6 +117,7 @@ def test_what_a_notebook_and_a_terminal_show(federated: fc.Run, tmp_path: Path, 
         federated.figure("los")
 
 
+@pytest.mark.slow
 def test_rules_sources_and_partitions_of_ones_own(
     federated: fc.Run, photos: Path, tmp_path: Path
 ) -> None:
@@ -184,6 +186,7 @@ def test_photos_are_predicted_with_the_bytes_of_the_run(federated: fc.Run, photo
     assert mixed.as_dict()["photos"][0]["models"].keys() == {"polyak", "fedavg"}
 
 
+@pytest.mark.slow
 def test_the_page_of_the_documentation_runs(tmp_path: Path, monkeypatch, photos: Path) -> None:
     """The first block of docs/api.md, with tiny settings in place of the paper's."""
     block = re.findall(r"```python\n(.*?)```", (DOCS / "api.md").read_text(), re.DOTALL)[0]
@@ -193,4 +196,5 @@ def test_the_page_of_the_documentation_runs(tmp_path: Path, monkeypatch, photos:
     block = block.replace('"alexnet"', '"squeezenet1_1", weights="none", runner="local"')
     block = block.replace("epochs=10", "epochs=1").replace("clients=10", "clients=2")
     (tmp_path / "new.jpg").symlink_to(photos / "test/ant/0.jpg")
-    exec(block, {})
+    with quick_baseline():
+        exec(block, {})

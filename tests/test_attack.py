@@ -32,6 +32,7 @@ def test_what_is_sent_by_hand() -> None:
     assert Attack("sign_flip", 0.5).update(start, update)["w"].tolist() == [0.5, 2.5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["scale", "sign_flip"])
 def test_only_what_hostile_clients_send_is_another_and_nobody_trains_again(
     run: Run, name: str
@@ -49,6 +50,7 @@ def test_only_what_hostile_clients_send_is_another_and_nobody_trains_again(
     assert any(not torch.equal(hostile["polyak"][k], v) for k, v in honest["polyak"].items())
 
 
+@pytest.mark.slow
 def test_flipped_labels_are_trained_on_by_the_hostile_clients_only(run: Run) -> None:
     run(*FOUR, folder="honest")
     results, folder = run(*FOUR, "attack=label_flip", "attack.clients=2")
@@ -114,6 +116,7 @@ def test_a_robust_rule_that_does_not_cut_the_huge_update_away_names_its_client(r
         run(*FOUR, *HUGE, *cut_none)
 
 
+@pytest.mark.slow
 def test_a_grid_of_merges_names_the_client_of_a_huge_update(run: Run) -> None:
     grid = ["mode=merge", "strategy.rules=[median]", "attack.factor=1e30"]
     with pytest.raises(RunError, match="client 2 cannot be merged: the model's outputs are not"):

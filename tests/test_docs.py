@@ -145,6 +145,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 def test_every_key_is_in_results_of_some_mode_and_no_other(run: Callable[..., Any]) -> None:
     seen: set[str] = set()
     for mode, overrides in RUNS.items():

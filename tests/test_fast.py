@@ -107,6 +107,7 @@ def averaging(big):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [PLAIN, NESTEROV], ids=["plain", "nesterov+decay"])
 def test_alexnet_one_step_is_the_plain_step_to_four_ulps(averaging, recipe):
     ours, losses, rng = run(fast, averaging, recipe, steps=1, side=224)
@@ -117,6 +118,7 @@ def test_alexnet_one_step_is_the_plain_step_to_four_ulps(averaging, recipe):
     assert ours["classifier.1.weight"].is_contiguous() and ours["features.0.weight"].is_contiguous()
 
 
+@pytest.mark.slow
 def test_alexnet_three_steps_move_the_weights_as_plain_ones_do(big, averaging):
     for model, bound in ((averaging, 4e-3), (big, 0.05)):  # the second with pooling's choices
         ours, *_ = run(fast, model, PLAIN, steps=3, side=224)

@@ -147,6 +147,7 @@ def test_orders_and_samples_are_drawn_from_the_seed() -> None:
     assert plan.clients(1) == plan.clients(1)
 
 
+@pytest.mark.slow
 def test_the_method_pulls_in_no_flower_ray_or_hydra() -> None:
     code = """
 import sys, pkgutil, importlib

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, TINY_DRAWINGS
+from conftest import TINY, TINY_DRAWINGS, python
 
 from fedcats.errors import RunError, UserError
 from fedcats.experiment.folders import claimed, clear, hold, is_job
@@ -68,7 +68,7 @@ def test_what_is_not_of_fedcats_is_refused_or_left(tmp_path: Path) -> None:
 def test_a_command_that_fails_before_its_run_leaves_no_earlier_results(tmp_path: Path) -> None:
     earlier = {"schema": 1, "status": "complete", "config": {}, "models": {}}
     (tmp_path / "results.json").write_text(json.dumps(earlier))
-    command = [sys.executable, "-m", "fedcats.cli", f"hydra.run.dir={tmp_path}"]
+    command = [python(), "-m", "fedcats.cli", f"hydra.run.dir={tmp_path}"]
     refused = subprocess.run([*command, "train.epochs=0"], capture_output=True, text=True)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert files(tmp_path) == {"results.json"}  # nothing has begun, nothing is lost
@@ -109,7 +109,7 @@ def test_a_sweep_reports_its_own_jobs_only(tmp_path: Path) -> None:
 
     def go(*arguments: str) -> list[str]:
         small = [*TINY, *TINY_DRAWINGS, "runner=local", "mode=federated", "save_models=false"]
-        command = [sys.executable, "-m", "fedcats.cli", *arguments, *small]
+        command = [python(), "-m", "fedcats.cli", *arguments, *small]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()

@@ -1,11 +1,11 @@
 """Every path that exists is taken as the shell gives it; what Hydra understands stays Hydra's."""
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import python
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -134,12 +134,13 @@ def test_places_that_are_not_there(arguments: list[str], message: str) -> None:
         check(arguments)
 
 
+@pytest.mark.slow
 def test_the_command_takes_raw_paths(tmp_path: Path) -> None:
     """Past the check, into the job: it is the data that are refused, by their right name."""
     names = ["a, (1)", "${x}'s"]
     for name in names:
         (tmp_path / name).mkdir()
-    command = [sys.executable, "-m", "fedcats.cli", "-m", "data=folder", "runner=local"]
+    command = [python(), "-m", "fedcats.cli", "-m", "data=folder", "runner=local"]
     given_as = ",".join(str(tmp_path / name) for name in names[1:])
     done = subprocess.run(
         [*command, f"data.root={given_as}", "hydra.sweep.dir=s (1),2"],

@@ -104,6 +104,7 @@ def test_the_page_from_photos_to_merge(run: Go, mine: str, photos: Path, runner:
     assert [path.name for path in folder.iterdir() if path.is_dir()] == []
 
 
+@pytest.mark.slow
 def test_the_page_in_python_and_in_a_grid(run: Go, mine: str, tmp_path: Path) -> None:
     tiny = ["runner=local", "mode=federated", "model.name=squeezenet1_1", "model.weights=none"]
     tiny += ["data.train_per_class=6", "data.test_per_class=4", "partition.num_shards=2"]

@@ -64,6 +64,7 @@ def test_a_photo_of_several_clients_has_too_few_shadow_models_elsewhere():
     assert [int((~one.usable).sum()) for one in attacked.values()] == [0, 0, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_in_results_report_and_folder(run):
     overrides = ["partition.num_shards=4", "train.epochs=1", "runner=local", "privacy=measure"]
     overrides += ["reference=[full,same_steps]", "strategy.rules=[polyak]"]

@@ -175,6 +175,7 @@ def recipes(draw) -> Recipe:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[*HealthCheck])
 @given(
     recipe=recipes(),

@@ -197,6 +197,7 @@ def root(photos: Path) -> None:
     OF_PHOTOS[1] = f"data.root={photos}"
 
 
+@pytest.mark.slow
 def test_the_two_parts_are_the_whole(three_seeds: tuple[Results, Path], run: Go) -> None:
     results, folder = three_seeds
     assert results["store"]["trained"].count("seed 53, same_steps") == 1
@@ -225,6 +226,7 @@ def test_the_two_parts_are_the_whole(three_seeds: tuple[Results, Path], run: Go)
     assert without["store"]["trained"] == [] and "split" not in without
 
 
+@pytest.mark.slow
 def test_pages_are_filled_in_from_a_run(three_seeds: tuple[Results, Path], tmp_path: Path) -> None:
     path = Path(__file__).parents[1] / "docs/paper.py"
     spec = importlib.util.spec_from_file_location("paper", path)

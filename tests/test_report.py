@@ -462,6 +462,7 @@ def test_odd_class_names_do_no_harm(tmp_path: Path):
     assert "&lt;script&gt;alert(1)" in page
 
 
+@pytest.mark.slow
 def test_figures_are_the_same_bytes_again(tmp_path: Path):
     results = fake_run(tmp_path, clients=3, per_class=50, paper=PAPER)
     results["config"] |= {"figures": ["svg", "pdf", "png"]}

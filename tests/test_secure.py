@@ -277,6 +277,7 @@ def test_a_merge_of_the_sum_is_the_rules_own_within_the_fixed_point(rule):
         assert steps == pytest.approx([*expected.steps])
 
 
+@pytest.mark.slow
 def test_one_run_with_it(run):
     overrides = [
         "partition.num_shards=3", "train.epochs=1", "runner=local", "strategy.secure=true",
@@ -311,6 +312,7 @@ def test_what_needs_single_updates_is_refused(overrides, why):
         load(compose_config(["strategy.secure=true", *overrides]))
 
 
+@pytest.mark.slow
 def test_in_a_real_federation_no_update_leaves_its_site(tmp_path, photos):
     class Sites(LocalGrid):
         sent: ClassVar[list[Message]] = []

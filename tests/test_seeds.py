@@ -2,14 +2,13 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, TINY_DRAWINGS, check_results
+from conftest import TINY, TINY_DRAWINGS, check_results, python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -99,6 +98,7 @@ def folder_of_photos(photos: Path) -> list[str]:
     return ["data=folder", f"data.root={photos}", "runner=local", "train.epochs=1"]
 
 
+@pytest.mark.slow
 def test_each_seed_is_the_run_with_that_seed(run: Go, folder_of_photos: list[str]) -> None:
     own = [*folder_of_photos, "seed=41"]
     single, alone = run(*folder_of_photos, "seed=43", folder="alone")
@@ -124,6 +124,7 @@ def test_each_seed_is_the_run_with_that_seed(run: Go, folder_of_photos: list[str
     assert fewer["replication"]["polyak"]["verdict"] is None
 
 
+@pytest.mark.slow
 def test_the_drawings_are_those_of_seed(run: Go) -> None:
     results, folder = run("runner=local", "train.epochs=1", "seed=45", "seeds=2", "vary=training")
     other = check_results(folder / "seed-46")
@@ -135,7 +136,7 @@ def test_the_drawings_are_those_of_seed(run: Go) -> None:
 
 def sweep(folder: Path, *overrides: str) -> str:
     """The text of the page."""
-    command = [sys.executable, "-m", "fedcats.cli", "-m", *TINY, *overrides]
+    command = [python(), "-m", "fedcats.cli", "-m", *TINY, *overrides]
     command += [f"hydra.sweep.dir={folder}", "save_models=none"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -218,6 +219,7 @@ def test_runs_that_are_no_replicates_are_refused(run: Go) -> None:
         over_seeds([(one[1], one[0])] * 2)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_the_seeds_of_a_run_that_was_killed(run: Go) -> None:
     _, folder = run("runner=local", "train.epochs=1", "seed=45", "seeds=2")
     (folder / "results.json").unlink()
@@ -227,6 +229,7 @@ def test_nothing_is_left_of_the_seeds_of_a_run_that_was_killed(run: Go) -> None:
     assert [path.name for path in (folder / "seed-46").iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.slow
 def test_each_seeds_failures_are_named(run: Go) -> None:
     hostile = ["strategy.on_failure=survivors", "strategy.max_norm=1000", "train.epochs=1"]
     hostile += ["attack=scale", "attack.clients=[1]", "attack.factor=1e9", "runner=local"]

@@ -262,6 +262,7 @@ def kill(pid: int) -> None:
     os.waitpid(pid, 0)
 
 
+@pytest.mark.slow
 def test_sigkill_while_writing(store: Store) -> None:
     """Killed again and again while it replaces entries: each is whole, old or new."""
 
@@ -659,6 +660,7 @@ def test_a_damaged_update_is_computed_anew(store: Store, drawings: Path) -> None
     assert tensors.digest(again.tensors) == digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "momentum"),
     [("squeezenet1_1", 0.0), ("squeezenet1_1", 0.9), ("mobilenet_v3_small", 0.9)],
@@ -741,6 +743,7 @@ def test_what_is_set_in_the_process_changes_no_update(store: Store, drawings: Pa
     assert not torch.backends.cudnn.benchmark
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "same"),
     [
@@ -773,6 +776,7 @@ def test_an_environment_gives_the_same_update_or_another_key(
         assert tensors.digest(again.tensors) == tensors.digest(first.tensors)
 
 
+@pytest.mark.slow
 def test_fewer_threads_than_asked_for_are_refused(
     store: Store, drawings: Path, tmp_path: Path
 ) -> None:
@@ -788,6 +792,7 @@ def test_fewer_threads_than_asked_for_are_refused(
     assert [entry.meta["kind"] for entry in store.entries()] == ["weights"]
 
 
+@pytest.mark.slow
 def test_processes_compute_an_update_once(store: Store, drawings: Path) -> None:
     tasks = [make_task(store, drawings, client=client) for client in (0, 1, 2)]
     ours, theirs = os.pipe()
@@ -803,6 +808,7 @@ def test_processes_compute_an_update_once(store: Store, drawings: Path) -> None:
     assert sorted(answers) == sorted(f"{c} {reused}" for c in (0, 1, 2) for reused in (True, False))
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_the_one_that_asked_for_it(
     store: Store, drawings: Path, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import TINY, TINY_DRAWINGS, run_tiny
+from conftest import TINY, TINY_DRAWINGS, python, run_tiny
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -28,7 +28,9 @@ Go = Callable[..., tuple[dict[str, Any], Path]]
 
 def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command line, with tiny jobs."""
-    command = [sys.executable, "-m", "fedcats.cli", "-m", *TINY, *TINY_DRAWINGS]
+    parallel = "hydra/launcher=joblib" in arguments  # which starts processes of its own
+    start = sys.executable if parallel else python()
+    command = [start, "-m", "fedcats.cli", "-m", *TINY, *TINY_DRAWINGS]
     given = [*command, "save_models=false", *arguments, f"hydra.sweep.dir={folder}"]
     return subprocess.run(given, capture_output=True, text=True, check=False)
 

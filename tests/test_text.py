@@ -102,6 +102,7 @@ def test_tables_are_read_back(tmp_path: Path) -> None:
     assert {row[1] for row in rows} == {"-1.5"}  # a number stays one
 
 
+@pytest.mark.slow
 @settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

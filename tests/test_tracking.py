@@ -14,6 +14,7 @@ from fedcats.errors import RunError, UserError
 from fedcats.experiment.tracking import PACKAGES, MLflow, TensorBoard
 
 
+@pytest.mark.slow
 def test_tensorboard_has_what_the_results_have(run: Callable[..., Any]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -41,6 +42,7 @@ def test_tensorboard_has_what_the_results_have(run: Callable[..., Any]) -> None:
     assert "scores" in found.Tags()["images"]
 
 
+@pytest.mark.slow
 def test_mlflow_has_what_the_results_have_and_a_sweep_is_one_run_with_children(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,6 +79,7 @@ def test_mlflow_has_what_the_results_have_and_a_sweep_is_one_run_with_children(
     assert "figures/scores.png" in [one.path for one in figures]
 
 
+@pytest.mark.slow
 def test_wandb_has_what_the_results_have_and_sends_nothing(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +153,7 @@ def test_what_is_not_installed_is_said_before_anything_starts(
             run("runner=local", f"tracking={name}")
 
 
+@pytest.mark.slow
 def test_without_it_nothing_of_it_is_imported() -> None:
     names = "{'tensorboard', 'mlflow', 'wandb'}"
     code = f"import sys, fedcats.experiment.run; print({names} & {{*sys.modules}})"

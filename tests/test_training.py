@@ -237,6 +237,7 @@ def test_images_kept_on_the_device_are_the_same(
     assert torch.equal(read_pixels(images, cpu, keep=True)(batch), images.pixels(batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "trainable", "shared"),
     [
@@ -271,28 +272,29 @@ def test_models_that_share_a_frozen_part_predict_the_same_bits(
     ("name", "trainable"), [("alexnet", "head"), ("alexnet", "classifier"), ("resnet18", "head")]
 )
 @pytest.mark.parametrize("n", [11, 3])  # batches of 4, 4, 3; one batch of 3
-@pytest.mark.parametrize("kept", [True, False])
 def test_features_worked_out_once_train_to_the_same_bits(
-    images: Images, name: str, trainable: str, n: int, kept: bool
+    images: Images, name: str, trainable: str, n: int
 ) -> None:
-    """Against the whole model at each step."""
+    """Kept or worked out at each step, against the whole model."""
     shard = images.subset(range(n))
     torch.manual_seed(3)
     whole = build.build(name, 3)
     names = build.set_trainable(whole, trainable)
-    split = copy.deepcopy(whole)
+    untrained = copy.deepcopy(whole)
     momentum = dataclasses.replace(RECIPE, epochs=2, momentum=0.9)
     expected = train(whole, shard, momentum, seed=5)
 
-    part = find_frozen_part(split, names, normalise(shard.pixels([0])))
-    assert part is not None
-    size = min(n, 4)
-    features = Features(part, shard, work_out(part, shard, size) if kept else None, size)
-    epochs = train(split, shard, momentum, seed=5, features=features)
+    for kept in (True, False):
+        split = copy.deepcopy(untrained)
+        part = find_frozen_part(split, names, normalise(shard.pixels([0])))
+        assert part is not None
+        size = min(n, 4)
+        features = Features(part, shard, work_out(part, shard, size) if kept else None, size)
+        epochs = train(split, shard, momentum, seed=5, features=features)
 
-    assert [e.loss for e in epochs] == [e.loss for e in expected]
-    for key, value in whole.state_dict().items():
-        assert torch.equal(split.state_dict()[key], value), key
+        assert [e.loss for e in epochs] == [e.loss for e in expected]
+        for key, value in whole.state_dict().items():
+            assert torch.equal(split.state_dict()[key], value), key
 
 
 def test_the_message_of_a_loss_that_is_not_finite_is_true(images: Images) -> None:

@@ -152,6 +152,7 @@ def test_a_class_missing_at_a_client(run: Go) -> None:
     assert "who-has-what" in "".join(path.name for path in (folder / "figures").iterdir())
 
 
+@pytest.mark.slow
 def test_one_image_at_a_client(run: Go) -> None:
     shards = ["partition=iid", "partition.num_shards=15"]
     results, _ = run(*QUICK, *shards)

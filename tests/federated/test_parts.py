@@ -55,6 +55,7 @@ def federate(photos: Path, folder: Path, *rules: str) -> tuple[Any, Counter[str]
     return check_results(folder), grid.sent
 
 
+@pytest.mark.slow
 def test_the_bytes_on_the_wire_are_those_of_the_report(photos: Path, tmp_path: Path) -> None:
     results, sent = federate(photos, tmp_path / "all", "fedavg", *ENCODED, *BESIDE)
     needs = {
@@ -85,6 +86,7 @@ def test_the_bytes_on_the_wire_are_those_of_the_report(photos: Path, tmp_path: P
 RULES = "[fedavg,fisher,regmean,int8,dare,ridge,class_means]"
 
 
+@pytest.mark.slow
 def test_parts_are_worked_out_once_and_a_grid_has_what_runs_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +147,7 @@ def spoiled(found: State, what: str) -> State:
     elif what == "seed":
         found["seed"] += 1
     elif what == "places":
-        found["kept"][0] ^= 255
+        found["kept"][0] ^= 1  # more bits could leave as many places as before
     elif what == "far":
         found["scales"][:] = 1e6
     return found

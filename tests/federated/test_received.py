@@ -227,6 +227,7 @@ def four_terabytes(content: RecordDict) -> None:
     content["arrays"]["w"] = Array("float32", (10**12,), "numpy.ndarray", lying((10**12,)))
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(change=other_info() | other_arrays() | other_records())
 @example(change=four_terabytes)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from conftest import quick_baseline
+
 from fedcats.config.compose import compose_config
 from fedcats.experiment.run import run
 
@@ -23,5 +25,7 @@ LONG = ["train.epochs=12", "store.checkpoint_seconds=0"]
 
 
 def simulation(folder: Path, *overrides: str) -> Path:
-    run(compose_config([*TINY, "runner=local", "save_models=true", *overrides]), folder)
+    raw = compose_config([*TINY, "runner=local", "save_models=true", *overrides])
+    with quick_baseline():
+        run(raw, folder)
     return folder

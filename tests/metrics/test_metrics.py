@@ -152,6 +152,7 @@ def test_the_differences_are_those_of_scores(k):
         assert result[key]["low"] <= result[key]["difference"] <= result[key]["high"]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(0, 2000)))
 def test_the_paired_interval_says_what_the_exact_test_says(table):
