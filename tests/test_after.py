@@ -129,6 +129,7 @@ def test_an_exported_model_gives_the_same_predictions(
     assert "--model x: allowed are centralized" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_onnx_without_its_package_is_said_in_one_line(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

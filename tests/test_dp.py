@@ -255,6 +255,7 @@ def test_not_where_the_server_gives_sites_their_seed() -> None:
         load(raw)
 
 
+@pytest.mark.slow
 def test_every_other_rule_is_allowed() -> None:
     from fedcats.merging.registry import RULES
 
@@ -292,6 +293,7 @@ def test_noise_that_hides_a_client_is_longer_than_an_update() -> None:
 # --- a run --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_promises(run: Any) -> None:
     options = ["runner=local", "privacy=dp", "privacy.epsilon=null", "privacy.noise=2", "rounds=2"]
     options += ["train.epochs=1", "model.trainable=head", "privacy.measure=true"]
@@ -370,6 +372,7 @@ def test_figure_over_epsilon() -> None:
 # --- an audit -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_lower_bound_from_one_run_stays_below_epsilon(auditing: ModuleType) -> None:
     noise = noise_for(2.0, auditing.RATE, auditing.STEPS, auditing.DELTA)
     for seed in range(5):

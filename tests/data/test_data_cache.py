@@ -215,6 +215,7 @@ def test_damage_is_noticed_and_repaired(root, tmp_path, damage):
     assert open_dataset(again.path).train.digest == first.train.digest
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_no_changed_bit_is_ever_read(tmp_path_factory, data):

@@ -247,6 +247,7 @@ def garbling(draw: st.DrawFn) -> Callable[[bytes], bytes]:
     )
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(garble=garbling())
 def test_bytes_that_are_no_reply_are_the_sites_failure(

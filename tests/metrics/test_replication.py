@@ -91,6 +91,7 @@ def test_photos_that_are_all_alike_are_a_t_test_over_seeds():
         assert (verdict.word == "equivalent") == (-margin < low and high < margin)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)  # theirs collects all garbage, each time
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=40))
 def test_holm_is_that_of_statsmodels(percents):
