@@ -541,6 +541,19 @@ def test_the_loss_figure_joins_the_rounds_of_each_rule(tmp_path: Path):
     assert [len(ax.lines[0].get_ydata()) for ax in figure.axes] == [3, 6, 6]
 
 
+def test_a_client_is_drawn_at_the_rounds_it_was_in(tmp_path: Path):
+    results = fake_run(tmp_path, clients=3, epochs=2, rounds=2)
+    both = [(number, epoch, float(number)) for number in (1, 2) for epoch in (1, 2)]
+    curves = {"submodel/0": both[:2], "submodel/1": both[:2]}
+    curves |= {"fedavg/submodel/1": both[2:], "fedavg/submodel/2": both[2:]}
+    with drawing.style():
+        (ax,) = figures.loss(results, curves).axes
+    drawn = [list(line.get_xdata()) for line in ax.lines]
+    assert drawn[:3] == [[1, 2], [1, 2, 3, 4], [3, 4]]
+    assert drawn[3] == [1, 2, 3, 4]  # the median
+    assert drawn[4] == [2.5, 2.5]  # where the second round begins
+
+
 def test_wilson_intervals_of_the_three_scores():
     results = small()
     model = results["models"]["centralized"]  # matrix [[95, 5], [3, 97]]

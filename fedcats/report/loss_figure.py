@@ -55,18 +55,16 @@ def loss(
 
     ``held``: the same on held-out photos, where there are such.
     """
-    panels: dict[str, list[Curve]] = {}
+    panels: dict[str, Mapping[str, Curve]] = {}
     if "centralized" in curves:
-        panels["centralized"] = [curves["centralized"]]
+        panels["centralized"] = {"centralized": curves["centralized"]}
     shared = {name: curve for name, curve in curves.items() if is_submodel(name)}
     # from the second round on each rule trains on from its own merge: "<rule>/submodel/<client>"
     later = dict.fromkeys(n.split("/submodel/")[0] for n in curves if "/submodel/" in n)
     for rule in later:
         panels[f"sub-models, {view.title(results, rule)}"] = _of_rule(curves, rule)
     if shared and not later:
-        panels[f"{len(shared)} sub-models" if len(shared) > 1 else "1 sub-model"] = [
-            *shared.values()
-        ]
+        panels[f"{len(shared)} sub-models" if len(shared) > 1 else "1 sub-model"] = shared
     if not panels:
         return None
     figure = Figure(
@@ -76,31 +74,39 @@ def loss(
     rules = iter(later or [""])
     for ax, (name, own) in zip(axes, panels.items(), strict=True):
         ax.set_title(name)
+        at = _places(own.values())
         if name == "centralized":
-            (curve,) = own
-            losses = [p[2] for p in curve]
-            line = ax.plot(_epochs(curve), losses, "o-", color=CENTRALIZED, markersize=4.5)
+            losses = _median_curve(own.values())
+            line = ax.plot(at.values(), losses, "o-", color=CENTRALIZED, markersize=4.5)
             on_hover(f"centralized: {_losses(losses)}", *line)
-            _draw_held(ax, own, [held.get("centralized", ())], CENTRALIZED)
+            _draw_held(ax, at, [held.get("centralized", ())], CENTRALIZED)
             if fewer := curves.get("same_steps"):
                 losses, label = [p[2] for p in fewer], view.TITLES["same_steps"]
-                ax.plot(_epochs(fewer), losses, "D:", color=CENTRALIZED, markersize=4, label=label)
+                ax.plot(
+                    range(1, len(fewer) + 1),
+                    losses,
+                    "D:",
+                    color=CENTRALIZED,
+                    markersize=4,
+                    label=label,
+                )
                 ax.legend(loc="upper right")
             final = view.published(results, name).get("training_loss")
             if final is not None:
                 label = f"the paper, last epoch: {final}"
-                hollow_mark(ax, len(curve), final, CENTRALIZED, label=label, clip_on=False)
+                hollow_mark(ax, len(at), final, CENTRALIZED, label=label, clip_on=False)
                 ax.legend(loc="upper right")
         else:
-            for title, curve in zip(shared, own, strict=True):
-                losses = [p[2] for p in curve]
-                line = ax.plot(_epochs(curve), losses, color=OWN, linewidth=1, alpha=0.6)
+            for title, curve in own.items():
+                xs, losses = [at[p[:2]] for p in curve], [p[2] for p in curve]
+                line = ax.plot(xs, losses, color=OWN, linewidth=1, alpha=0.6)
                 on_hover(f"{view.title(results, title)}: {_losses(losses)}", *line)
-            middle = _median_curve(own)
-            ax.plot(_epochs(middle), middle, "o-", color=INK, markersize=4, label="median")
-            _draw_held(ax, own, _of_rule(held, next(rules)), INK)
+            middle = _median_curve(own.values())
+            ax.plot(at.values(), middle, "o-", color=INK, markersize=4, label="median")
+            _draw_held(ax, at, _of_rule(held, next(rules)).values(), INK)
             ax.legend(loc="upper right")
-            _mark_rounds(ax, max(own, key=len))
+            for x in [x for (number, epoch), x in at.items() if number > 1 and epoch == 1]:
+                ax.axvline(x - 0.5, color=MUTED, linewidth=1, linestyle=":")  # a round begins
         ax.set_xlabel("epoch")
         ax.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylim(bottom=0)  # after all panels, which share the axis
@@ -108,16 +114,31 @@ def loss(
     return figure
 
 
-def _of_rule(curves: Mapping[str, Curve], rule: str) -> list[Curve]:
-    """The clients' curves, over all rounds, the later ones of this rule."""
-    shared = {name: curve for name, curve in curves.items() if is_submodel(name)}
-    return [[*curve, *curves.get(f"{rule}/{name}", ())] for name, curve in shared.items()]
+def _of_rule(curves: Mapping[str, Curve], rule: str) -> dict[str, Curve]:
+    """The clients' curves, over all rounds, the later ones of this rule.
+
+    With ``strategy.fraction`` each client is in some rounds, the first or others.
+    """
+    prefix = f"{rule}/"
+    names = dict.fromkeys(name.removeprefix(prefix) for name in curves)
+    return {
+        name: [*curves.get(name, ()), *curves.get(prefix + name, ())]
+        for name in names
+        if is_submodel(name)
+    }
 
 
-def _draw_held(ax: Axes, own: Sequence[Curve], held: Sequence[Curve], colour: str) -> None:
+def _places(curves: Iterable[Curve]) -> dict[tuple[int, int], int]:
+    """Where along x each (round, epoch) is, in order, from 1."""
+    return {key: x for x, key in enumerate(sorted({p[:2] for c in curves for p in c}), 1)}
+
+
+def _draw_held(
+    ax: Axes, at: Mapping[tuple[int, int], int], held: Iterable[Curve], colour: str
+) -> None:
     """Draw the loss on held-out photos, the median of several, over the epochs of training."""
-    at = {key: x for x, key in enumerate(sorted({p[:2] for curve in own for p in curve}), 1)}
-    epochs = [at[key] for key in sorted({p[:2] for curve in held for p in curve})]
+    held = [*held]
+    epochs = [at[key] for key in _places(held)]
     if not epochs:
         return
     losses = _median_curve(held)
@@ -126,10 +147,6 @@ def _draw_held(ax: Axes, own: Sequence[Curve], held: Sequence[Curve], colour: st
     )
     ax.legend(loc="upper right")
     on_hover(f"on held-out photos: {_losses(losses)}", *line)
-
-
-def _epochs(curve: Sequence[object]) -> range:
-    return range(1, len(curve) + 1)
 
 
 def _losses(values: Sequence[float]) -> str:
@@ -144,10 +161,3 @@ def _median_curve(curves: Iterable[Curve]) -> list[float]:
         for number, epoch, value in curve:
             values.setdefault((number, epoch), []).append(value)
     return [median(values[at]) for at in sorted(values)]
-
-
-def _mark_rounds(ax: Axes, curve: Curve) -> None:
-    """Draw a line wherever one round ends and the next begins."""
-    for i in range(1, len(curve)):
-        if curve[i][0] != curve[i - 1][0]:
-            ax.axvline(i + 0.5, color=MUTED, linewidth=1, linestyle=":")
