@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from test_report import fake_run
 
-from fedcats.report import cautions, photos, tables, view, write_report
+from fedcats.report import cautions, photos, tables, verdict, view, write_report
 from fedcats.report.rich_table import to_rich
 
 
@@ -142,3 +142,20 @@ def test_no_interval_is_broken_at_80_columns(tmp_path: Path) -> None:
     assert max(map(len, lines)) <= 80
     intervals = [cell[cell.index("(") :] for row in table.rows for cell in row if "(" in cell]
     assert all(any(one in line for line in lines) for one in intervals)
+
+
+def test_a_difference_of_what_is_not_defined_is_a_dash(tmp_path: Path) -> None:
+    results = fake_run(tmp_path, clients=2, per_class=20)
+    none = {"difference": -0.9, "low": None, "high": None}
+    results["comparison"]["polyak"]["precision"] = none
+    results["models"]["polyak"] |= {"confusion_matrix": [[20, 0], [20, 0]], "precision": 0.0}
+    table = tables.comparison(results)
+    assert table is not None
+    cells = {row[0]: row[table.header.index("precision")] for row in table.rows}
+    assert cells["Polyak β = 0.5"] == tables.EMPTY
+    assert cells["FedAvg"] != tables.EMPTY
+    said = " ".join(verdict.answer(results))
+    assert "The merged model takes no " in said
+    assert "its precision is not defined." in said
+    assert "recision differs" not in said
+    assert "Recall differs by " in said

@@ -160,6 +160,8 @@ def compared(
             name,
             *(
                 f"{points(one[key]['difference'])} ({view.interval(one[key])})"
+                if view.is_defined(results, one, key)
+                else EMPTY
                 for key in view.SCORES
             ),
             *((f"{one['only_model_right']} : {one['only_reference_right']}",) if counts else ()),

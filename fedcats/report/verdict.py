@@ -90,12 +90,15 @@ def _merging(results: Results, name: str) -> str:
 
 
 def _judged(results: Results, name: str, found: Comparison) -> list[str]:
-    average = "" if view.is_binary(results) else "macro-averaged "
-    second = f"{average}precision differs by {points(found['precision']['difference'])} points "
+    first = of_one_seed(view.title(results, name), found, view.things(results))
+    by, ends = points(found["recall"]["difference"]), interval(found["recall"])
+    if not view.is_defined(results, found, "precision"):
+        return [first, f"Recall differs by {by} points ({ends})."]
+    average = "P" if view.is_binary(results) else "Macro-averaged p"
     return [
-        of_one_seed(view.title(results, name), found, view.things(results)),
-        f"{second[0].upper()}{second[1:]}({interval(found['precision'])}), recall by "
-        f"{points(found['recall']['difference'])} ({interval(found['recall'])}).",
+        first,
+        f"{average}recision differs by {points(found['precision']['difference'])} points "
+        f"({interval(found['precision'])}), recall by {by} ({ends}).",
     ]
 
 
@@ -218,8 +221,7 @@ def _never(results: Results, name: str) -> list[str]:
     pair = {"centralized": "The centralized model", name: "The merged model"}
     one = view.things(results).removesuffix("s")
     return [
-        f"{who} takes no {one} for {positive}: its precision, which "
-        "is then not defined, counts as 0."
+        f"{who} takes no {one} for {positive}: its precision is not defined."
         for key, who in pair.items()
         if view.takes_none(results, results["models"][key])
     ]

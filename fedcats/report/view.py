@@ -13,6 +13,7 @@ from fedcats.merging.registry import RULES
 from fedcats.metrics.scores import POSITIVE
 from fedcats.results import (
     AtThresholds,
+    Comparison,
     Difference,
     Measure,
     Model,
@@ -153,6 +154,14 @@ def takes_none(results: Results, model: Scores) -> bool:
     """Whether of two classes nothing is taken for that one: its precision is not defined."""
     matrix = model.get("confusion_matrix", [])
     return len(matrix) == 2 and not any(row[positive(results)] for row in matrix)
+
+
+def is_defined(results: Results, found: Comparison, key: Score) -> bool:
+    """Whether a difference is: not that of a precision which one of two models does not have.
+
+    Of two classes, both of which every run tests on, that alone leaves it without an interval.
+    """
+    return not (key == "precision" and is_binary(results) and found[key]["low"] is None)
 
 
 def score(results: Results, model: Scores, key: Measure) -> float:
