@@ -118,6 +118,7 @@ def test_a_robust_rule_that_does_not_cut_the_huge_update_away_names_its_client(r
 
 @pytest.mark.slow
 def test_a_grid_of_merges_names_the_client_of_a_huge_update(run: Run) -> None:
+    run(*FOUR, *HUGE, ROBUST, "attack.factor=1e30", folder="trained")
     grid = ["mode=merge", "strategy.rules=[median]", "attack.factor=1e30"]
     with pytest.raises(RunError, match="client 2 cannot be merged: the model's outputs are not"):
         run(*FOUR[:1], *FOUR[2:], *HUGE, *grid)
