@@ -18,9 +18,11 @@ from conftest import run_tiny
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
+from fedcats.config.compose import compose_config
+from fedcats.config.load import load
 from fedcats.data import Images
 from fedcats.errors import RunError, UserError
-from fedcats.experiment import evaluate, predictions
+from fedcats.experiment import baseline_process, evaluate, predictions
 from fedcats.experiment import results as results_module
 from fedcats.federated import client as client_module
 from fedcats.metrics import read_predictions, scores
@@ -245,6 +247,17 @@ def test_the_same_run_again_trains_nothing(run: Go) -> None:
     assert "Precision, recall and F1 of the class cat" in (c / "report.html").read_text()
     with pytest.raises(UserError, match=r"data.positive=cow: .*; allowed here is cat, dog"):
         run("seed=3", "data.positive=cow", folder="d")
+
+
+def test_a_baseline_that_is_there_needs_no_process_whatever_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDCATS_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        baseline_process, "_start_process", lambda *_: pytest.fail("a process was started")
+    )
+    baseline_process.remember_trained(load(compose_config(["seed=3"])))
+    baseline_process.start(load(compose_config(["seed=3", "data.positive=cat"])), tmp_path)
 
 
 def test_a_store_too_small_for_the_run_is_refused_before_anything_is_trained(

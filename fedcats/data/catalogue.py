@@ -71,9 +71,9 @@ class Data(Limited):
 
 
 def _positive() -> Any:
-    """The name of a class, which may look like a number."""
+    """The name of a class, which may look like a number; no part of what decides about photos."""
     named = checked("the name of one of two classes", lambda v: type(v) in (str, int))
-    return optional(named, default=None)
+    return optional(named, default=None, repr=False)
 
 
 def _is_counts(value: Any) -> bool:

@@ -22,9 +22,7 @@ Probabilities = npt.NDArray[np.float32]
 SMALLEST = float(np.finfo(np.float32).tiny)
 NOT_FINITE = "the model's outputs are not finite"
 
-POSITIVE = (
-    1  # of two classes that which precision and recall describe, unless said (the paper's: dog)
-)
+POSITIVE = 1  # of two classes, the one that precision and recall describe (the paper's: dog)
 
 
 def scores(
@@ -88,18 +86,23 @@ def scores(
         "f1": float(np.mean([c["f1"] for c in per_class.values()])),
     }
     headline = per_class[names[positive]] if k == 2 else macro
-    of_label = p[np.arange(len(y)), y].astype(np.float64)
     return {
         "accuracy": float(np.mean(predicted == y)),
         "precision": headline["precision"],
         "recall": headline["recall"],
         "f1": headline["f1"],
-        "loss": float(-np.log(np.maximum(of_label, SMALLEST)).mean()),
+        "loss": mean_loss(y, p),
         "n": len(y),
         "confusion_matrix": confusion_matrix(y, predicted, labels=range(k)).tolist(),
         "per_class": per_class,
         "macro": macro,
     }
+
+
+def mean_loss(labels: Labels, probabilities: Probabilities) -> float:
+    """Mean cross entropy in nats, of labels (n,) and probabilities (n, k), n >= 1."""
+    of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(-np.log(np.maximum(of_label, SMALLEST)).mean())
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

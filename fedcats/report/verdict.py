@@ -94,10 +94,10 @@ def _judged(results: Results, name: str, found: Comparison) -> list[str]:
     by, ends = points(found["recall"]["difference"]), interval(found["recall"])
     if not view.is_defined(results, found, "precision"):
         return [first, f"Recall differs by {by} points ({ends})."]
-    average = "P" if view.is_binary(results) else "Macro-averaged p"
+    precision = "Precision" if view.is_binary(results) else "Macro-averaged precision"
     return [
         first,
-        f"{average}recision differs by {points(found['precision']['difference'])} points "
+        f"{precision} differs by {points(found['precision']['difference'])} points "
         f"({interval(found['precision'])}), recall by {by} ({ends}).",
     ]
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fedcats.data import Images
-from fedcats.metrics.scores import SMALLEST
+from fedcats.metrics.scores import mean_loss
 from fedcats.results import Validation
 from fedcats.training.frozen import FrozenPart
 from fedcats.training.loop import BATCH, answers, predict
@@ -55,10 +55,9 @@ def validator(
             (found,) = answers([part.tail], kept)
         if not np.isfinite(found).all():
             return None
-        own = found[np.arange(len(images)), images.labels].astype(np.float64)
         return {
             "accuracy": float(np.mean(found.argmax(axis=1) == images.labels)),
-            "loss": float(-np.log(np.maximum(own, SMALLEST)).mean()),
+            "loss": mean_loss(images.labels, found),
             "n": len(images),
         }
 
