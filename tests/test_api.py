@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import check_results, quick_baseline, run_tiny
+from matplotlib.text import Text
+from PIL import Image
 
 import fedcats as fc
 from fedcats import api
@@ -111,7 +113,12 @@ def test_what_a_notebook_and_a_terminal_show(federated: fc.Run, tmp_path: Path, 
     federated.show()
     assert str(federated.folder) in capsys.readouterr().out
     assert {"scores", "loss", "weights"} <= {*federated.figures}
-    federated.figure("loss").save(tmp_path / "loss.pdf", width=3.3)
+    picture = federated.figure("loss")
+    before = [text.get_fontsize() for text in picture.figure.findobj(Text)]
+    picture.save(tmp_path / "loss.pdf", width=3.3)
+    picture.save(tmp_path / "loss.png", width=3.3)
+    assert Image.open(tmp_path / "loss.png").width == round(160 * 3.3)
+    assert [text.get_fontsize() for text in picture.figure.findobj(Text)] == before
     assert (tmp_path / "loss.pdf").read_bytes().startswith(b"%PDF")
     with pytest.raises(fc.UserError, match="figure 'los': allowed are here scores"):
         federated.figure("los")

@@ -477,6 +477,28 @@ def test_figures_are_the_same_bytes_again(tmp_path: Path):
     assert len(suffixes) == 18 and {*suffixes} == {".pdf", ".png", ".svg"}
 
 
+@pytest.mark.parametrize("width", [5, 7.25])
+@pytest.mark.parametrize("options", [{}, {"clients": 40}, {"classes": tuple("abcde")}])
+def test_figures_of_a_width_for_a_paper(tmp_path: Path, options: dict[str, Any], width: float):
+    results = fake_run(tmp_path, per_class=20, paper={} if options else PAPER, **options)
+    pages = []
+    for config in ({}, {"figure_width": width}):
+        results["config"] |= {"figures": ["svg"], **config}
+        write_report(tmp_path, results)
+        page = (tmp_path / "report.html").read_text(encoding="utf-8")
+        pages.append(re.findall(r"<figure.*?</figure>", page, re.DOTALL))
+    assert pages[0] == pages[1] != []  # on the page figures are as wide as without it
+    results["config"]["figures"] = ["png"]
+    write_report(tmp_path, results)
+    widths = {}
+    for path in (tmp_path / "figures").glob("*.png"):
+        pixels = np.asarray(Image.open(path).convert("L"))
+        border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+        assert (border == border[0]).all(), f"{path.name} is cut off"
+        widths[path.stem] = pixels.shape[1]
+    assert widths["scores"] == max(widths.values()) == round(160 * width)
+
+
 def test_a_page_without_figures(tmp_path: Path):
     write_report(
         tmp_path, fake_run(tmp_path, clients=2, per_class=20) | {"config": {"figures": []}}

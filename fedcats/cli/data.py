@@ -111,7 +111,7 @@ def show(config: Config, out: Path) -> None:
     """Write ``shard-<client>.png`` for each client, ``who-has-what.png`` and ``.svg``."""
     from fedcats.data import contact_sheet
     from fedcats.experiment.inputs import class_counts, deal_out
-    from fedcats.report import drawing, figures
+    from fedcats.report import drawing, figures, view
 
     dataset = _decoded(config)
     shards = deal_out(config, dataset)
@@ -130,7 +130,7 @@ def show(config: Config, out: Path) -> None:
         say(f"client {client}: {listed}")
     caption = "How many training images of each class each client has."
     draw = partial(figures.who_has_what, counts, dataset.classes, always=True)
-    drawing.write(out, {"who-has-what": (caption, draw)})
+    drawing.write(out, {"who-has-what": (caption, draw)}, view.Files(width=config.figure_width))
     say(out.resolve())
 
 

@@ -66,7 +66,7 @@ def report_unfinished() -> None:
             more=more,
             compared=[gaps(results)],
             # The jobs may do without figures of their own.
-            formats=next(filter(None, map(view.figure_formats, results)), view.FORMATS),
+            files=next((f for f in map(view.figure_files, results) if f.formats), view.AS_SHOWN),
         )
         trained = sum(len(one["store"]["trained"]) for one in results)
         reused = sum(len(one["store"]["reused"]) for one in results)

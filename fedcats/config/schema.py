@@ -306,6 +306,7 @@ class Config(Limited):
         "a list of some of png, svg, pdf",
         lambda v: _is_list(v, lambda one: one in ("png", "svg", "pdf")) or v == [],
     )
+    figure_width: float | None = optional(number(5, 100))
     tracking: str = one_of("none", "tensorboard", "mlflow", "wandb")
     available: Mapping[str, Rule] = field(default_factory=dict)
     replicate: int | None = None

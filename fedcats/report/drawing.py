@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib.style
 import numpy as np
@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis, XAxis
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from fedcats.report import view
 from fedcats.results import Results
@@ -108,6 +109,9 @@ MANY = 16  # above this many clients they share one row, and labels of single on
 SMALL_MATRIX = 12  # a larger confusion matrix has no numbers in its cells
 
 
+SMALLEST = 0.7  # of the size of letters, where a figure is made narrower
+
+
 FINE = 1000  # more cells than this are drawn as pixels, in an SVG file too
 
 
@@ -134,7 +138,7 @@ def style() -> Iterator[None]:
 def write(
     folder: Path,
     figures: Mapping[str, tuple[str, Callable[[], Figure | None]]],
-    formats: Sequence[str] = view.FORMATS,
+    files: view.Files = view.AS_SHOWN,
 ) -> list[Drawn]:
     """Draw figures, for the page and as files.
 
@@ -144,15 +148,15 @@ def write(
         Where the files go; made if it is missing.
     figures
         File name without suffix -> (caption, function that draws it or returns None).
-    formats
-        Of the files, of `UNDATED`; without any nothing is drawn.
+    files
+        Formats, of `UNDATED`, without any nothing is drawn; and a width for these files alone.
 
     Returns
     -------
     list of Drawn
         One for each figure that there is.
     """
-    if not formats:
+    if not files.formats:
         return []
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
@@ -161,16 +165,33 @@ def write(
             figure = draw()
             if figure is None:
                 continue
-            for one in sorted(set(formats) - {"svg"}, reverse=True):
+            shown, width = "", round(100 * figure.get_figwidth())
+            if files.width is not None and files.width < figure.get_figwidth():
+                shown = to_svg(figure)
+                fit(figure, files.width)
+            for one in sorted(set(files.formats) - {"svg"}, reverse=True):
                 figure.savefig(folder / f"{name}.{one}", metadata=UNDATED[one])
                 figure.set_layout_engine("none")  # laid out once for all
             svg = to_svg(figure)
-        if "svg" in formats:
+        if "svg" in files.formats:
             (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
-        width = round(100 * figure.get_figwidth())
         label = f"{caption} {figure.get_label()}".strip()  # with the values, for who cannot see it
-        drawn.append(Drawn(name, caption, width, inline(svg, name, label)))
+        drawn.append(Drawn(name, caption, width, inline(shown or svg, name, label)))
     return drawn
+
+
+def fit(figure: Figure, width: float) -> None:
+    """Make the figure so many inches wide; letters, and rows of them, shrink less than that."""
+    scale = width / figure.get_figwidth()
+    letters = min(1.0, max(SMALLEST, scale))
+    for text in cast("list[Text]", figure.findobj(Text)):
+        text.set_fontsize(letters * float(text.get_fontsize()))
+    for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+        # for the ticks that come when it is laid out
+        axis.set_tick_params(labelsize=axis.get_major_ticks()[0].label1.get_fontsize())
+    square = any(ax.get_aspect() != "auto" for ax in figure.axes)
+    down = scale if square else max(letters, scale)
+    figure.set_size_inches(width, down * figure.get_figheight())
 
 
 def to_svg(figure: Figure) -> str:

@@ -48,7 +48,7 @@ from fedcats.results.names import is_submodel
 
 def run_figures(results: Results, folder: Path) -> list[Drawn]:
     """Draw everything that one run has to show into ``folder/figures``."""
-    return write(folder / "figures", drawings(results, folder), view.figure_formats(results))
+    return write(folder / "figures", drawings(results, folder), view.figure_files(results))
 
 
 def drawings(

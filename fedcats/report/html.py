@@ -49,7 +49,7 @@ def write_report(folder: Path, results: Results, images: Images | None = None) -
             folder,
             grid_rows(results),
             warnings=cautions.warnings(results),
-            formats=view.figure_formats(results),
+            files=view.figure_files(results),
         )
         return
     from fedcats.report import explained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import html
 import os
 from collections.abc import Mapping, Sequence
@@ -51,21 +52,19 @@ class Picture:
         Parameters
         ----------
         width
-            In inches, such as of a paper's column; letters keep their size.
+            In inches; letters become smaller, too, but not much. With several panels, below 5
+            inches, they may not have room.
         """
-        from fedcats.report.drawing import style, to_svg
+        from fedcats.report.drawing import fit, style, to_svg
 
-        across, down = self.figure.get_size_inches()
         with style():
-            try:
-                if width is not None:
-                    self.figure.set_size_inches(width, width * down / across)
-                if Path(path).suffix == ".svg":
-                    Path(path).write_text(to_svg(self.figure), encoding="utf-8")
-                else:
-                    self.figure.savefig(path)
-            finally:
-                self.figure.set_size_inches(across, down)
+            figure = copy.deepcopy(self.figure)
+            if width is not None:
+                fit(figure, width)
+            if Path(path).suffix == ".svg":
+                Path(path).write_text(to_svg(figure), encoding="utf-8")
+            else:
+                figure.savefig(path)
 
     def _repr_html_(self) -> str:
         from fedcats.report.drawing import style, to_svg

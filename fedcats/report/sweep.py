@@ -151,7 +151,7 @@ def write_sweep_report(
     replicated: Mapping[str, Replicated] = MappingProxyType({}),
     more: Sequence[Table | None] = (),
     compared: Sequence[Gaps] = (),
-    formats: Sequence[str] = view.FORMATS,
+    files: view.Files = view.AS_SHOWN,
 ) -> None:
     """Write ``sweep.csv``, ``figures/`` and ``sweep.html``.
 
@@ -169,8 +169,8 @@ def write_sweep_report(
         Further tables over seeds.
     compared
         The gaps between merged and centralized models of the jobs.
-    formats
-        Of the figures' files; without any there are no figures.
+    files
+        Of the figures; without formats there are none.
     """
     from fedcats.report import drawing
 
@@ -202,7 +202,7 @@ def write_sweep_report(
             "gaps": (GAPS, lambda: side_by_side(compared)),
             "barrier-gap": (BARRIER_GAP, lambda: scatter(compared)),
         },
-        formats,
+        files,
     )
     jobs = sorted(path.parent.name for path in folder.glob("*/report.html"))
     text = render(

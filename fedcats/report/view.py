@@ -7,7 +7,8 @@ centralized model), and so may the comparison and the paper's numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from fedcats.merging.registry import RULES
 from fedcats.metrics.scores import POSITIVE
@@ -36,7 +37,16 @@ MANY_CLASSES = 12  # more of them get no column, or number, each
 SIGNIFICANT = 0.05  # a p value is written so that one sees on which side of this it is
 EMPTY = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
-FORMATS = ("png", "svg")  # of the files of figures, where nothing else is asked for
+
+
+class Files(NamedTuple):
+    """The files of figures: formats (none: no figures), and how many inches wide at most."""
+
+    formats: Sequence[str] = ("png", "svg")
+    width: float | None = None
+
+
+AS_SHOWN = Files()
 
 TITLES = {
     **{name: rule.title for name, rule in RULES.items()},
@@ -128,9 +138,10 @@ def things(results: Results) -> str:
     return "drawings" if is_drawn(results) else "photos"
 
 
-def figure_formats(results: Results) -> list[str]:
-    """Return in which formats a run's figures are drawn; none: there are no figures."""
-    return list(results.get("config", {}).get("figures", FORMATS))
+def figure_files(results: Results) -> Files:
+    """Return how a run's figures are written."""
+    config = results.get("config", {})
+    return Files(config.get("figures", AS_SHOWN.formats), config.get("figure_width"))
 
 
 def trained_on(results: Results) -> int:
