@@ -111,7 +111,8 @@ def _runs(roots: Sequence[Path]) -> None:
         except UserError as error:
             say(f"fedcats: {error}", error=True)
     total = sum(sizes.values())
-    say(f"{len(folders)} runs, {_size(total)}, of that {_size(weights)} weights in models/")
+    count = f"{len(folders)} run" + "s" * (len(folders) != 1)
+    say(f"{count}, {_size(total)}, of that {_size(weights)} weights in models/")
     kept = {"finished trainings": home() / "store", "decoded images": home() / "data"}
     there = ", ".join(f"{_size(_bytes(path))} {what}" for what, path in kept.items())
     say(f"beside them in {home()}: {there} (fedcats-store list, clear)")
