@@ -69,7 +69,7 @@ def test_runs_and_compare(made: Made, tmp_path: Path, capsys: pytest.CaptureFixt
     folder, results, _ = made
     assert after.main(["runs", str(folder.parent)]) == 0
     first, second, header, line = capsys.readouterr().out.splitlines()
-    assert first.startswith("1 runs, ")
+    assert first.startswith("1 run, ")
     assert "finished trainings" in second
     assert header.split() == ["folder", "size", "photos", "clients", "centralized", "merged"]
     accuracy = results["models"]["polyak"]["accuracy"]

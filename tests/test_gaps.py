@@ -61,6 +61,33 @@ def test_what_was_varied_is_found_in_the_configurations() -> None:
     )
 
 
+def test_what_begins_like_a_key_that_is_set_aside_is_varied_all_the_same() -> None:
+    found = gaps.gaps([one(-0.03, model={"weights": w}) for w in ("imagenet", "none")])
+    assert found.keys == ["model.weights"] and {gap.setting for gap in found.found} == {
+        "imagenet", "none",
+    }  # fmt: skip
+    assert gaps.gaps([one(0, figures=["png"]), one(0, figures=[], seeds=3)]).keys == []
+
+
+def test_where_nobody_has_learned_a_gap_says_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [one(-0.01 * n, **shards(n)) for n in (2, 5, 20)]
+    for results in runs:
+        results["data"]["test"] = {"cat": 500, "dog": 500}
+        for model in results["models"].values():
+            model |= {"n": 1000, "accuracy": 0.51 if results is runs[2] else 0.9}
+    found = gaps.gaps(runs)
+    assert {gap.setting for gap in found.found} == {"2", "5"} and found.idle == ["20"]
+    said = " ".join(gaps.sentences([found]))
+    assert "since nobody has learned there: num shards 20." in said
+    assert "from −5.0 points (5) to −2.0 (2)" in said
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "results.json").write_text(json.dumps(runs[2]))
+    assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "nobody has learned in any" in capsys.readouterr().err
+
+
 def test_bytes_are_those_of_all_rounds() -> None:
     results = one(0)
     assert {gap.bytes for gap in gaps.gaps([results]).found} == {2 * 10**9}

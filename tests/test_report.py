@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from omegaconf import OmegaConf
 from PIL import Image
 from rich.console import Console
@@ -497,6 +499,24 @@ def test_figures_of_a_width_for_a_paper(tmp_path: Path, options: dict[str, Any],
         assert (border == border[0]).all(), f"{path.name} is cut off"
         widths[path.stem] = pixels.shape[1]
     assert widths["scores"] == max(widths.values()) == round(160 * width)
+
+
+@given(
+    st.lists(st.text("abc W", min_size=1, max_size=24), min_size=1, max_size=9), st.floats(3, 12)
+)
+def test_a_legend_has_room_in_its_figure(labels: list[str], width: float):
+    with drawing.style():
+        figure = Figure(figsize=(width, 3), layout="constrained")
+        figure.subplots()
+        handles = [Line2D([], [], marker="o", label=label) for label in labels]
+        drawing.legend_beside(figure, handles)
+        for narrower in (width, max(3, width / 2)):
+            drawing.fit(figure, narrower)
+            figure.draw_without_rendering()
+            (legend,) = figure.legends
+            box = legend.get_window_extent()
+            assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+            assert [text.get_text() for text in legend.get_texts()] == labels
 
 
 def test_a_page_without_figures(tmp_path: Path):

@@ -60,6 +60,11 @@ def _write(sweeps: Sequence[Sequence[Results]], out: Path) -> None:
     from fedcats.report.rich_table import to_rich
 
     found = [gaps.gaps(runs) for runs in sweeps]
+    table = gaps.table(found)
+    if table is None:
+        raise UserError(
+            "nobody has learned in any of these runs; raise train.epochs, train.lr or rounds"
+        )
     drawn = drawing.write(
         out / "figures",
         {
@@ -67,8 +72,7 @@ def _write(sweeps: Sequence[Sequence[Results]], out: Path) -> None:
             "barrier-gap": (gaps.BARRIER_GAP, lambda: gaps.scatter(found)),
         },
     )
-    said, table = gaps.sentences(found), gaps.table(found)
-    assert table is not None
+    said = gaps.sentences(found)
     all_runs = [one for runs in sweeps for one in runs]
     lines = dict.fromkeys(line for one in all_runs for line in cautions.warnings(one))
     text = page.render(

@@ -104,8 +104,8 @@ def of_scores(results: Results) -> list[str]:
         return found
     largest = max(counts, key=lambda name: counts[name])
     always = f"always saying {largest} ({100 * counts[largest] / n:.1f}%)"
-    idle = [name for name, model in models.items() if not _has_learned(model, counts[largest] / n)]
-    if len(idle) == len(models):
+    idle = _idle(results)
+    if nobody_has_learned(results):
         found.append(
             f"Nobody has learned: no model is better than {always}, beyond chance. What they "
             "differ in says nothing; raise train.epochs, train.lr or rounds."
@@ -114,6 +114,20 @@ def of_scores(results: Results) -> list[str]:
         names = [view.title(results, name) for name in idle]
         found += [f"No better than {always}, beyond chance: {', '.join(names)}."] if names else []
     return found
+
+
+def nobody_has_learned(results: Results) -> bool:
+    """Whether each of the models is no better than always saying one class, beyond chance."""
+    return 0 < len(_idle(results)) == len(view.of_all(results))
+
+
+def _idle(results: Results) -> list[str]:
+    n, share = (
+        sum(results["data"]["test"].values()),
+        max(results["data"]["test"].values(), default=0),
+    )
+    models = view.of_all(results) if n else {}
+    return [name for name, model in models.items() if not _has_learned(model, share / n)]
 
 
 def _has_learned(model: Model, share: float) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import matplotlib.style
 import numpy as np
@@ -115,6 +115,9 @@ SMALLEST = 0.7  # of the size of letters, where a figure is made narrower
 FINE = 1000  # more cells than this are drawn as pixels, in an SVG file too
 
 
+Beside = Literal["outside lower center", "outside upper left"]  # of a legend
+
+
 _HOVER = re.compile(r'<g id="hover:([^"]*)">')
 
 
@@ -189,9 +192,17 @@ def fit(figure: Figure, width: float) -> None:
     for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
         # for the ticks that come when it is laid out
         axis.set_tick_params(labelsize=axis.get_major_ticks()[0].label1.get_fontsize())
+    legends = [one for one in figure.legends if one.get_label()]
     square = any(ax.get_aspect() != "auto" for ax in figure.axes)
     down = scale if square else max(letters, scale)
     figure.set_size_inches(width, down * figure.get_figheight())
+    for one in legends:
+        size = one.get_texts()[0].get_fontsize()
+        names = [text.get_text() for text in one.get_texts()]
+        one.remove()
+        legend_beside(
+            figure, one.legend_handles, names, cast(Beside, one.get_label()), fontsize=size
+        )
 
 
 def to_svg(figure: Figure) -> str:
@@ -264,6 +275,23 @@ def on_hover(text: str, *artists: Artist) -> None:
     """Show a text where the pointer is on one of these, in the SVG file and on the page."""
     for artist in artists:
         artist.set_gid(f"hover:{text}")  # `write` makes a title of it
+
+
+def legend_beside(
+    figure: Figure,
+    handles: Sequence[Any],
+    labels: Sequence[str] | None = None,
+    loc: Beside = "outside lower center",
+    **options: Any,
+) -> None:
+    """Put a legend above or below the panels, in as many columns as the width has room for."""
+    names = labels or [one.get_label() for one in handles]
+    for columns in range(len(names), 0, -1):
+        legend = figure.legend(handles, names, loc=loc, ncols=columns, **options)
+        legend.set_label(loc)  # for `fit`
+        if columns == 1 or legend.get_window_extent().width < figure.bbox.width:
+            return
+        legend.remove()
 
 
 def hollow_mark(ax: Axes, x: float, y: float, colour: str, **more: Any) -> Artist:

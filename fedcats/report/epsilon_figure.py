@@ -57,7 +57,7 @@ def over_epsilon(rows: Sequence[Row]) -> Figure | None:
     """Accuracy and area under the curve over ``privacy.epsilon``, where that was varied."""
     from matplotlib.figure import Figure
 
-    from fedcats.report.drawing import CENTRALIZED, INK, MARKS, MUTED, RULES
+    from fedcats.report.drawing import CENTRALIZED, INK, MARKS, MUTED, RULES, legend_beside
 
     averaged = means_over_seeds(rows)
     shown = [r for r in averaged if r.get(EPSILON) is not None and r["model"] != "best_submodel"]
@@ -96,8 +96,7 @@ def over_epsilon(rows: Sequence[Row]) -> Figure | None:
     texts = ["∞" if math.isinf(value) else f"{value:g}" for value in values]
     axes[-1].set_xticks([places[value] for value in values], texts)
     axes[-1].set_xlabel("epsilon")
-    handles, labels = axes[-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
+    legend_beside(figure, *axes[-1].get_legend_handles_labels())
     return figure
 
 

@@ -20,6 +20,7 @@ from fedcats.report.drawing import (
     MUTED,
     OWN,
     draw_cells,
+    legend_beside,
     look,
 )
 from fedcats.results import Results
@@ -96,7 +97,7 @@ def orders(results: Results, explained: Explained) -> Figure | None:
     if base:
         dashed = Line2D([], [], color=CENTRALIZED, linestyle=(0, (4, 3)), label="centralized")
         handles.append(dashed)
-    figure.legend(handles=handles, loc="outside lower center", ncols=5)
+    legend_beside(figure, handles)
     return figure
 
 
@@ -354,8 +355,7 @@ def _legend(figure: Figure, results: Results) -> None:
     ]
     if view.submodels(results):
         handles.append(Line2D([], [], color=OWN, linewidth=0.8, alpha=0.6, label="sub-models"))
-    columns = max(1, int(figure.get_figwidth() / 2.2))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
+    legend_beside(figure, handles)
 
 
 def all_figures(

@@ -30,6 +30,7 @@ from fedcats.report.drawing import (
     Drawn,
     draw_cells,
     hollow_mark,
+    legend_beside,
     look,
     name_cells,
     on_hover,
@@ -153,13 +154,12 @@ def scores(results: Results) -> Figure | None:
         ax.locator_params(axis="x", nbins=5)
     if view.has_paper(results):
         hollow: dict[str, Any] = {"markerfacecolor": "none", "markeredgewidth": 1.3}
-        figure.legend(
-            handles=[
+        legend_beside(
+            figure,
+            [
                 Line2D([], [], marker="o", color=INK, linestyle="", label="this run"),
                 Line2D([], [], marker="D", color=INK, linestyle="", label="the paper", **hollow),
             ],
-            loc="outside lower center",
-            ncols=2,
         )
     said = (
         f"{title} {', '.join(f'{key} {model[key]:.4f}' for key in view.SCORES)}"
@@ -234,7 +234,7 @@ def weights(results: Results) -> Figure | None:
     ax.set_xlabel("client")
     ax.set_ylabel("share of the merged weights, %")
     ax.grid(axis="x", visible=False)
-    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=2, borderaxespad=0.2)
+    legend_beside(figure, *ax.get_legend_handles_labels(), loc="outside upper left")
     return figure
 
 
@@ -251,8 +251,7 @@ def who_has_what(
     if len(classes) <= len(BARS):
         _stacked(ax, counts, classes)
         ax.set_xlabel("training images")
-        columns = len(classes) if sum(len(short(name)) + 5 for name in classes) < 80 else 3
-        figure.legend(loc="outside upper left", ncols=columns)
+        legend_beside(figure, *ax.get_legend_handles_labels(), loc="outside upper left")
     else:
         most = max(map(max, counts)) or 1
         shades = [[0.05 + 0.75 * n / most if n else 0.0 for n in row] for row in counts]
@@ -330,7 +329,7 @@ def rounds(results: Results) -> Figure | None:
         for name in view.merged(results)
         for colour, mark in [look(results, name)]
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    legend_beside(figure, handles)
     return figure
 
 

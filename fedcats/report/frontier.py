@@ -99,7 +99,7 @@ def frontier(rows: Sequence[Row]) -> Figure | None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    from fedcats.report.drawing import CENTRALIZED, INK, MUTED, VERMILLION, on_hover
+    from fedcats.report.drawing import CENTRALIZED, INK, MUTED, VERMILLION, legend_beside, on_hover
 
     found = spots(rows)
     if not found:
@@ -150,7 +150,7 @@ def frontier(rows: Sequence[Row]) -> Figure | None:
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("a client sends")
     ax.set_ylabel("accuracy on the test set, %")
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    legend_beside(figure, *ax.get_legend_handles_labels())
     return figure
 
 

@@ -8,6 +8,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from fedcats.report import view
+from fedcats.report.cautions import nobody_has_learned
+from fedcats.report.frontier import size_text
 from fedcats.report.tables import Table
 from fedcats.report.varied import flat, short, value_text
 from fedcats.results import Results
@@ -17,7 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # What changes no model, or is drawn anew and no setting.
-_ASIDE = ("seed", "runner", "store", "save_models", "verbose", "mode", "explain", "paper", "merge")
+_ASIDE = {
+    "seed", "seeds", "runner", "store", "save_models", "verbose", "mode", "explain", "paper",
+    "merge", "gallery", "figures", "figure_width", "tracking",
+}  # fmt: skip
 GAPS = (
     "Accuracy of the merged models minus the centralized one's of the same run, with 95% intervals "
     "(over seeds where there are several, else over test pictures)."
@@ -46,10 +51,14 @@ class Gap(NamedTuple):
 
 
 class Gaps(NamedTuple):
-    """Those of some runs, and the keys in which their configurations differ."""
+    """Those of some runs, and the keys in which their configurations differ.
+
+    ``idle`` are the settings with which nobody has learned, where a gap says nothing.
+    """
 
     keys: list[str]
     found: list[Gap]
+    idle: list[str]
 
 
 def gaps(runs: Sequence[Results]) -> Gaps:
@@ -59,18 +68,22 @@ def gaps(runs: Sequence[Results]) -> Gaps:
     keys = [  # one that only some options of a group have counts where it differs among those
         key
         for key in dict.fromkeys(key for one in configs for key in one)
-        if not key.startswith(_ASIDE) and len({repr(one[key]) for one in configs if key in one}) > 1
+        if key.split(".")[0] not in _ASIDE
+        and len({repr(one[key]) for one in configs if key in one}) > 1
     ]
     values = [[one.get(key) for key in keys] for one in configs]
     numeric = bool(keys) and all(type(row[0]) in (int, float) for row in values)
     order = list(range(len(runs)))
     if numeric:
         order.sort(key=lambda i: float(values[i][0]))  # type: ignore[arg-type]
-    found = []
+    found, idle = [], []
     for i in order:
         setting = ", ".join(value_text(value) for value in values[i])
+        if nobody_has_learned(runs[i]):
+            idle.append(setting)
+            continue
         found += [_gap(runs[i], rule, setting) for rule in runs[i]["comparison"]]
-    return Gaps(keys, found)
+    return Gaps(keys, found, idle)
 
 
 def _gap(results: Results, rule: str, setting: str) -> Gap:
@@ -98,7 +111,7 @@ def side_by_side(sweeps: Sequence[Gaps]) -> Figure | None:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    from fedcats.report.drawing import CENTRALIZED, MARKS, RULES
+    from fedcats.report.drawing import CENTRALIZED, MARKS, RULES, legend_beside
 
     sweeps = [one for one in sweeps if len({gap.setting for gap in one.found}) > 1]
     if not sweeps:
@@ -131,7 +144,7 @@ def side_by_side(sweeps: Sequence[Gaps]) -> Figure | None:
         Line2D([], [], color=RULES[i % len(RULES)], marker=MARKS[i % len(MARKS)], label=rule)
         for i, rule in enumerate(view.TITLES.get(rule, rule) for rule in rules)
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))
+    legend_beside(figure, handles)
     return figure
 
 
@@ -180,6 +193,10 @@ def sentences(sweeps: Sequence[Gaps]) -> list[str]:
     """What the figures show, from their numbers: of the first rule of each sweep."""
     said = []
     for one in sweeps:
+        if one.idle and one.keys:
+            names = ", ".join(short(key) for key in one.keys)
+            idle = "; ".join(one.idle)
+            said.append(f"Left out of the gaps, since nobody has learned there: {names} {idle}.")
         mine = [gap for gap in one.found if gap.rule == one.found[0].rule]
         if len(mine) < 2 or not one.keys:
             continue
@@ -216,12 +233,16 @@ def table(sweeps: Sequence[Gaps]) -> Table | None:
             gap.title,
             view.points(gap.difference),
             view.interval({"difference": gap.difference, "low": gap.low, "high": gap.high}),
-            f"{gap.bytes / 1e9:.2f}",
+            size_text(gap.bytes),
             "" if gap.barrier is None else f"{gap.barrier:.4f}",
         )
         for one in sweeps
         for gap in one.found
     ]
-    header = ("varied", "setting", "model", "points", "95% interval", "GB", "barrier")
-    note = "Merged minus centralized; GB: weights sent and received in all rounds; barrier: nats."
-    return Table("The gap", header, rows, (0, 1, 2), note) if rows else None
+    header: tuple[str, ...] = ("varied", "setting", "model", "points", "95% interval", "bytes")
+    note = "Merged minus centralized; bytes: weights sent and received in all rounds"
+    if any(row[-1] for row in rows):
+        header, note = (*header, "barrier"), f"{note}; barrier: nats"
+    else:
+        rows = [row[:-1] for row in rows]
+    return Table("The gap", header, rows, (0, 1, 2), f"{note}.") if rows else None

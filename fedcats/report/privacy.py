@@ -122,7 +122,7 @@ def who_sees_what(results: Results) -> Table | None:
 
 def curves(results: Results) -> Figure | None:
     """ROC curves of each attack on all updates, the merged and the centralized models."""
-    from fedcats.report.drawing import INK, MUTED, look
+    from fedcats.report.drawing import INK, MUTED, legend_beside, look
 
     found = results.get("privacy")
     if found is None:
@@ -156,8 +156,7 @@ def curves(results: Results) -> Figure | None:
             axis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
         ax.set_xlabel("false positives")
     axes[0].set_ylabel("true positives")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
+    legend_beside(figure, *axes[0].get_legend_handles_labels())
     return figure
 
 

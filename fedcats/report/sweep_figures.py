@@ -43,7 +43,7 @@ def curves(rows: Sequence[Row]) -> Figure | None:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    from fedcats.report.drawing import MARKS, RULES
+    from fedcats.report.drawing import MARKS, RULES, legend_beside
 
     x = x_axis(rows)
     if x in (None, EPSILON):
@@ -89,7 +89,7 @@ def curves(rows: Sequence[Row]) -> Figure | None:
         for name in dict.fromkeys(row["model"] for row in rows if row.get(x) is None)
         if _is_level(name)
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
+    legend_beside(figure, handles)
     return figure
 
 
