@@ -82,6 +82,7 @@ def test_where_nobody_has_learned_a_gap_says_nothing(
     said = " ".join(gaps.sentences([found]))
     assert "since nobody has learned there: num shards 20." in said
     assert "from −5.0 points (5) to −2.0 (2)" in said
+    assert gaps.sentences([gaps.gaps(runs[2:] * 2)]) == []
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "results.json").write_text(json.dumps(runs[2]))
     assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2

@@ -55,7 +55,7 @@ def test_the_wheel_works_outside_a_checkout(tmp_path: Path) -> None:
     assert folder.is_relative_to(tmp_path / "empty")
     check_results(folder)
     assert "fedcats 0.1.0" in (folder / "report.html").read_text()
-    assert "runs, " in run("-m", "fedcats.cli", "runs")
+    assert "1 run, " in run("-m", "fedcats.cli", "runs")
     assert run("-m", "fedcats.cli", "app", "app").strip() == str(tmp_path / "empty/app")
     assert bundle(tmp_path / "empty/app", tmp_path / "site") == bundle(ROOT, ROOT)
 

@@ -122,12 +122,10 @@ def nobody_has_learned(results: Results) -> bool:
 
 
 def _idle(results: Results) -> list[str]:
-    n, share = (
-        sum(results["data"]["test"].values()),
-        max(results["data"]["test"].values(), default=0),
-    )
+    counts = results["data"]["test"].values()
+    n = sum(counts)
     models = view.of_all(results) if n else {}
-    return [name for name, model in models.items() if not _has_learned(model, share / n)]
+    return [name for name, model in models.items() if not _has_learned(model, max(counts) / n)]
 
 
 def _has_learned(model: Model, share: float) -> bool:

@@ -193,7 +193,7 @@ def sentences(sweeps: Sequence[Gaps]) -> list[str]:
     """What the figures show, from their numbers: of the first rule of each sweep."""
     said = []
     for one in sweeps:
-        if one.idle and one.keys:
+        if one.keys and one.idle and one.found:  # of all of them a warning says it
             names = ", ".join(short(key) for key in one.keys)
             idle = "; ".join(one.idle)
             said.append(f"Left out of the gaps, since nobody has learned there: {names} {idle}.")
