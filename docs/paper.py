@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 from fedcats.environment import say
 from fedcats.report import split, tables, verdict, view
@@ -29,17 +29,23 @@ def each_model(results: Results) -> str:
 
 
 def by_seed(folder: Path, results: Results) -> str:
-    """The accuracy of each model in one place or merged, for each seed."""
+    """The accuracy of each model in one place or merged, and the clients' median, by seed."""
     paths = sorted(folder.glob("seed-*/results.json"), key=lambda p: int(p.parent.name[5:]))
     runs = [results, *(json.loads(path.read_text(encoding="utf-8")) for path in paths)]
     names = [name for name in view.ordered(results) if not name.startswith("submodel/")]
-    found = [[run["models"][name]["accuracy"] for name in names] for run in runs]
+    found = [
+        [
+            *(run["models"][name]["accuracy"] for name in names),
+            median(model["accuracy"] for model in view.submodels(run).values()),
+        ]
+        for run in runs
+    ]
     rows = [
         (str(run["seed"]), *(f"{value:.4f}" for value in row))
         for run, row in zip(runs, found, strict=True)
     ]
     rows.append(("mean", *(f"{mean(column):.4f}" for column in zip(*found, strict=True))))
-    header = ("seed", *(view.title(results, name) for name in names))
+    header = ("seed", *(view.title(results, name) for name in names), "median client")
     return tables.to_markdown(tables.Table("", header, rows))
 
 

@@ -105,7 +105,7 @@ def of_scores(results: Results) -> list[str]:
     largest = max(counts, key=lambda name: counts[name])
     always = f"always saying {largest} ({100 * counts[largest] / n:.1f}%)"
     idle = _idle(results)
-    if nobody_has_learned(results):
+    if len(idle) == len(models):
         found.append(
             f"Nobody has learned: no model is better than {always}, beyond chance. What they "
             "differ in says nothing; raise train.epochs, train.lr or rounds."
@@ -118,7 +118,8 @@ def of_scores(results: Results) -> list[str]:
 
 def nobody_has_learned(results: Results) -> bool:
     """Whether each of the models is no better than always saying one class, beyond chance."""
-    return 0 < len(_idle(results)) == len(view.of_all(results))
+    idle = _idle(results)
+    return bool(idle) and len(idle) == len(view.of_all(results))
 
 
 def _idle(results: Results) -> list[str]:

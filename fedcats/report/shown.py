@@ -57,9 +57,10 @@ class Picture:
         """
         from fedcats.report.drawing import fit, style, to_svg
 
+        figure = self.figure
         with style():
-            figure = copy.deepcopy(self.figure)
             if width is not None:
+                figure = copy.deepcopy(figure)
                 fit(figure, width)
             if Path(path).suffix == ".svg":
                 Path(path).write_text(to_svg(figure), encoding="utf-8")
