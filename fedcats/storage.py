@@ -256,20 +256,30 @@ class Store:
         # A run is done by then: where another user's files cannot be opened, nothing is dropped.
         with contextlib.suppress(OSError, RunError), self._locked():
             held = self._held_by_all() | {keep}
-            sizes = []
-            for path in self.root.glob("*.safetensors"):
-                with contextlib.suppress(FileNotFoundError):
-                    status = path.stat()
-                    sizes.append((status.st_mtime, path, status.st_size))
-            self._seen = sum(size for _, _, size in sizes)
+            files = self._files()
+            self._seen = sum(size for _, _, size in files)
             self._since = 0.0
             excess = self._seen - limit
-            for _, path, size in sorted(sizes):
+            for _, path, size in sorted(files):
                 if excess <= 0:
                     break
                 if path.stem.removeprefix(CHECKPOINT) not in held and _unlinked(path):
                     excess -= size
                     self._seen -= size
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each entry by key, without the checkpoints."""
+        found = {path.stem: size for _, path, size in self._files()}
+        return {key: size for key, size in found.items() if not key.startswith(CHECKPOINT)}
+
+    def _files(self) -> list[tuple[float, Path, int]]:
+        """Of each entry when it was last used, where it is, and its bytes."""
+        found = []
+        for path in self.root.glob("*.safetensors"):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                found.append((status.st_mtime, path, status.st_size))
+        return found
 
     def verify(self) -> Iterator[tuple[Listing, State]]:
         """Read every entry of this user's, and say what it is like; nothing is changed."""
@@ -305,18 +315,28 @@ class Store:
 
 
 @contextlib.contextmanager
-def opened(root: Path | None, max_bytes: int, folder: Path) -> Iterator[Store]:
-    """The store under ``root``, bounded when it is left; or one in ``folder`` for this context."""
+def opened(
+    root: Path | None, max_bytes: int, folder: Path, dropped: Callable[[int], None] = lambda _: None
+) -> Iterator[Store]:
+    """The store under ``root``, bounded when it is left; or one in ``folder`` for this context.
+
+    ``dropped`` is called at the end where entries that were there at the start are gone by then,
+    whoever dropped them, with their bytes.
+    """
     if root is None:
         with tempfile.TemporaryDirectory(prefix=".store-", dir=folder) as temporary:
             yield Store(Path(temporary))
         return
     store = Store(root, max_bytes)
+    before = store.sizes()
     try:
         yield store
         store.evict()
     finally:
         store.release()
+        after = store.sizes()
+        if gone := sum(size for key, size in before.items() if key not in after):
+            dropped(gone)
 
 
 def _unlinked(path: Path) -> bool:

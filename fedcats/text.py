@@ -15,9 +15,16 @@ MAX_LINE = 2000
 _NO_TEXT = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, formats, surrogates, line and paragraph ends
 _JOINERS = "\u200c\u200d"  # of Persian words, of emoji: they hide nothing
 
+_UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1.0))
 _QUOTED = re.compile('[,"\r\n]')
 _FORMULA = re.compile("(^|;)('*\\s*[=+\\-@\uff1d\uff0b\uff0d\uff20]|'*[\t\r\n])")
 _GUARDED = re.compile("(^|[;\t])'('*\\s*[=+\\-@\uff1d\uff0b\uff0d\uff20]|'*[\t\r\n])")
+
+
+def size_text(size: float) -> str:
+    """A number of bytes: "228 MB", "0.25 MB" as "250 kB", 999,999 bytes as "1 MB"."""
+    unit, factor = next((one for one in _UNITS if float(f"{size / one[1]:.3g}") >= 1), _UNITS[-1])
+    return f"{size / factor:.3g} {unit}"
 
 
 def shown(text: str) -> str:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import hypothesis
 import numpy as np
@@ -21,6 +21,9 @@ from forked import Host
 from PIL import Image
 
 from fedcats.results import Results  # imports nothing else
+
+if TYPE_CHECKING:
+    from fedcats.storage import Store
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -177,3 +180,30 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = draw.integers(0, 120, (40 + i, 50, 3)) + 60 * label
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.jpg")
     return root
+
+
+@pytest.fixture()
+def store(tmp_path: Path) -> "Store":
+    """A store of the test's own."""
+    from fedcats.storage import Store
+
+    return Store(tmp_path / "store")
+
+
+def photo(path: Path, seed: int) -> None:
+    """A small file of random pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(path)
+
+
+@pytest.fixture()
+def root(tmp_path: Path) -> Path:
+    """train/<class> and test/<class> of the test's own, with five and three files."""
+    seed = 0
+    for split, count in (("train", 5), ("test", 3)):
+        for kind in ("cat", "dog"):
+            for number in range(count):
+                photo(tmp_path / "photos" / split / kind / f"{number}.png", seed)
+                seed += 1
+    return tmp_path / "photos"

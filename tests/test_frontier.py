@@ -11,7 +11,6 @@ from fedcats.report.frontier import (
     frontier,
     frontier_answer,
     frontier_table,
-    size_text,
     spots,
 )
 
@@ -83,10 +82,3 @@ def test_it_says_what_the_numbers_say() -> None:
     # Scores on other photos are not to be compared.
     apart = [row("a", 2e8, 0.9, data="x"), row("b", 1e8, 0.9, data="y")]
     assert frontier(apart) is None
-
-
-def test_sizes_in_words() -> None:
-    sizes = [0.5, 12, 999, 4112, 251e3, 57.5e6, 228e6, 3e9]
-    assert [size_text(one) for one in sizes] == [
-        "0.5 bytes", "12 bytes", "999 bytes", "4.11 kB", "251 kB", "57.5 MB", "228 MB", "3 GB",
-    ]  # fmt: skip

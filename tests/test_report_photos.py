@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up import fake_run
 from rich.console import Console
-from test_report import fake_run
 
 from fedcats.report import cautions, photos, tables, verdict, view, write_report
 from fedcats.report.rich_table import to_rich

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up import fake_run
 from rich.console import Console
-from test_report import fake_run
 
 from fedcats.report import print_sweep, sweep, sweep_figures, sweep_rows, view, write_sweep_report
 from fedcats.report.varied import means_over_seeds

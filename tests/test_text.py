@@ -19,7 +19,7 @@ from fedcats.environment import fail, say
 from fedcats.report import page, tables
 from fedcats.report.console import SafeConsole
 from fedcats.report.rich_table import to_rich
-from fedcats.text import MAX_LINE, cell, from_cell, one_line, shown, write_csv
+from fedcats.text import MAX_LINE, cell, from_cell, one_line, shown, size_text, write_csv
 
 HOSTILE = [
     "\x1b]0;owned\x07", "\x1b[2J", "\x9b31m", "a\nb", "a\rb", "\u202egpj.exe", "\u2066x", "\u2028",
@@ -130,3 +130,11 @@ def test_any_folder_name_of_the_file_system(
     assert code in (0, 2)
     assert harmless(out) and harmless(err)
     assert out or err.count("\n") == 1
+
+
+def test_sizes_in_words() -> None:
+    sizes = [0.5, 12, 999, 4112, 251e3, 57.5e6, 228e6, 3e9, 999_499, 999_500, 1e12]
+    assert [size_text(one) for one in sizes] == [
+        "0.5 bytes", "12 bytes", "999 bytes", "4.11 kB", "251 kB", "57.5 MB", "228 MB", "3 GB",
+        "999 kB", "1 MB", "1 TB",
+    ]  # fmt: skip

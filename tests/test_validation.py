@@ -11,10 +11,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from builders import make_task
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss
-from test_store import make_task
 from torch import nn
 
 from fedcats import tensors

@@ -24,7 +24,7 @@ from fedcats.data.sources import SPLITS, Item, Source
 from fedcats.data.transforms import SIZE
 from fedcats.errors import RunError, UserError
 from fedcats.locks import locked
-from fedcats.text import shown
+from fedcats.text import shown, size_text
 
 
 def prepare(
@@ -64,7 +64,7 @@ def prepare(
         When the cache grows beyond it, the data sets used longest ago are dropped, but none that
         a living process has open. None: no limit.
     say
-        Called with a line when what is there has to be decoded anew.
+        Called with a line when what is there has to be decoded anew, and for what is dropped.
 
     Returns
     -------
@@ -99,7 +99,11 @@ def prepare(
                     f"the image cache {cache_root} cannot be written: {error.strerror or error}"
                 ) from None
             if max_bytes is not None:
-                upkeep.drop_unused(cache_root, max_bytes)
+                for gone in upkeep.drop_unused(cache_root, max_bytes):
+                    say(
+                        f"{size_text(gone.size)} of images decoded before, used longest ago, are "
+                        f"dropped, above store.images_gb: {shown(gone.what)}"
+                    )
     upkeep.note_use(folder)
     if max_bad_fraction is not None:
         _check_usable(dataset, source, max_bad_fraction)

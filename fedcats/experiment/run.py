@@ -37,6 +37,7 @@ from fedcats.home import home
 from fedcats.report import Progress, print_summary
 from fedcats.results import Results, Seconds
 from fedcats.storage import opened
+from fedcats.text import size_text
 
 
 def run(
@@ -143,9 +144,16 @@ def _experiment(
     """All of one seed, but its report; and the test images."""
     seconds: dict[str, float] = {}
     root, max_bytes = home() / "store", int(config.store.max_gb * 1e9)
+
+    def dropped(size: int) -> None:
+        progress.message(
+            f"of what was in the store before this run {size_text(size)} are gone: above "
+            f"store.max_gb={config.store.max_gb:g} what was used longest ago is dropped"
+        )
+
     with (
         clock(seconds, "total"),
-        opened(root if config.store.enabled else None, max_bytes, folder) as store,
+        opened(root if config.store.enabled else None, max_bytes, folder, dropped) as store,
     ):
         with clock(seconds, "data"):
             inputs = gather(config, folder, store, progress, grid)

@@ -17,13 +17,13 @@ from fedcats.report.varied import (
     model_name,
     varied_parameters,
 )
+from fedcats.text import size_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _APART = ("data", "data.root", "data.repo", "classes", "partition")  # not to be compared
 _NAMED = 26  # of more only those on the frontier have their names
-_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1.0))
 FRONTIER = (
     "Accuracy on the test set against the bytes that one client sends, with 95% Wilson intervals "
     "where they are of one seed. The numbers are those of the table; pale: another merge is at "
@@ -86,12 +86,6 @@ def spots(rows: Sequence[Row]) -> list[Spot]:
         for row in candidates
     ]
     return sorted(found, key=lambda one: (-one.accuracy, one.size))
-
-
-def size_text(size: float) -> str:
-    """A number of bytes: "228 MB", "0.25 MB" as "251 kB"."""
-    unit, factor = next((one for one in _UNITS if size >= one[1]), _UNITS[-1])
-    return f"{size / factor:.3g} {unit}"
 
 
 def frontier(rows: Sequence[Row]) -> Figure | None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fedcats.report import view
 from fedcats.report.cautions import nobody_has_learned
-from fedcats.report.frontier import size_text
 from fedcats.report.tables import Table
 from fedcats.report.varied import flat, short, value_text
 from fedcats.results import Results
 from fedcats.results.names import is_submodel
+from fedcats.text import size_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

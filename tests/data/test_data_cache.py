@@ -1,6 +1,5 @@
 """The decoded-image cache: built once, keyed by content, never half there."""
 
-import errno
 import json
 import multiprocessing
 import os
@@ -14,7 +13,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import wait_until
+from cached import datasets_in, prepare_slowly, prepared
+from conftest import photo, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -26,35 +26,9 @@ from fedcats.data import (
     open_dataset,
     prepare,
     synthetic_source,
-    upkeep,
 )
 from fedcats.data.build import sha256_of
 from fedcats.errors import RunError, UserError
-
-
-def photo(path, seed):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(path)
-
-
-@pytest.fixture
-def root(tmp_path):
-    seed = 0
-    for split, count in (("train", 5), ("test", 3)):
-        for kind in ("cat", "dog"):
-            for number in range(count):
-                photo(tmp_path / "photos" / split / kind / f"{number}.png", seed)
-                seed += 1
-    return tmp_path / "photos"
-
-
-def prepared(root, cache, **options):
-    return prepare(folder_source(root, 0.25, 0), cache, size=16, **options)
-
-
-def datasets_in(cache):
-    return [path for path in cache.iterdir() if path.is_dir()]
 
 
 def test_content(root, tmp_path):
@@ -313,15 +287,9 @@ def test_several_processes_at_once_decode_once(root, tmp_path):
     assert sorted(answer[2] for answer in answers) == [0, 0, 0, 16]
 
 
-def _prepare_slowly(root, cache):
-    prepared(root, cache, on_progress=lambda *done: time.sleep(60) if done[0] == 9 else None)
-
-
 def test_a_killed_process_leaves_nothing_behind(root, tmp_path):
     cache = tmp_path / "cache"
-    process = multiprocessing.get_context("fork").Process(
-        target=_prepare_slowly, args=(root, cache)
-    )
+    process = multiprocessing.get_context("fork").Process(target=prepare_slowly, args=(root, cache))
     process.start()
     wait_until(lambda: list(cache.glob("*.part/train.npy")))
     time.sleep(0.2)
@@ -405,114 +373,3 @@ def test_drawings_are_not_drawn_again(tmp_path):
     assert data.name == "synthetic"
     assert data.note == "drawings made by fedcats, not photos"
     assert prepare(synthetic_source(2, 1, 1), tmp_path, size=32).path != data.path
-
-
-# --- room, and other users ------------------------------------------------------------------------
-
-
-def in_another_process(function, *arguments):
-    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-
-
-def _prepare_sizes(root, cache, sizes):
-    for size in sizes:
-        prepare(folder_source(root, 0.25, 0), cache, size=size)
-
-
-def test_a_complete_data_set_needs_no_right_to_write(root, tmp_path, monkeypatch):
-    first = prepared(root, tmp_path / "cache")
-
-    def refused(path):
-        raise RunError(f"{path} cannot be opened or made: Permission denied")
-
-    monkeypatch.setattr(locks, "open_lock", refused)
-    assert prepared(root, tmp_path / "cache").train.digest == first.train.digest
-    with pytest.raises(RunError, match=r"cache/.*\.lock cannot be opened or made"):
-        prepare(folder_source(root, 0.25, 0), tmp_path / "cache", size=17)
-
-
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
-def test_files_have_the_mode_that_the_umask_gives(root, tmp_path, umask, mode):
-    before = os.umask(umask)
-    try:
-        data = prepared(root, tmp_path / "cache")
-    finally:
-        os.umask(before)
-    files = [*data.path.iterdir()]
-    assert len(files) == 3
-    assert {file.stat().st_mode & 0o777 for file in files} == {mode}
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-def test_what_fails_leaves_nothing_behind(root, tmp_path, monkeypatch, number):
-    def full(descriptor):
-        raise OSError(number, os.strerror(number))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(RunError, match=rf"cannot be written: {os.strerror(number)}") as error:
-            prepared(root, tmp_path / "cache")
-    assert ("16 images take 0 MB" in str(error.value)) == (number == errno.ENOSPC)
-    assert datasets_in(tmp_path / "cache") == []
-    assert len(prepared(root, tmp_path / "cache").train) == 10
-
-
-def test_leftovers_go_when_their_process_is_gone(root, tmp_path):
-    cache = tmp_path / "cache"
-    process = multiprocessing.get_context("fork").Process(
-        target=_prepare_slowly, args=(root, cache)
-    )
-    process.start()
-    wait_until(lambda: list(cache.glob("*.part/train.npy")))
-    other = prepare(folder_source(root, 0.25, 0), cache, size=17)
-    assert len(datasets_in(cache)) == 2  # it is still at work
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    prepare(folder_source(root, 0.25, 0), cache, size=17)
-    assert datasets_in(cache) == [other.path]
-
-
-def test_the_data_sets_used_longest_ago_are_dropped(root, tmp_path):
-    cache = tmp_path / "cache"
-    in_another_process(_prepare_sizes, root, cache, (20, 21, 22))
-    oldest, middle, newest = upkeep.decoded(cache)
-    assert [one.images for one in (oldest, middle, newest)] == [16, 16, 16]
-    assert oldest.what == "folder: cat, dog"
-    os.utime(oldest.path / "index.json")  # as a use does
-    data = prepare(
-        folder_source(root, 0.25, 0), cache, size=16, max_bytes=oldest.size + newest.size + 20_000
-    )
-    assert {one.path for one in upkeep.decoded(cache)} == {data.path, oldest.path, newest.path}
-    # Less than this one alone takes: what is in use stays.
-    other = prepare(folder_source(root, 0.25, 0), cache, size=18, max_bytes=1)
-    assert {one.path for one in upkeep.decoded(cache)} == {data.path, other.path}
-    assert upkeep.drop_unused(cache) == []
-    del other
-    assert len(upkeep.drop_unused(cache)) == 1
-    assert torch.equal(data.train.pixels([0]), prepared(root, cache).train.pixels([0]))
-
-
-def test_a_data_set_that_another_process_opens_is_not_dropped(root, tmp_path):
-    context = multiprocessing.get_context("fork")
-    cache = tmp_path / "cache"
-    in_another_process(_prepare_sizes, root, cache, (20,))
-    (made,) = upkeep.decoded(cache)
-    opened, done = context.Event(), context.Event()
-
-    def use():
-        data = open_dataset(made.path)
-        opened.set()
-        done.wait()
-        del data
-
-    process = context.Process(target=use)
-    process.start()
-    opened.wait()
-    assert upkeep.drop_unused(cache) == []
-    done.set()
-    process.join()
-    assert [one.path for one in upkeep.drop_unused(cache)] == [made.path]
-    assert datasets_in(cache) == []
