@@ -109,6 +109,30 @@ def test_spearmans_rho_and_its_interval() -> None:
     assert gaps.spearman(x, [0.5] * 6) is None
 
 
+@pytest.mark.parametrize(
+    ("gap_of", "expected"),
+    [
+        (lambda i: -0.01 * i, "Over 8 runs the larger the barrier, the more is lost, without"),
+        (lambda i: 0.01 * i, "Over 8 runs the larger the barrier, the less is lost, without"),
+        (lambda i: -0.01 * (i ^ 1), "Over 8 runs the larger the barrier, the more is lost: Sp"),
+        (lambda i: -0.01 * (3 * i % 8), "barrier and gap are not shown to go together: Spearman"),
+    ],
+)
+def test_whether_barrier_and_gap_go_together(gap_of: Any, expected: str) -> None:
+    sweep = [one(gap_of(i), 0.001 * i, **shards(i + 2)) for i in range(8)]
+    (said,) = gaps.sentences([gaps.gaps(sweep)])[1:]
+    assert expected in said
+    at = min(range(8), key=gap_of)
+    assert f"num shards {at + 2}), comes with a mean barrier of 0.00{at}0 nats" in said
+    assert "the largest barrier is 0.0070 (num shards 9)." in said
+    # A run that is in two sweeps is one run, and where it is kept makes no other of it.
+    again = [one(gap_of(i), 0.001 * i, store={"max_gb": 5}, **shards(i + 2)) for i in (3, 4)]
+    assert gaps.sentences([gaps.gaps(sweep), gaps.gaps(again)])[2] == said
+    seeds = [one(gap_of(i), 0.001 * i, seed=i) for i in range(8)]
+    (said,) = gaps.sentences([gaps.gaps(seeds)])
+    assert "Over 8 runs" in said and "(Polyak β = 0.5), comes" in said and said.endswith("0.0070.")
+
+
 def test_sweeps_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = [one(-0.01 * i, 0.01 * i, **shards(5 * i)) for i in range(1, 5)]
     second = [one(-0.02, 0.05, train={"epochs": 5}), one(-0.03, 0.07, train={"epochs": 10})]
@@ -129,7 +153,7 @@ def test_sweeps_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert {path.stem for path in (out / "figures").glob("*.png")} == {"gaps", "barrier-gap"}
     page = (out / "gaps.html").read_text()
     assert "Over num shards Polyak β = 0.5 gets from −4.0 points (20) to −1.0 (5)" in page
-    assert "Over 6 runs barrier and gap go together" in page
+    assert "Over 6 runs barrier and gap are not shown to go together: Spearman" in page
     assert capsys.readouterr().out.rstrip().endswith(str(out))
     assert gaps.side_by_side([gaps.gaps(first[:1])]) is None
     assert gaps.scatter([gaps.gaps([one(0), one(0, **shards(2))])]) is None

@@ -18,11 +18,11 @@ from fedcats.text import size_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What changes no model, or is drawn anew and no setting.
-_ASIDE = {
-    "seed", "seeds", "runner", "store", "save_models", "verbose", "mode", "explain", "paper",
-    "merge", "gallery", "figures", "figure_width", "tracking",
+_NO_DIFFERENCE = {  # to the models
+    "runner", "store", "save_models", "verbose", "mode", "explain", "paper", "merge", "gallery",
+    "figures", "figure_width", "tracking",
 }  # fmt: skip
+_ASIDE = {"seed", "seeds"} | _NO_DIFFERENCE  # the first two are drawn anew, and no settings
 GAPS = (
     "Accuracy of the merged models minus the centralized one's of the same run, with 95% intervals "
     "(over seeds where there are several, else over test pictures)."
@@ -37,7 +37,8 @@ class Gap(NamedTuple):
     """A merged model against the centralized one of its run, in accuracy.
 
     ``setting`` is what was changed, in words; ``bytes`` went between server and clients in all
-    rounds; ``barrier`` is the mean over pairs of sub-models, None without ``mode=explain``.
+    rounds; ``barrier`` is the mean over pairs of sub-models, None without ``mode=explain``; ``run``
+    is the same text where the same was run, in whatever sweep.
     """
 
     setting: str
@@ -48,6 +49,7 @@ class Gap(NamedTuple):
     high: float | None
     bytes: int
     barrier: float | None
+    run: str
 
 
 class Gaps(NamedTuple):
@@ -72,6 +74,10 @@ def gaps(runs: Sequence[Results]) -> Gaps:
         and len({repr(one[key]) for one in configs if key in one}) > 1
     ]
     values = [[one.get(key) for key in keys] for one in configs]
+    same = [
+        repr(sorted(item for item in one.items() if item[0].split(".")[0] not in _NO_DIFFERENCE))
+        for one in configs
+    ]
     numeric = bool(keys) and all(type(row[0]) in (int, float) for row in values)
     order = list(range(len(runs)))
     if numeric:
@@ -82,11 +88,11 @@ def gaps(runs: Sequence[Results]) -> Gaps:
         if nobody_has_learned(runs[i]):
             idle.append(setting)
             continue
-        found += [_gap(runs[i], rule, setting) for rule in runs[i]["comparison"]]
+        found += [_gap(runs[i], rule, setting, same[i]) for rule in runs[i]["comparison"]]
     return Gaps(keys, found, idle)
 
 
-def _gap(results: Results, rule: str, setting: str) -> Gap:
+def _gap(results: Results, rule: str, setting: str, run: str) -> Gap:
     over_seeds = view.replication(results).get(rule)
     one = over_seeds or results["comparison"][rule]["accuracy"]
     rounds = [view.by_rule(row) for row in results.get("rounds", [])]
@@ -103,6 +109,7 @@ def _gap(results: Results, rule: str, setting: str) -> Gap:
         one["high"],
         sum(each["down"] + each["up"] for each in traffic),
         fmean(own) if own else None,
+        run,
     )
 
 
@@ -208,20 +215,37 @@ def sentences(sweeps: Sequence[Gaps]) -> list[str]:
             f"{view.points(high.difference)} ({high.setting}) against training in one place; "
             f"{clear} of {len(mine)} intervals lie below 0."
         )
-    pairs = [
-        (gap.barrier, gap.difference)
+    return [*said, *_by_barrier(sweeps)]
+
+
+def _by_barrier(sweeps: Sequence[Gaps]) -> list[str]:
+    """Whether runs with a larger barrier lose more; what is in several sweeps counts once."""
+    runs = {
+        gap.run: (gap, gap.barrier, " ".join([*map(short, one.keys), gap.setting]).strip())
         for one in sweeps
         for gap in one.found
         if gap.rule == one.found[0].rule and gap.barrier is not None
+    }
+    both = [(barrier, gap.difference) for gap, barrier, _ in runs.values()]
+    if (found := spearman([b for b, _ in both], [g for _, g in both])) is None:
+        return []
+    rho, low, high = (f"{value:.2f}".replace("-", view.MINUS) for value in found)
+    together = f"the larger the barrier, the {'more' if found[0] < 0 else 'less'} is lost"
+    if found[1] == found[2]:
+        link = f"{together}, without exception: Spearman's rho = {rho}"
+    elif found[1] <= 0 <= found[2]:
+        link = f"barrier and gap are not shown to go together: Spearman's rho = {rho}"
+    else:
+        link = f"{together}: Spearman's rho = {rho}"
+    ends = f" (95% interval {low} to {high})" if found[1] < found[2] else ""
+    worst, at_worst, which = min(runs.values(), key=lambda one: one[0].difference)
+    _, largest, where = max(runs.values(), key=lambda one: one[1])
+    of_worst = ", ".join(filter(None, [worst.title, which]))
+    return [
+        f"Over {len(runs)} runs {link}{ends}. The lowest gap, {view.points(worst.difference)} "
+        f"points ({of_worst}), comes with a mean barrier of {at_worst:.4f} nats; the largest "
+        f"barrier is {largest:.4f}{f' ({where})' if where else ''}."
     ]
-    if (found := spearman([b for b, _ in pairs], [g for _, g in pairs])) is not None:
-        rho, low_end, high_end = (f"{value:.2f}".replace("-", view.MINUS) for value in found)
-        ends = f"95% interval {low_end} to {high_end}" if found[1] < found[2] else "no interval"
-        said.append(
-            f"Over {len(pairs)} runs barrier and gap go together with Spearman's rho = {rho} "
-            f"({ends}); where rho is below 0, runs with a larger barrier lose more."
-        )
-    return said
 
 
 def table(sweeps: Sequence[Gaps]) -> Table | None:
