@@ -21,7 +21,7 @@ from fedcats.errors import RunError, UserError
 from fedcats.experiment.geometry import directions
 from fedcats.experiment.own_photos import on_own_photos
 from fedcats.merging.fold import Fold, effective_number, effective_weights
-from fedcats.merging.mixture import Mixture
+from fedcats.merging.mixture import Mixture, stored_models
 from fedcats.merging.rules import FedAvg, Polyak
 from fedcats.metrics import explained as metrics
 from fedcats.models import build
@@ -116,9 +116,13 @@ def test_a_mixture_is_the_fold_to_rounding(store: Store) -> None:
         fold = Fold(rule, read(store, "u5"))
         for size, key in enumerate(keys, 2):
             fold.add(read(store, key), size)
-        mixed = Mixture.of_fold(keys, fold.steps, "u5").state(store)
+        mixture = Mixture.of_fold(keys, fold.steps, "u5")
+        with stored_models(store) as stored:
+            mixed, small = mixture.state(stored), mixture.state(stored, torch.bfloat16)
         for name, value in fold.result().items():
             assert mixed[name].dtype == value.dtype
+            floating = value.is_floating_point()
+            assert torch.equal(small[name], mixed[name].bfloat16() if floating else mixed[name])
             assert mixed[name].shape == value.shape
             assert torch.allclose(mixed[name].double(), value.double(), rtol=1e-6, atol=1e-7)
 
@@ -133,10 +137,11 @@ def test_equal_shares_are_one_mixture_and_a_line_ends_where_it_should(store: Sto
     assert one.towards(other, 0.0) == one
     assert one.towards(other, 1.0) == other
     assert one.towards(one, 0.3) == one
-    middle = other.towards(Mixture.of([("u4", 1.0)]), 0.5).state(store)
-    assert middle["b.count"] == 35
-    with pytest.raises(RunError, match="gone"):
-        Mixture.of([("u3", 0.5), ("nowhere", 0.5)]).state(store)
+    with stored_models(store) as stored:
+        middle = other.towards(Mixture.of([("u4", 1.0)]), 0.5).state(stored)
+        assert middle["b.count"] == 35
+        with pytest.raises(RunError, match="gone"):
+            Mixture.of([("u3", 0.5), ("nowhere", 0.5)]).state(stored)
 
 
 @pytest.mark.parametrize("name", ["alexnet", "squeezenet1_1"])
@@ -160,7 +165,9 @@ def test_in_pieces_a_model_says_the_same(name: str, images: int) -> None:
     x = torch.randn(images, 3, 64, 64)
     with torch.inference_mode():
         before = model(x)
+        assert not build.takes_pieces(model)
         build.in_pieces(model)
+        assert build.takes_pieces(model) == (name != "resnet18")
         torch.testing.assert_close(model(x), before)
 
 

@@ -21,7 +21,7 @@ from fedcats.experiment.results import clock
 from fedcats.experiment.thresholds import thresholds
 from fedcats.merging.fold import effective_number, effective_weights
 from fedcats.merging.many import Point
-from fedcats.merging.mixture import Mixture
+from fedcats.merging.mixture import Mixture, Stored, stored_models
 from fedcats.merging.rules import Polyak
 from fedcats.metrics import NOT_FINITE, paired_interval
 from fedcats.metrics import explained as metrics
@@ -217,27 +217,29 @@ def _test(predictor: Predictor, mixtures: Sequence[Mixture], progress: Progress)
     keep_freed_memory(32)  # MB: what the first layers give for a batch, and glibc's most
     found: dict[Mixture, Answer] = {}
     step = max(64, int(_AT_ONCE // (4 * len(test) * len(predictor.inputs.dataset.classes))))
-    for start in range(0, total, step):
-        some = mixtures[start : start + step]
+    with stored_models(predictor.store) as stored:
+        for start in range(0, total, step):
+            some = mixtures[start : start + step]
 
-        def tested(count: int, start: int = start) -> None:
-            progress.update(name, start + count, total, None, "testing")
+            def tested(count: int, start: int = start) -> None:
+                progress.update(name, start + count, total, None, "testing")
 
-        made = [_candidate(predictor, one) for one in some]
-        for one, (p,) in zip(some, predictor.predict(made, [test], tested), strict=True):
-            if not finite([p]):
-                raise RunError(f"mode=explain: of a mixture of sub-models {NOT_FINITE}")
-            loss = MEASURES["log_loss"](test.labels, p, np.ones(len(test))).value
-            found[one] = Answer(p.argmax(axis=1), loss)
+            made = [_candidate(one, stored, predictor.dtype) for one in some]
+            for one, (p,) in zip(some, predictor.predict(made, [test], tested), strict=True):
+                if not finite([p]):
+                    raise RunError(f"mode=explain: of a mixture of sub-models {NOT_FINITE}")
+                loss = MEASURES["log_loss"](test.labels, p, np.ones(len(test))).value
+                found[one] = Answer(p.argmax(axis=1), loss)
     progress.update(name, total, total, None, "done")
     return found
 
 
-def _candidate(predictor: Predictor, mixture: Mixture) -> Candidate:
+def _candidate(mixture: Mixture, stored: Stored, dtype: torch.dtype) -> Candidate:
     keys = tuple(key for key, _ in mixture.shares)
     shares = " ".join(repr(share) for _, share in mixture.shares)
-    parts = Parts(keys) if shares == "1.0" else Parts(keys, (), f"sum of {shares}")
-    return Candidate(parts, lambda: mixture.state(predictor.store))
+    if shares == "1.0":  # a model as it is stored, perhaps a head, which is float32
+        return Candidate(Parts(keys), lambda: dict(stored(keys[0])))
+    return Candidate(Parts(keys, (), f"sum of {shares}"), lambda: mixture.state(stored, dtype))
 
 
 # --- orders -----------------------------------------------------------------------------------

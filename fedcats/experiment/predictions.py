@@ -29,7 +29,7 @@ from fedcats.storage import Store, content_key, says
 from fedcats.tensors import State
 from fedcats.training import recipe
 from fedcats.training.frozen import SharedTest, share_test
-from fedcats.training.loop import predict
+from fedcats.training.loop import BATCH, predict
 from fedcats.training.numerics import rounding, settle
 from fedcats.training.parts import feature_table
 
@@ -41,6 +41,7 @@ Probabilities = NDArray[np.float32]
 _MEMORY = 8e9  # bytes of models that `prepare` makes at a time
 _PASS_MEMORY = 1e9  # of those that a thread tests in one pass over the photos
 _TRIED = 4  # photos
+_LARGE = 256  # photos at once for the linear layers, where the bits need not be those of `BATCH`
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,11 @@ class Predictor:
         self._frozen: dict[str, SharedTest | None] = {}  # by the images' digest
         self._tables: dict[tuple[str, str], torch.Tensor] = {}  # by feature and images' digest
         self._lock = threading.Lock()  # one thread at a time works out a frozen part's answers
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the precision."""
+        return cast(torch.dtype, getattr(torch, self.precision))
 
     def pool(self) -> ThreadPoolExecutor:
         """As many threads as there are workers."""
@@ -174,7 +180,7 @@ class Predictor:
         """
         workers = self.inputs.workers
         size = sum(value.nbytes for value in self.inputs.initial.state.values())
-        size //= 4 // getattr(torch, self.precision).itemsize
+        size //= 4 // self.dtype.itemsize
         together = max(1, min(8, int(_PASS_MEMORY // size)))
         count = min(len(candidates), math.ceil(len(candidates) / (together * workers)) * workers)
         bounds = [round(i * len(candidates) / count) for i in range(count + 1)] if count else []
@@ -208,11 +214,9 @@ class Predictor:
         frozen = self._frozen_part(images)
         if frozen is None:
             whole = self.inputs.initial.state
-            yield from zip(
-                rest,
-                predict([self._model(whole | state) for state in rest.values()], images),
-                strict=True,
-            )
+            models = [self._model(whole | state) for state in rest.values()]
+            at_once = _LARGE if build.takes_pieces(models[0]) else BATCH
+            yield from zip(rest, predict(models, images, at_once), strict=True)
         else:
             yield from ((i, frozen.predict(state)) for i, state in rest.items())
 
@@ -230,7 +234,7 @@ class Predictor:
         if self.precision != "float32":
             build.pool_first(model)
             build.in_pieces(model)
-        return model.to(getattr(torch, self.precision))
+        return model.to(self.dtype)
 
     def _start_model(self) -> nn.Module:
         """For features, in float32 whatever the precision: they are worked out once."""
@@ -245,7 +249,11 @@ class Predictor:
     def _rounded(self) -> list[Any]:
         """What decides about the bits of another precision's results."""
         able = getattr(torch.cpu, "get_capabilities", dict[str, Any])()
-        return [self.precision, *(bool(able.get(name)) for name in ("amx_bf16", "avx512_bf16"))]
+        return [
+            self.precision,
+            _LARGE,
+            *(bool(able.get(name)) for name in ("amx_bf16", "avx512_bf16")),
+        ]
 
     def _frozen_part(self, images: Images) -> SharedTest | None:
         """The frozen part's answers, which all models of a run share; worked out once."""

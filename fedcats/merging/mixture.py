@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import safetensors
@@ -56,36 +57,53 @@ class Mixture:
         here = [(key, (1.0 - t) * share) for key, share in self.shares]
         return self.of([*here, *((key, t * share) for key, share in other.shares)])
 
-    def state(self, store: Store) -> State:
+    def state(self, stored: Stored, dtype: torch.dtype | None = None) -> State:
         """Its tensors by state-dict key: summed in float64 and rounded once.
 
-        Raises
-        ------
-        RunError
-            When one of the stored models is gone.
+        Parameters
+        ----------
+        stored
+            See `stored_models`.
+        dtype
+            To which floating ones are rounded then, chunk by chunk.
         """
-        with contextlib.ExitStack() as stack:
+        sources = [stored(key) for key, _ in self.shares]
+        state: State = {}
+        for name, like in sources[0].items():
+            own = like.dtype
+            state[name] = torch.empty_like(like, dtype=dtype if own.is_floating_point else own)
+            flat = [source[name].reshape(-1) for source in sources]
+            out, size = state[name].view(-1), min(_CHUNK, flat[0].numel())
+            total, one = torch.empty(2, size, dtype=torch.float64)
+            for start in range(0, flat[0].numel(), _CHUNK):
+                part = slice(start, start + _CHUNK)
+                count = len(out[part])
+                total[:count].copy_(flat[0][part]).mul_(self.shares[0][1])
+                for tensor, (_, share) in zip(flat[1:], self.shares[1:], strict=True):
+                    one[:count].copy_(tensor[part])
+                    total.add_(one, alpha=share)
+                out[part] = rounded(total[:count], own)
+        return state
+
+
+Stored = Callable[[str], State]
+
+
+@contextlib.contextmanager
+def stored_models(store: Store) -> Iterator[Stored]:
+    """``stored(key)``: a stored model's tensors, mapped into memory once and until the end.
+
+    It raises RunError when the model is gone. Several threads may call it.
+    """
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def stored(key: str) -> State:
             try:
-                files = [
-                    stack.enter_context(safetensors.safe_open(store.path(key), framework="pt"))
-                    for key, _ in self.shares
-                ]
+                file = stack.enter_context(safetensors.safe_open(store.path(key), framework="pt"))
             except OSError as error:
                 why = f"store {store.root}: a model is gone; run the same again"
                 raise RunError(why) from error
-            state: State = {}
-            for name in files[0].keys():  # noqa: SIM118
-                tensors = [file.get_tensor(name) for file in files]
-                state[name] = torch.empty_like(tensors[0])
-                flat = [tensor.reshape(-1) for tensor in tensors]
-                out, size = state[name].view(-1), min(_CHUNK, flat[0].numel())
-                total, one = torch.empty(2, size, dtype=torch.float64)
-                for start in range(0, flat[0].numel(), _CHUNK):
-                    part = slice(start, start + _CHUNK)
-                    count = len(out[part])
-                    total[:count].copy_(flat[0][part]).mul_(self.shares[0][1])
-                    for tensor, (_, share) in zip(flat[1:], self.shares[1:], strict=True):
-                        one[:count].copy_(tensor[part])
-                        total.add_(one, alpha=share)
-                    out[part] = rounded(total[:count], out.dtype)
-        return state
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+        yield stored

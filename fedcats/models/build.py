@@ -93,6 +93,11 @@ def in_pieces(model: nn.Module, images: int = 16) -> None:
         model.features = _InPieces(part, images)
 
 
+def takes_pieces(model: nn.Module) -> bool:
+    """Whether `in_pieces` has found something, so that a large batch takes little memory."""
+    return isinstance(getattr(model, "features", None), _InPieces)
+
+
 class _InPieces(nn.Module):
     def __init__(self, part: nn.Module, images: int) -> None:
         super().__init__()
