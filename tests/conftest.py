@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import signal
 import tempfile
 import time
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # Before fedcats, Flower and Ray are imported anywhere, and inherited by the processes they start.
-_HOME = tempfile.TemporaryDirectory(prefix="fedcats-test-")
+for _old in Path(tempfile.gettempdir()).glob("fedcats-test-[0-9]*-*"):  # of what was killed
+    if not psutil.pid_exists(int(_old.name.split("-")[2])):
+        shutil.rmtree(_old, ignore_errors=True)
+_HOME = tempfile.TemporaryDirectory(prefix=f"fedcats-test-{os.getpid()}-")
 os.environ["FEDCATS_HOME"] = _HOME.name
 os.environ["FLWR_HOME"] = str(Path(_HOME.name) / "flwr")
 

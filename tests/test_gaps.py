@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +156,32 @@ def test_sweeps_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "Over num shards Polyak β = 0.5 gets from −4.0 points (20) to −1.0 (5)" in page
     assert "Over 6 runs barrier and gap are not shown to go together: Spearman" in page
     assert capsys.readouterr().out.rstrip().endswith(str(out))
+    paper = [str(tmp_path / "a"), "--out", str(tmp_path / "p"), "--figures=pdf,svg"]
+    assert main([*paper, "--figure-width=5.5"]) == 0
+    figures = {path.name: path for path in (tmp_path / "p" / "figures").iterdir()}
+    assert {"gaps.pdf", "gaps.svg"} <= figures.keys() and "gaps.png" not in figures
+    width = re.search(r'<svg [^>]*width="([\d.]+)pt"', figures["gaps.svg"].read_text())
+    assert width and float(width[1]) <= 72 * 5.5
     assert gaps.side_by_side([gaps.gaps(first[:1])]) is None
     assert gaps.scatter([gaps.gaps([one(0), one(0, **shards(2))])]) is None
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("--figures=gif", "gif: allowed are some of png,svg,pdf"),
+        ("--figures=", "allowed are some of png,svg,pdf"),
+        ("--figure-width=4", "4: allowed are 5 to 100"),
+        ("--figure-width=nan", "nan: allowed are 5 to 100"),
+    ],
+)
+def test_figures_that_cannot_be_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, expected: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path), option])
+    assert ended.value.code == 2
+    assert expected in capsys.readouterr().err
 
 
 def test_a_folder_without_runs_is_refused(

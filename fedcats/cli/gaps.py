@@ -7,10 +7,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedcats.environment import disk_error, output_lost, settle, tell
 from fedcats.errors import RunError, UserError
 from fedcats.results import Results
+
+if TYPE_CHECKING:
+    from fedcats.report.view import Files
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,10 +26,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folders", nargs="+", type=Path, help="of sweeps, or of runs in folders")
     parser.add_argument("--out", type=Path, default=Path("gaps"), help="folder (default: gaps)")
+    parser.add_argument(
+        "--figures",
+        metavar="FORMATS",
+        default="png,svg",
+        help="formats of the files, some of png,svg,pdf (default: png,svg)",
+    )
+    parser.add_argument(
+        "--figure-width", metavar="INCHES", type=float, help="width of the files, 5 to 100, at most"
+    )
     settle()
     chosen = parser.parse_args(arguments)
+    formats, width = chosen.figures.split(","), chosen.figure_width
+    if not {*formats} <= {"png", "svg", "pdf"}:
+        parser.error(f"--figures {chosen.figures}: allowed are some of png,svg,pdf")
+    if width is not None and not 5 <= width <= 100:
+        parser.error(f"--figure-width {chosen.figure_width:g}: allowed are 5 to 100")
+    from fedcats.report.view import Files
+
     try:
-        _write([_read(folder) for folder in chosen.folders], chosen.out)
+        _write([_read(folder) for folder in chosen.folders], chosen.out, Files(formats, width))
     except (UserError, RunError) as error:
         return tell(error, "fedcats-gaps")
     except OSError as error:
@@ -52,7 +72,7 @@ def _read(folder: Path) -> list[Results]:
     return runs
 
 
-def _write(sweeps: Sequence[Sequence[Results]], out: Path) -> None:
+def _write(sweeps: Sequence[Sequence[Results]], out: Path, files: Files) -> None:
     from rich.text import Text
 
     from fedcats.report import cautions, drawing, gaps, page
@@ -71,6 +91,7 @@ def _write(sweeps: Sequence[Sequence[Results]], out: Path) -> None:
             "gaps": (gaps.GAPS, lambda: gaps.side_by_side(found)),
             "barrier-gap": (gaps.BARRIER_GAP, lambda: gaps.scatter(found)),
         },
+        files,
     )
     said = gaps.sentences(found)
     all_runs = [one for runs in sweeps for one in runs]
