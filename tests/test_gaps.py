@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -153,6 +154,12 @@ def test_sweeps_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(out)]) == 0
     assert {path.stem for path in (out / "figures").glob("*.png")} == {"gaps", "barrier-gap"}
     page = (out / "gaps.html").read_text()
+    assert "in gaps.csv beside this page" in page and "sweep.csv" not in page
+    with (out / "gaps.csv").open(newline="") as file:
+        written = [*csv.DictReader(file)]
+    every = [gap for sweep in sweeps for gap in sweep.found]
+    assert [float(row["difference"]) for row in written] == [gap.difference for gap in every]
+    assert [float(row["barrier"]) for row in written] == [gap.barrier for gap in every]
     assert "Over num shards Polyak β = 0.5 gets from −4.0 points (20) to −1.0 (5)" in page
     assert "Over 6 runs barrier and gap are not shown to go together: Spearman" in page
     assert capsys.readouterr().out.rstrip().endswith(str(out))

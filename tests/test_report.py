@@ -125,6 +125,21 @@ def test_warnings_name_drawings_and_clients_left_out():
     assert left_out == "Left out of the merge: round 1, client 3 (its weights are not finite)."
 
 
+def test_warnings_of_several_runs_say_of_how_many():
+    plain = [small() for _ in range(3)]
+    attacked = small(attack={"name": "label_flip", "clients": [2]})
+    common = cautions.warnings(plain[0])
+    (own,) = set(cautions.warnings(attacked)) - set(common)
+    assert cautions.of_runs(plain) == common
+    assert cautions.of_runs([*plain, attacked]) == [*common, f"In 1 of 4 runs: {own}"]
+    for count, shown in ((7, 7), (8, 7), (20, 7)):
+        runs = [small(failures={f"client {i}": "gone"}) for i in range(count)]
+        found = cautions.of_runs(runs)
+        assert len(found) == shown
+        assert ("more such lines" in found[-1]) == (count > 7)
+        assert count == 7 or found[-1].startswith(f"{count - 6} more")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

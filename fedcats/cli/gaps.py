@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="fedcats-gaps",
         description="Merged minus centralized over what each sweep varied, in one figure: writes "
-        "gaps.html and figures/ into --out.",
+        "gaps.html, gaps.csv and figures/ into --out.",
     )
     parser.add_argument("folders", nargs="+", type=Path, help="of sweeps, or of runs in folders")
     parser.add_argument("--out", type=Path, default=Path("gaps"), help="folder (default: gaps)")
@@ -78,6 +78,7 @@ def _write(sweeps: Sequence[Sequence[Results]], out: Path, files: Files) -> None
     from fedcats.report import cautions, drawing, gaps, page
     from fedcats.report.console import SafeConsole
     from fedcats.report.rich_table import to_rich
+    from fedcats.text import write_csv
 
     found = [gaps.gaps(runs) for runs in sweeps]
     table = gaps.table(found)
@@ -95,21 +96,22 @@ def _write(sweeps: Sequence[Sequence[Results]], out: Path, files: Files) -> None
     )
     said = gaps.sentences(found)
     all_runs = [one for runs in sweeps for one in runs]
-    lines = dict.fromkeys(line for one in all_runs for line in cautions.warnings(one))
     text = page.render(
         page.SWEEP,
         drawn,
         title="fedcats gaps",
         kind="FEDCATS SWEEPS",
         heading="What changes the gap to training in one place?",
-        warnings=list(lines) if len(lines) < 6 else [],
+        warnings=cautions.of_runs(all_runs),
         answer=said,
         meta=f"{sum(map(len, sweeps))} runs",
         points=table,
+        csv="gaps.csv",
         frontier=None,
         seeds=[],
         jobs=[],
     )
+    write_csv(out / "gaps.csv", gaps.rows(found))
     (out / "gaps.html").write_text(text, encoding="utf-8", errors="backslashreplace")
     console = SafeConsole()
     console.print(to_rich(table, console.width))

@@ -56,8 +56,7 @@ def report_unfinished() -> None:
         rows = sweep_rows((parameters, results) for parameters, results in jobs.values())
         replicated, more, silent = _over_seeds(folder, jobs)
         results = [results for _, results in jobs.values()]
-        warnings = list(dict.fromkeys(line for one in results for line in cautions.warnings(one)))
-        warnings += silent
+        warnings = [*cautions.of_runs(results), *silent]
         write_sweep_report(
             folder,
             rows,

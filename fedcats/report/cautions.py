@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 from fedcats.metrics import wilson
 from fedcats.report import view
 from fedcats.results import Model, Results
 
+MOST = 6  # warnings of a sweep
 FEW = 100  # test images; with fewer an accuracy is known to some ten points
 NOTABLE = 0.01  # a larger share of the training photos left out is worth a warning
 
@@ -50,6 +54,22 @@ def warnings(results: Results) -> list[str]:
     for who, why in (results.get("not_scored") or {}).items():
         found.append(f"Without scores, though its update was merged: {who} ({why}).")
     return [*found, *of_scores(results)]
+
+
+def of_runs(runs: Sequence[Results]) -> list[str]:
+    """Return those of several runs, each once: of how many it is, where that is not all.
+
+    Of more than a page's first lines have room for those that are of most runs.
+    """
+    counts = Counter(line for one in runs for line in warnings(one))
+    lines = [
+        line if count == len(runs) else f"In {count} of {len(runs)} runs: {line}"
+        for line, count in counts.most_common()
+    ]
+    if len(lines) > MOST + 1:
+        left = f"{len(lines) - MOST} more such lines are on the pages of single runs."
+        lines = [*lines[:MOST], left]
+    return lines
 
 
 def _left_out(results: Results) -> list[str]:

@@ -248,6 +248,18 @@ def _by_barrier(sweeps: Sequence[Gaps]) -> list[str]:
     ]
 
 
+def rows(sweeps: Sequence[Gaps]) -> list[list[object]]:
+    """A header, and every gap as numbers, of shares from 0 to 1; None: there is none."""
+    found: list[list[object]] = [
+        ["varied", "setting", "rule", "difference", "low", "high", "bytes", "barrier"]
+    ]
+    for one in sweeps:
+        for gap in one.found:
+            of_gap = gap.difference, gap.low, gap.high, gap.bytes, gap.barrier
+            found.append([";".join(one.keys), gap.setting, gap.rule, *of_gap])
+    return found
+
+
 def table(sweeps: Sequence[Gaps]) -> Table | None:
     """Every gap as text."""
     rows: list[tuple[str, ...]] = [

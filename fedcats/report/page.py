@@ -281,7 +281,7 @@ SWEEP = """\
 {{ to_html(frontier) }}{% endif %}
 <h2>Every point</h2>
 {{ to_html(points) }}
-<p class="note">The same numbers are in sweep.csv beside this page.</p>
+<p class="note">The same numbers are in {{ csv }} beside this page.</p>
 {% if jobs %}
 <h2>The single runs</h2>
 <ul>{% for name in jobs %}<li><a href="{{ name }}/report.html">{{ name }}</a></li>

@@ -162,7 +162,7 @@ def write_sweep_report(
     rows
         See the module's description and :func:`sweep_rows`.
     warnings
-        What a reader must know first, for example `cautions.warnings` of one of the jobs.
+        What a reader must know first, for example `cautions.of_runs` of the jobs.
     replicated
         What several seeds say of the merged models, under any names.
     more
@@ -215,6 +215,7 @@ def write_sweep_report(
         answer=[*_answer(rows, replicated), *sentences(compared)],
         meta=f"{len(rows)} models",
         points=points_table(rows),
+        csv="sweep.csv",
         frontier=frontier_table(rows),
         seeds=[tables.over_seeds(replicated), *more, tables.measures_over_seeds(replicated)],
         jobs=sorted(jobs, key=lambda name: (len(name), name)),
