@@ -8,8 +8,12 @@ import torch
 from builders import plain_recipe
 from torch import Tensor, nn
 
+from fedcats.errors import RunError
+from fedcats.experiment.inputs import name_unused_gpus
+from fedcats.report import Progress
 from fedcats.training.cuda import WARM_UP, GraphStep, make_cuda_step
 from fedcats.training.fast import make_fast_step
+from fedcats.training.numerics import memory
 from fedcats.training.recipe import Recipe
 
 RECIPE = plain_recipe(lr=0.01)
@@ -112,6 +116,27 @@ def test_momentum_is_loaded_into_the_recorded_step():
         step(*data[1])
         assert m.training
     assert same(model.state_dict(), twin.state_dict())
+
+
+def test_memory_that_is_not_enough_is_one_line():
+    gpu = r"GPU's memory is not enough: lower .*runner.device=cpu$"
+    with pytest.raises(RunError, match=gpu), memory():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. ..")
+    here = r"^the memory is not enough: lower train.batch_size"
+    with pytest.raises(RunError, match=here), memory():
+        torch.empty(1 << 50)
+    with pytest.raises(RuntimeError, match="shape") as other, memory():
+        torch.zeros(2).view(3)
+    assert not isinstance(other.value, RunError)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_gpus_that_are_not_used_are_named(count: int, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    with Progress() as progress:
+        name_unused_gpus(progress)
+    assert ("of 4 GPUs one is used, cuda:0;" in capsys.readouterr().err) == (count == 4)
 
 
 def test_only_for_a_gpu():

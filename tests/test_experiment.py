@@ -5,6 +5,7 @@ import errno
 import json
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,12 @@ def test_without_its_report_a_run_is_not_complete(
     results, folder = run(LOCAL, "seed=62")
     assert json.loads((folder / "results.json").read_text()) == results
     assert results["status"] == "complete"
+
+
+def test_versions_are_of_what_is_installed() -> None:
+    """Without Ray, which ``runner=local`` does not need, too."""
+    found = results_module._versions("torch", "no-such-package")
+    assert found == {"torch": version("torch")}
 
 
 def test_torchvision_loads_the_saved_models(three: tuple[dict[str, Any], Path]) -> None:

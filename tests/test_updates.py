@@ -182,6 +182,18 @@ def test_other_weights_under_a_digest_are_not_taken(store: Store) -> None:
     assert torch.equal(get_weights(store, sha256)["a"], torch.zeros(3))
 
 
+def test_without_memory_a_training_ends_in_one_line_and_goes_on_later(
+    store: Store, drawings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make_task(store, drawings)
+    with monkeypatch.context() as patch:
+        error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. ..")
+        patch.setattr(update, "_features", lambda *_: (_ for _ in ()).throw(error))
+        with pytest.raises(RunError, match="the GPU's memory is not enough: lower"):
+            compute(task, store)
+    assert len(compute(task, store).epochs) == 3
+
+
 def test_a_damaged_image_never_reaches_the_store(store: Store, drawings: Path) -> None:
     """Though the data set was whole when the training began."""
     cache = store.root / drawings.name

@@ -255,6 +255,15 @@ def decoded(config: Config, source: Source, progress: Progress, *, strict: bool 
     return dataset
 
 
+def name_unused_gpus(progress: Progress) -> None:
+    """Say that there are more GPUs than the one that a run uses."""
+    if (count := torch.cuda.device_count()) > 1:
+        progress.message(
+            f"of {count} GPUs one is used, cuda:{torch.cuda.current_device()}; "
+            "CUDA_VISIBLE_DEVICES chooses which"
+        )
+
+
 def gather(
     config: Config, folder: Path, store: Store, progress: Progress, grid: Grid | None
 ) -> Inputs:
@@ -263,6 +272,8 @@ def gather(
     cuda = torch.cuda.is_available()
     if config.runner.device == "cuda" and not cuda:
         raise UserError("runner.device=cuda: no GPU can be used here; allowed are auto, cpu")
+    if cuda and config.runner.device != "cpu":
+        name_unused_gpus(progress)
     source = Clients.of_sites if config.partition.name == "sites" else Clients.of_shards
     photos = source(config, progress, grid)
     initial = weights.initial_weights(

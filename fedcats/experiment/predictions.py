@@ -30,7 +30,7 @@ from fedcats.tensors import State
 from fedcats.training import recipe
 from fedcats.training.frozen import SharedTest, share_test
 from fedcats.training.loop import BATCH, predict
-from fedcats.training.numerics import rounding, settle
+from fedcats.training.numerics import memory, rounding, settle
 from fedcats.training.parts import feature_table
 
 if TYPE_CHECKING:
@@ -186,6 +186,7 @@ class Predictor:
         bounds = [round(i * len(candidates) / count) for i in range(count + 1)] if count else []
         return [list(candidates[start:stop]) for start, stop in itertools.pairwise(bounds)]
 
+    @memory()
     def _probabilities(
         self, candidates: Sequence[Candidate], images: Images
     ) -> list[Probabilities]:

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import cast
 
@@ -98,7 +98,7 @@ def collect(this: Inputs, raw: DictConfig, trained: Trained, command: str) -> Re
         "versions": {
             "fedcats": __version__,
             "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "torchvision", "flwr", "ray")},
+            **_versions("torch", "torchvision", "flwr", "ray"),
         },
         "machine": {
             "processor": _processor(),
@@ -158,6 +158,15 @@ def _only_linear(this: Inputs) -> bool:
     return isinstance(head, nn.Linear) and {*this.trained_names} == {
         f"{name}.{part}" for part, _ in head.named_parameters()
     }
+
+
+def _versions(*names: str) -> dict[str, str]:
+    """Of the installed packages; without Ray a run with ``runner=local`` does all it does."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _processor() -> str:

@@ -34,7 +34,7 @@ from fedcats.training.attack import Attack
 from fedcats.training.events import Report, append_events, event
 from fedcats.training.fast import keep_freed_memory
 from fedcats.training.frozen import Features, FrozenPart, find_frozen_part, work_out
-from fedcats.training.numerics import rounding, settle
+from fedcats.training.numerics import memory, rounding, settle
 from fedcats.training.recipe import DpSgd, Epoch, Recipe, Step
 from fedcats.training.validation import validator
 
@@ -328,6 +328,7 @@ def environment(task: Task, images: Images) -> dict[str, Any]:
     }
 
 
+@memory()
 def _train(task: Task, images: Images, key: str, store: Store, report: Report) -> Update:
     """Train, from a checkpoint on where there is one, and keep."""
     settle(task.threads)
