@@ -125,10 +125,12 @@ def test_the_comparison_is_of_what_was_predicted_not_of_the_files(
 def test_equal_merges_are_tested_once(run: Go, monkeypatch: pytest.MonkeyPatch) -> None:
     tested = []
 
-    def counted(models: list[torch.nn.Module], images: Images) -> list[np.ndarray]:
+    def counted(
+        models: list[torch.nn.Module], images: Images, *batch_size: int
+    ) -> list[np.ndarray]:
         if len(images) > 4:  # so many are only tried on
             tested.extend(models)
-        return predict(models, images)
+        return predict(models, images, *batch_size)
 
     monkeypatch.setattr(predictions, "predict", counted)
     rules = "strategy.rules=[polyak,fedavg,uniform]"
