@@ -8,6 +8,10 @@ from typing import Any, ClassVar
 from fedcats.errors import UserError
 
 FLOAT32 = 3.4e38  # larger factors do not fit the weights' type
+FORMATS = ("png", "svg", "pdf")
+"""Of the files of figures."""
+WIDTHS = (5, 100)
+"""How wide such a file may be, inches."""
 
 
 class Limited:

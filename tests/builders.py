@@ -72,7 +72,6 @@ def make_task(store: Store, data: Path, model: str = "squeezenet1_1", **changes:
         torch.manual_seed(0)
         state = build.build(model, 2).state_dict()
     sha256 = put_weights(store, state)
-    recipe = Recipe(3, 4, 0.01, 0.0, False, 0.0, 0, 0.1, False)
     task = Task(
         name="client 0",
         client=0,
@@ -85,7 +84,7 @@ def make_task(store: Store, data: Path, model: str = "squeezenet1_1", **changes:
         start=sha256,
         data=str(data),
         indices=tuple(range(8)),
-        recipe=recipe,
+        recipe=plain_recipe(epochs=3, lr=0.01, gamma=0.1),
         threads=1,
         device="cpu",
         checkpoint_seconds=0,

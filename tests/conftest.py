@@ -187,6 +187,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture()
+def one_thread() -> None:
+    """Of torch, so that a forked child can compute."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture()
 def store(tmp_path: Path) -> "Store":
     """A store of the test's own."""
     from fedcats.storage import Store

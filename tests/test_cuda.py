@@ -13,7 +13,7 @@ from fedcats.experiment.inputs import name_unused_gpus
 from fedcats.report import Progress
 from fedcats.training.cuda import WARM_UP, GraphStep, make_cuda_step
 from fedcats.training.fast import make_fast_step
-from fedcats.training.numerics import memory
+from fedcats.training.memory import memory
 from fedcats.training.recipe import Recipe
 
 RECIPE = plain_recipe(lr=0.01)

@@ -20,10 +20,7 @@ from fedcats import tensors
 from fedcats.errors import RunError
 from fedcats.storage import Store, opened, says
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)  # so that a forked child can compute
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- entries ---------------------------------------------------------------------------------

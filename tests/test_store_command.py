@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from builders import TENSORS, fork, kill
 from conftest import wait_until
 
@@ -14,10 +13,7 @@ from fedcats.cli.store import main as store_command
 from fedcats.data import Dataset, prepare, synthetic_source, upkeep
 from fedcats.storage import Store
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)  # so that a forked child can compute
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- the command -----------------------------------------------------------------------------

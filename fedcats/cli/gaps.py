@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fedcats.environment import disk_error, output_lost, settle, tell
 from fedcats.errors import RunError, UserError
+from fedcats.limits import FORMATS, WIDTHS
 from fedcats.results import Results
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; 2 when a folder holds no runs to compare."""
+    low, high = WIDTHS
     parser = argparse.ArgumentParser(
         prog="fedcats-gaps",
         description="Merged minus centralized over what each sweep varied, in one figure: writes "
@@ -30,18 +32,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--figures",
         metavar="FORMATS",
         default="png,svg",
-        help="formats of the files, some of png,svg,pdf (default: png,svg)",
+        help=f"formats of the files, some of {','.join(FORMATS)} (default: png,svg)",
     )
     parser.add_argument(
-        "--figure-width", metavar="INCHES", type=float, help="width of the files, 5 to 100, at most"
+        "--figure-width",
+        metavar="INCHES",
+        type=float,
+        help=f"width of the files, {low} to {high}, at most",
     )
     settle()
     chosen = parser.parse_args(arguments)
     formats, width = chosen.figures.split(","), chosen.figure_width
-    if not {*formats} <= {"png", "svg", "pdf"}:
-        parser.error(f"--figures {chosen.figures}: allowed are some of png,svg,pdf")
-    if width is not None and not 5 <= width <= 100:
-        parser.error(f"--figure-width {chosen.figure_width:g}: allowed are 5 to 100")
+    if not {*formats} <= {*FORMATS}:
+        parser.error(f"--figures {chosen.figures}: allowed are some of {','.join(FORMATS)}")
+    if width is not None and not low <= width <= high:
+        parser.error(f"--figure-width {width:g}: allowed are {low} to {high}")
     from fedcats.report.view import Files
 
     try:

@@ -16,6 +16,8 @@ from fedcats.data.catalogue import SOURCES
 from fedcats.data.partition import PARTITIONS
 from fedcats.limits import (
     FLOAT32,
+    FORMATS,
+    WIDTHS,
     Limited,
     checked,
     is_share,
@@ -303,10 +305,10 @@ class Config(Limited):
     verbose: bool = switch()
     gallery: int = number(0, 100)
     figures: list[str] = checked(
-        "a list of some of png, svg, pdf",
-        lambda v: _is_list(v, lambda one: one in ("png", "svg", "pdf")) or v == [],
+        f"a list of some of {', '.join(FORMATS)}",
+        lambda v: _is_list(v, lambda one: one in FORMATS) or v == [],
     )
-    figure_width: float | None = optional(number(5, 100))
+    figure_width: float | None = optional(number(*WIDTHS))
     tracking: str = one_of("none", "tensorboard", "mlflow", "wandb")
     available: Mapping[str, Rule] = field(default_factory=dict)
     replicate: int | None = None

@@ -30,7 +30,8 @@ from fedcats.tensors import State
 from fedcats.training import recipe
 from fedcats.training.frozen import SharedTest, share_test
 from fedcats.training.loop import BATCH, predict
-from fedcats.training.numerics import memory, rounding, settle
+from fedcats.training.memory import memory
+from fedcats.training.numerics import rounding, settle
 from fedcats.training.parts import feature_table
 
 if TYPE_CHECKING:

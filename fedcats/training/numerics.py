@@ -1,14 +1,12 @@
 """What decides how numbers are rounded, beside the code: fixed here, or part of the keys."""
 
-import contextlib
 import ctypes
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from fedcats.errors import RunError, UserError
+from fedcats.errors import UserError
 
 # Each chooses among kernels that sum in another order or with another precision: MKL's and
 # oneDNN's developer guides ("conditional numerical reproducibility", "CPU dispatcher control",
@@ -59,30 +57,6 @@ def settle(threads: int) -> None:
     torch.backends.cudnn.benchmark = False
     torch.set_float32_matmul_precision("highest")
     torch.set_flush_denormal(False)
-
-
-@contextlib.contextmanager
-def memory() -> Iterator[None]:
-    """Where a GPU's memory, or here all that the system gives, is not enough: one line.
-
-    Raises
-    ------
-    RunError
-        In the place of PyTorch's errors, which are long and speak of its allocator.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise RunError(
-            "the GPU's memory is not enough: lower train.batch_size or runner.workers, end what "
-            "else is there, or take runner.device=cpu"
-        ) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # DefaultCPUAllocator's words
-            raise
-        raise RunError("the memory is not enough: lower train.batch_size or runner.workers") from (
-            error
-        )
 
 
 def _openmp(threads: int) -> None:

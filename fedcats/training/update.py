@@ -34,7 +34,8 @@ from fedcats.training.attack import Attack
 from fedcats.training.events import Report, append_events, event
 from fedcats.training.fast import keep_freed_memory
 from fedcats.training.frozen import Features, FrozenPart, find_frozen_part, work_out
-from fedcats.training.numerics import memory, rounding, settle
+from fedcats.training.memory import memory
+from fedcats.training.numerics import rounding, settle
 from fedcats.training.recipe import DpSgd, Epoch, Recipe, Step
 from fedcats.training.validation import validator
 
