@@ -8,10 +8,9 @@ import torch
 from builders import plain_recipe
 from torch import Tensor, nn
 
-from fedcats.errors import RunError
-from fedcats.experiment.inputs import name_unused_gpus
-from fedcats.report import Progress
+from fedcats.errors import RunError, UserError
 from fedcats.training.cuda import WARM_UP, GraphStep, make_cuda_step
+from fedcats.training.device import find_device
 from fedcats.training.fast import make_fast_step
 from fedcats.training.memory import memory
 from fedcats.training.recipe import Recipe
@@ -131,12 +130,23 @@ def test_memory_that_is_not_enough_is_one_line():
 
 
 @pytest.mark.parametrize("count", [1, 4])
-def test_gpus_that_are_not_used_are_named(count: int, monkeypatch, capsys):
+def test_gpus_that_are_not_used_are_named(count: int, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    with Progress() as progress:
-        name_unused_gpus(progress)
-    assert ("of 4 GPUs one is used, cuda:0;" in capsys.readouterr().err) == (count == 4)
+    for asked, said in (("auto", 1), ("cuda", 1), ("cpu", 0)):
+        lines: list[str] = []
+        assert find_device(asked, lines.append) == ("cuda" if said else "cpu")
+        assert ["of 4 GPUs one is used, cuda:0" in line for line in lines] == [True] * (
+            said * (count == 4)
+        )
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [find_device(asked, print) for asked in ("auto", "cpu")] == ["cpu"] * 2
+    with pytest.raises(UserError, match=r"^site 3: runner.device=cuda: no GPU can be used here;"):
+        find_device("cuda", print, "site 3: ")
 
 
 def test_only_for_a_gpu():

@@ -242,6 +242,7 @@ def test_each_seeds_failures_are_named(run: Go) -> None:
 def test_ray_is_started_for_each_seed(run: Go, folder_of_photos: list[str]) -> None:
     local, folder = run(*folder_of_photos, "seeds=[42,43]", "store.enabled=false")
     before = predictions(folder / "seed-43")
-    results, _ = run(*folder_of_photos, "runner=ray", "seeds=[42,43]", "store.enabled=false")
+    on_ray = ["runner=ray", "runner.workers=1"]
+    results, _ = run(*folder_of_photos, *on_ray, "seeds=[42,43]", "store.enabled=false")
     assert results["replication"] == local["replication"]
     assert predictions(folder / "seed-43") == before

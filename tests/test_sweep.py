@@ -72,7 +72,7 @@ def test_a_sweep_trains_each_model_once_and_reports(tmp_path: Path) -> None:
 def test_parallel_jobs_share_one_training(tmp_path: Path) -> None:
     done = sweep(
         tmp_path, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=32",
-        "strategy.beta=0.2,0.8",
+        "strategy.beta=0.2,0.8", "runner.workers=1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert trained(tmp_path) == ["centralized", "submodel/0", "submodel/1"]

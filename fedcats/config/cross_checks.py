@@ -19,6 +19,11 @@ def _shards(config: Config) -> int | None:
     return getattr(config.partition, "num_shards", None)
 
 
+def _asked(config: Config, shards: int) -> int:
+    """How many clients a round asks, as `fedcats.merging.plan.Plan` does (which needs PyTorch)."""
+    return max(1, math.floor(config.strategy.fraction * shards + 0.5))
+
+
 def _orders(config: Config) -> str | None:
     shards = _shards(config)
     orders: list[tuple[str, Any]] = [("strategy.order", config.strategy.order)]
@@ -182,7 +187,7 @@ def _secure_sum(config: Config) -> str | None:
         return None
     rules = list(config.rules.values())
     shards = _shards(config)
-    asked = 3 if shards is None else max(1, math.floor(config.strategy.fraction * shards + 0.5))
+    asked = 3 if shards is None else _asked(config, shards)
     if len(rules) > 1:
         why = "each further rule would be a further sum of the same updates; allowed is one rule"
     elif config.mode == "merge" or config.choice:
@@ -200,7 +205,7 @@ def _rules_have_clients(config: Config) -> str | None:
     shards = _shards(config)
     if shards is None or config.mode == "centralized":
         return None
-    asked = max(1, math.floor(config.strategy.fraction * shards + 0.5))
+    asked = _asked(config, shards)
     merge = config.mode == "merge"
     refused = (one.refusal(asked) for one in (config.merged_by if merge else config.rules.values()))
     key = "merge.rules" if merge else "strategy.rules"

@@ -17,7 +17,6 @@ import numpy as np
 import PIL
 import xxhash
 from numpy.typing import NDArray
-from PIL import Image
 
 from fedcats.data.audit import (
     AuditReport,
@@ -26,7 +25,7 @@ from fedcats.data.audit import (
     find_near_duplicates,
     perceptual_hash,
 )
-from fedcats.data.decoding import SCALED, BadImage, decode
+from fedcats.data.decoding import SCALED, BadImage, decode_square
 from fedcats.data.sources import SPLITS, Item, Source
 from fedcats.data.upkeep import part_of
 from fedcats.errors import RunError, UserError
@@ -163,14 +162,12 @@ class Build:
             return _Decoded(item, unreadable(bad), None, None, str(bad))
         digest = hashlib.sha256(content).hexdigest()
         try:
-            image = decode(content)
-            scaled = SCALED in image.info
-            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+            image = decode_square(content, self.size)
         except BadImage as bad:
             return _Decoded(item, digest, None, None, str(bad))
         look = None if self.source.own_drawings else perceptual_hash(image)
         pixels = np.asarray(image).transpose(2, 0, 1)
-        return _Decoded(item, digest, pixels, look, scaled=scaled)
+        return _Decoded(item, digest, pixels, look, scaled=SCALED in image.info)
 
     def _accept(self, one: _Decoded, in_test: dict[str, str]) -> bool:
         """Decide whether an image is kept, and note why not."""

@@ -97,6 +97,11 @@ def decode(content: bytes) -> Image.Image:
         raise BadImage(f"damaged or cut off: {reason}") from None
 
 
+def decode_square(content: bytes, size: int) -> Image.Image:
+    """`decode`, then scaled (bilinear) to a square of so many pixels, as models are given it."""
+    return decode(content).resize((size, size), Image.Resampling.BILINEAR)
+
+
 def _unknown(kind: str | None) -> BadImage:
     read = kind is not None and kind.replace(" ", "").upper() in FORMATS
     variety = f" ({kind}{', but damaged or of a variety that is not read' if read else ''})"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from flwr.serverapp import Grid
 
 from fedcats.config.schema import Config
@@ -40,6 +39,7 @@ from fedcats.report import Progress
 from fedcats.seeding import derive_seed
 from fedcats.storage import Store
 from fedcats.text import shown
+from fedcats.training.device import find_device
 
 Positions = np.ndarray[Any, np.dtype[np.int64]]
 Shards = list[Positions]
@@ -255,25 +255,12 @@ def decoded(config: Config, source: Source, progress: Progress, *, strict: bool 
     return dataset
 
 
-def name_unused_gpus(progress: Progress) -> None:
-    """Say that there are more GPUs than the one that a run uses."""
-    if (count := torch.cuda.device_count()) > 1:
-        progress.message(
-            f"of {count} GPUs one is used, cuda:{torch.cuda.current_device()}; "
-            "CUDA_VISIBLE_DEVICES chooses which"
-        )
-
-
 def gather(
     config: Config, folder: Path, store: Store, progress: Progress, grid: Grid | None
 ) -> Inputs:
     """Decide everything that a run needs; UserError for what cannot be."""
     build.check_name(config.model.name)  # before anything takes time
-    cuda = torch.cuda.is_available()
-    if config.runner.device == "cuda" and not cuda:
-        raise UserError("runner.device=cuda: no GPU can be used here; allowed are auto, cpu")
-    if cuda and config.runner.device != "cpu":
-        name_unused_gpus(progress)
+    device = find_device(config.runner.device, progress.message)
     source = Clients.of_sites if config.partition.name == "sites" else Clients.of_shards
     photos = source(config, progress, grid)
     initial = weights.initial_weights(
@@ -295,7 +282,7 @@ def gather(
         trained_names=build.set_trainable(model, config.model.trainable),
         parameters=frozenset(name for name, _ in model.named_parameters()),
         workers=config.runner.workers or default_workers(),
-        device="cuda" if cuda and config.runner.device != "cpu" else "cpu",
+        device=device,
     )
     _ = this.positive  # refused now where it is none
     check_sizes(this)

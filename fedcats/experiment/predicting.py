@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fedcats.data.decoding import BadImage, decode
+from fedcats.data.decoding import BadImage, decode_square
 from fedcats.data.files import MAX_FILE_BYTES, open_files
 from fedcats.data.transforms import SIZE, normalise
 from fedcats.errors import UserError, first_line
@@ -186,8 +186,7 @@ def _read(photos: Iterable[Path]) -> tuple[Found, list[Pixels], list[tuple[str, 
     unusable: list[tuple[str, str]] = []
 
     def take(name: str, path: Path, content: bytes) -> None:
-        image = decode(content).resize((SIZE, SIZE), 2)  # bilinear, as `Build` does it
-        pixels.append(np.asarray(image).transpose(2, 0, 1))
+        pixels.append(np.asarray(decode_square(content, SIZE)).transpose(2, 0, 1))
         found.append((name, path))
 
     for photo in photos:

@@ -10,17 +10,10 @@ from fedcats.errors import UserError
 _PACKAGE = Path(fedcats.__file__).resolve().parent
 
 
-def app_folder(place: Path) -> Path:
-    """The checkout, or what `write_app` makes of an installed package at ``place``."""
-    checkout = _PACKAGE.parent
-    if (checkout / "pyproject.toml").is_file():
-        return checkout
-    write_app(place)
-    return place
-
-
 def write_app(folder: Path) -> None:
     """Copy this package into a folder that ``flwr run`` takes.
+
+    Of a checkout it would look at every file, those of a virtual environment in it, too: seconds.
 
     Raises
     ------

@@ -25,7 +25,7 @@ from fedcats.config import paths
 from fedcats.config.load import load
 from fedcats.environment import say
 from fedcats.errors import RunError, UserError
-from fedcats.federated.app import app_folder
+from fedcats.federated.app import write_app
 from fedcats.federated.flower_words import FINISHED, OWN_LINES, no_superlink
 from fedcats.federated.quiet import default_workers
 from fedcats.home import home
@@ -195,9 +195,10 @@ def submit(
             raise UserError(
                 f"runner=flwr: {settings['overrides']}: Flower takes UTF-8 only"
             ) from error
+        write_app(app := Path(folder) / "app")
         command = [
             "run",
-            str(app_folder(Path(folder) / "app")),
+            str(app),
             link,
             "--format",
             "json",

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.common import Scalar
 from flwr.serverapp import Grid
 
+from fedcats.environment import say
 from fedcats.errors import RunError, UserError
 from fedcats.federated.received import Reply, read_tensors
 from fedcats.federated.sites import site_number, site_photos
@@ -18,6 +18,7 @@ from fedcats.home import home
 from fedcats.merging.rules import UPDATE
 from fedcats.storage import Store, content_key
 from fedcats.tensors import State, digest
+from fedcats.training.device import find_device
 from fedcats.training.parts import part_keys, read_part
 from fedcats.training.update import Task, put_weights, read, task_images
 
@@ -96,16 +97,13 @@ def open_at_site(content: RecordDict, context: Context) -> dict[str, Scalar]:
     store = Store(home() / "store", int(cast(int, config["store-bytes"])))
     start = cast(ArrayRecord, content["arrays"]).to_torch_state_dict()
     frozen = cast(ArrayRecord, content["frozen"]).to_torch_state_dict()
-    cuda = torch.cuda.is_available()
-    if task.device == "cuda" and not cuda:
-        raise UserError(f"site {number}: runner.device=cuda, but no GPU can be used here")
     task = replace(
         task,
         data=str(dataset.path),
         indices=tuple(range(len(dataset.train))),
         base=put_weights(store, {**frozen, **start}),
         start=put_weights(store, start),
-        device="cuda" if cuda and task.device != "cpu" else "cpu",
+        device=find_device(task.device, say, f"site {number}: "),
     )
     return {
         "task": task.to_json(),

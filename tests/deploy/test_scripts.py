@@ -329,7 +329,7 @@ def test_a_rehearsal_that_is_ended_leaves_no_photos_and_no_keys(
     tmp_path: Path, number: int
 ) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    overrides = ["partition.num_shards=2", "runner=local", "data.train_per_class=400"]
+    overrides = ["partition.num_shards=2", "runner=local", "data.train_per_class=40"]
     command = [sys.executable, "-m", "fedcats.deploy", "rehearse", *overrides]
     rehearsal = subprocess.Popen(command, env=environment, start_new_session=True)
     try:

@@ -140,7 +140,8 @@ def test_a_ray_actor_can_be_made_to_restart() -> None:
     try:
         actor: Any = ray.remote(max_restarts=-1)(ClientAppActor)  # type: ignore[call-overload]
         actor = actor.remote()
-        assert ray.get(actor.run.remote()) == flower_words.CLIENT_PROCESS
+        # Ray names the process a moment after its first call has begun.
+        wait_until(lambda: ray.get(actor.run.remote()) == flower_words.CLIENT_PROCESS)
         said = []
         for method in ("die", "run"):
             try:

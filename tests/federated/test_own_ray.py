@@ -47,8 +47,9 @@ def test_only_files_of_killed_runs_go(tmp_path: Path) -> None:
 
 
 def begin(folder: Path, temporary: Path, *overrides: str) -> psutil.Popen:
-    """A default run, but for its size."""
+    """A run on Ray as by default, but for its size: one client trains at a time."""
     command = [sys.executable, "-m", "fedcats.cli", *TINY, *TINY_DRAWINGS, *overrides]
+    command += ["mode=federated", "runner.workers=1"]
     return psutil.Popen(
         [*command, f"hydra.run.dir={folder}"],
         env={**os.environ, "RAY_TMPDIR": str(temporary)},
@@ -91,7 +92,10 @@ def test_nobody_else_can_reach_a_default_run_and_its_files_go(
         assert reachable(seen) == []
         assert list((temporary / "ray").glob("session_2*")) != []
         (gcs,) = [port for name, _, port in seen if name == "gcs_server"]
+        (client,) = (p for p in process.children(recursive=True) if "ClientApp" in p.name())
+        client.suspend()  # the stranger asks for 20 s
         assert "InvalidAuthToken" in stranger(gcs)
+        client.resume()
     finally:
         # Its agents need minutes to see that it is gone, and do nothing more.
         started = [p for p in process.children(recursive=True) if "Agent" not in p.name()]
