@@ -136,7 +136,9 @@ def test_a_ray_actor_can_be_made_to_restart() -> None:
         def die(self) -> None:
             os._exit(1)
 
-    own_ray.start({"num_cpus": 1, "object_store_memory": 100 * 2**20, "log_to_driver": False})
+    size = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    # "local": else it would join a cluster that runs here, such as that of another test.
+    own_ray.start({"address": "local", "log_to_driver": False, **size})
     try:
         actor: Any = ray.remote(max_restarts=-1)(ClientAppActor)  # type: ignore[call-overload]
         actor = actor.remote()
