@@ -193,7 +193,7 @@ def test_no_command_ends_in_a_traceback_whatever_the_environment(
     keys = all_keys()
     monkeypatch.chdir(tmp_path)
     codes = []
-    for _ in range(RANDOM // 8):
+    for _ in range(RANDOM // 4):
         arguments = draw_command(chance, keys)
         child = os.fork()
         if not child:

@@ -1,12 +1,11 @@
 """What the groups of a configuration ask of each other: one small rule each."""
 
-import math
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
 from fedcats.config.schema import HELD_OUT, Config
-from fedcats.merging.rules import PARTS_OF_PHOTOS
+from fedcats.merging.rules import PARTS_OF_PHOTOS, in_a_round
 
 
 def faults(config: Config) -> Iterator[str]:
@@ -17,11 +16,6 @@ def faults(config: Config) -> Iterator[str]:
 def _shards(config: Config) -> int | None:
     """None in a real federation, where the sites that take part are the shards."""
     return getattr(config.partition, "num_shards", None)
-
-
-def _asked(config: Config, shards: int) -> int:
-    """How many clients a round asks, as `fedcats.merging.plan.Plan` does (which needs PyTorch)."""
-    return max(1, math.floor(config.strategy.fraction * shards + 0.5))
 
 
 def _orders(config: Config) -> str | None:
@@ -187,7 +181,7 @@ def _secure_sum(config: Config) -> str | None:
         return None
     rules = list(config.rules.values())
     shards = _shards(config)
-    asked = 3 if shards is None else _asked(config, shards)
+    asked = 3 if shards is None else in_a_round(config.strategy.fraction, shards)
     if len(rules) > 1:
         why = "each further rule would be a further sum of the same updates; allowed is one rule"
     elif config.mode == "merge" or config.choice:
@@ -205,7 +199,7 @@ def _rules_have_clients(config: Config) -> str | None:
     shards = _shards(config)
     if shards is None or config.mode == "centralized":
         return None
-    asked = _asked(config, shards)
+    asked = in_a_round(config.strategy.fraction, shards)
     merge = config.mode == "merge"
     refused = (one.refusal(asked) for one in (config.merged_by if merge else config.rules.values()))
     key = "merge.rules" if merge else "strategy.rules"

@@ -93,6 +93,7 @@ def open_at_site(content: RecordDict, context: Context) -> dict[str, Scalar]:
     number = site_number(context)
     if task.client != number:
         raise UserError(f"site {number} was asked for the update of client {task.client}")
+    device = find_device(task.device, _print, f"site {number}: ")
     dataset = site_photos(context, tuple(json.loads(str(config["classes"]))))
     store = Store(home() / "store", int(cast(int, config["store-bytes"])))
     start = cast(ArrayRecord, content["arrays"]).to_torch_state_dict()
@@ -103,7 +104,7 @@ def open_at_site(content: RecordDict, context: Context) -> dict[str, Scalar]:
         indices=tuple(range(len(dataset.train))),
         base=put_weights(store, {**frozen, **start}),
         start=put_weights(store, start),
-        device=find_device(task.device, say, f"site {number}: "),
+        device=device,
     )
     return {
         "task": task.to_json(),
@@ -111,6 +112,11 @@ def open_at_site(content: RecordDict, context: Context) -> dict[str, Scalar]:
         "store-bytes": int(cast(int, config["store-bytes"])),
         "timeout": float(cast(float, config["timeout"])),
     }
+
+
+def _print(line: str) -> None:
+    """Into the log of the site."""
+    say(f"fedcats: {line}", flush=True)
 
 
 def arrays_of(config: Mapping[str, Scalar], key: str) -> dict[str, ArrayRecord]:

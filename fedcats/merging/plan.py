@@ -1,11 +1,11 @@
 """Who is merged, in which order, and what comes out."""
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedcats.merging.fold import effective_weights
+from fedcats.merging.rules import in_a_round
 from fedcats.seeding import derive_seed
 from fedcats.tensors import State
 
@@ -72,7 +72,7 @@ class Plan:
 
     def clients(self, server_round: int) -> list[int]:
         """The clients of a round, in the order of the merge."""
-        count = max(1, math.floor(self.fraction * len(self.order) + 0.5))
+        count = in_a_round(self.fraction, len(self.order))
         draw = random.Random(derive_seed(self.seed, "sample", server_round))
         chosen = set(draw.sample(sorted(self.order), count))
         return [client for client in self.order if client in chosen]

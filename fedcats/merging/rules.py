@@ -7,6 +7,7 @@ robust rules compute is in `fedcats.merging.fold` and ``robust``.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -51,6 +52,11 @@ UPDATE = "update"
 
 PARTS_OF_PHOTOS = ("sums", "gram", "inputs", "fisher")
 """Kinds of parts there that are worked out from a client's photos, not from its update."""
+
+
+def in_a_round(fraction: float, clients: int) -> int:
+    """How many of the clients take part in a round: the nearest number, 1 or more."""
+    return max(1, math.floor(fraction * clients + 0.5))
 
 
 class Accumulator(ABC):

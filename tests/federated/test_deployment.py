@@ -176,7 +176,7 @@ def test_a_superlink_that_is_killed_and_started_again_goes_on(
 def test_a_supernode_that_is_killed_is_named_or_left_out(
     federation: Loopback, photos_of_sites: tuple[list[Path], Path], tmp_path: Path
 ) -> None:
-    long = at_sites([*TINY, *LONG], photos_of_sites[1])
+    long = [*at_sites([*TINY, *LONG], photos_of_sites[1]), "train.epochs=40"]
     store = federation.folder / "node-1/home/store"
 
     def run_and_kill(*overrides: str) -> superlink.Outcome:

@@ -229,13 +229,13 @@ def test_nine_of_ten_killed_hanging_or_raising_on_ray(
     broken: Callable[..., tuple[dict[str, Any], Path]],
 ) -> None:
     results, folder = broken(
-        "kill:0,1 hang:2 raise:3,4,5,6,7,8", "strategy.on_failure=survivors", "strategy.timeout=8"
+        "kill:0,1,2,4,5,6 hang:3 raise:7,8", "strategy.on_failure=survivors", "strategy.timeout=8"
     )
     assert results["models"]["polyak"]["clients"] == [9]
     ended = "its process ended: killed, out of memory, or hanging for strategy.timeout"
     assert results["failures"] == {
-        **{f"round 1, client {client}": ended for client in range(3)},
-        **{f"round 1, client {client}": "the camera is broken" for client in range(3, 9)},
+        **{f"round 1, client {client}": ended for client in range(7)},
+        **{f"round 1, client {client}": "the camera is broken" for client in (7, 8)},
     }
     alone = (folder / "models/submodel-9.safetensors").read_bytes()
     for rule in ("polyak", "fedavg"):

@@ -49,7 +49,7 @@ def test_only_files_of_killed_runs_go(tmp_path: Path) -> None:
 def begin(folder: Path, temporary: Path, *overrides: str) -> psutil.Popen:
     """A run on Ray as by default, but for its size: one client trains at a time."""
     command = [sys.executable, "-m", "fedcats.cli", *TINY, *TINY_DRAWINGS, *overrides]
-    command += ["mode=federated", "runner.workers=1"]
+    command.append("runner.workers=1")
     return psutil.Popen(
         [*command, f"hydra.run.dir={folder}"],
         env={**os.environ, "RAY_TMPDIR": str(temporary)},
